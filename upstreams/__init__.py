@@ -11,6 +11,6 @@ def register() -> list[str]:
 
     After it, `s3prl.hub.<name>`, `s3prl.nn.S3PRLUpstream("<name>")` and run_downstream's `-u <name>` work.
     """
-    from upstreams import hubconf
+    from upstreams.hubconf import register as register_names
 
-    return hubconf.register()
+    return register_names()

@@ -1,0 +1,55 @@
+# `make superb`: the main job, from nothing to the table. `make test`: the test-suite. Both install into .venv first.
+# Several stages run side by side on two cores; each is skipped when it is done and goes on when it was interrupted.
+PYTHON ?= python3
+SEED ?= 0
+OUT ?= runs/superb
+CORPORA ?= data/mini
+
+superbit := .venv/bin/superbit
+installed := .venv/.installed
+corpus := $(CORPORA)/corpus.json
+manifest := $(CORPORA)/manifest/train.tsv
+labels := $(OUT)/labels/mfcc100/train.km
+checkpoints := $(OUT)/checkpoints
+sparseformer := $(checkpoints)/sparseformer_dn_mini.safetensors
+binary := $(checkpoints)/sparseformer_dn_mini_w1a1.safetensors
+transformer := $(checkpoints)/transformer_mini.safetensors
+train := --manifest $(manifest) --out $(OUT) --seed $(SEED)
+
+.PHONY: superb install test test-slow check
+
+superb: install
+	@$(MAKE) --no-print-directory -j2 $(binary) $(transformer)
+	SUPERBIT_CHECKPOINTS=$(checkpoints) $(superbit) evaluate runners/matrices/superb_mini.yaml \
+		--corpora $(CORPORA) --out $(OUT) --seed $(SEED) --jobs 2
+	$(superbit) report $(OUT)
+
+install: $(installed)
+
+$(installed): pyproject.toml
+	$(PYTHON) -m venv .venv
+	.venv/bin/pip install --quiet --editable '.[corpora,dev]'
+	touch $@
+
+$(corpus): | $(installed)
+	$(superbit) corpus mini --out $(CORPORA)
+
+$(labels): | $(corpus)
+	$(superbit) labels mfcc --manifest $(manifest) --out $(@D) --seed $(SEED)
+
+$(sparseformer) $(transformer): $(checkpoints)/%.safetensors: | $(labels)
+	$(superbit) pretrain $* $(train) --labels $(OUT)/labels
+
+$(binary): | $(sparseformer)
+	$(superbit) quantize $(sparseformer) --bits w1a1 --schedule w1a32,w1a1 $(train)
+
+test: install
+	.venv/bin/python -m pytest -m 'not slow'
+
+test-slow: install
+	.venv/bin/python -m pytest -m slow
+
+check: install
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy

@@ -1,0 +1,64 @@
+"""Manifests in fairseq's format: a .tsv whose first line is the root folder, then one `path TAB samples` a line."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import soundfile
+
+from upstreams.config import SAMPLE_RATE
+from upstreams.errors import UserError
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Utterances of one split: their folder, their paths in it, and their lengths in samples at 16 kHz."""
+
+    root: Path
+    paths: tuple[str, ...]
+    samples: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    @property
+    def hours(self) -> float:
+        """Hours of audio."""
+        return sum(self.samples) / SAMPLE_RATE / 3600
+
+    @staticmethod
+    def read(path: Path) -> Manifest:
+        """Read a .tsv; raises UserError that names the first line which is no `path TAB samples`."""
+        if not path.is_file():
+            raise UserError(f"no manifest at {path}: a .tsv is expected, its root on line 1, then path TAB samples")
+        root, *lines = path.read_text(encoding="utf-8").splitlines()
+        paths, samples = [], []
+        for number, line in enumerate(lines, start=2):
+            name, tab, count = line.partition("\t")
+            if not tab or not count.isdigit():
+                raise UserError(f"line {number} of {path} is {line!r}, but must be: path TAB number of samples")
+            paths.append(name)
+            samples.append(int(count))
+        if not paths:
+            raise UserError(f"manifest {path} names no audio file")
+        if not (Path(root) / paths[0]).is_file():
+            raise UserError(f"{Path(root) / paths[0]}, the first file of {path}, is not there: has its root moved?")
+        return Manifest(Path(root), tuple(paths), tuple(samples))
+
+
+def load_audio(path: Path, start: int = 0, samples: int = -1) -> np.ndarray:
+    """Read 16 kHz mono audio as float32 in [-1, 1], `samples` of it from `start` (all when -1).
+
+    Raises UserError that names the file when it cannot be decoded, is not 16 kHz mono, or is shorter than asked.
+    """
+    try:
+        audio, rate = soundfile.read(path, frames=samples, start=start, dtype="float32")
+    except (soundfile.LibsndfileError, OSError) as error:
+        raise UserError(f"{path} cannot be read as audio: {error}") from error
+    if rate != SAMPLE_RATE or audio.ndim != 1:
+        raise UserError(f"{path} has {rate} Hz and shape {audio.shape}, but 16000 Hz mono is expected")
+    if len(audio) == 0 or (samples > 0 and len(audio) < samples):
+        raise UserError(f"{path} ends after {start + len(audio)} samples, {start + max(samples, 1)} are expected")
+    return audio

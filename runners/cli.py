@@ -1,0 +1,161 @@
+"""The command `superbit`. Heavy packages are imported by the command that needs them, never for --help."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from upstreams.errors import UserError
+
+app = typer.Typer(
+    help="Pre-train, binarize and evaluate efficient audio encoders on SUPERB.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+corpus = typer.Typer(help="Build the embedded corpora.", no_args_is_help=True)
+labels = typer.Typer(help="Targets of masked prediction by k-means.", no_args_is_help=True)
+app.add_typer(corpus, name="corpus")
+app.add_typer(labels, name="labels")
+
+Manifest = Annotated[Path, typer.Option(help="Manifest of the training audio (.tsv, fairseq's format).")]
+Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
+Threads = Annotated[int, typer.Option(help="CPU threads of torch.", min=1)]
+Out = Annotated[Path, typer.Option(help="Run folder: checkpoints/, logs and resumable states go there.")]
+
+
+def _use_threads(threads: int) -> None:
+    import torch
+
+    torch.set_num_threads(threads)
+
+
+@corpus.command("mini")
+def corpus_mini(
+    out: Annotated[Path, typer.Option(help="Where the corpora are laid out.")] = Path("data/mini"),
+    hours: Annotated[float | None, typer.Option(help="Hours of task data.", min=0.02)] = None,
+    seed: Seed = 0,
+    sources: Annotated[Path, typer.Option(help="Where the sources are kept.")] = Path("data/sources"),
+    apt: Annotated[bool, typer.Option(help="Use Debian's packages of real speech.")] = True,
+) -> None:
+    """Lay out real speech and synthesis as each of the seven tasks expects its corpus."""
+    from runners.corpora.mini import DEFAULT_HOURS, build_mini
+
+    build_mini(out, DEFAULT_HOURS if hours is None else hours, seed, sources, apt)
+
+
+@labels.command("mfcc")
+def labels_mfcc(
+    manifest: Manifest,
+    out: Annotated[Path, typer.Option(help="Folder of the label set: train.km, dict.km.txt, summary.json.")],
+    clusters: Annotated[int, typer.Option(help="Clusters of k-means.", min=2)] = 100,
+    subsampling: Annotated[int, typer.Option(help="10 ms frames in one label.", min=1)] = 4,
+    fraction: Annotated[float, typer.Option(help="Part of the utterances k-means is fitted on.")] = 0.2,
+    seed: Seed = 0,
+) -> None:
+    """Cluster MFCC: the targets of the first iteration."""
+    from pretrain.labels import write_labels
+    from pretrain.manifest import Manifest as ReadManifest
+
+    path = write_labels(ReadManifest.read(manifest), out, clusters, seed, fraction, subsampling)
+    typer.echo(f"labels: {path}")
+
+
+@app.command()
+def pretrain(
+    recipe: Annotated[str, typer.Argument(help="A packaged recipe's name or a YAML file.")],
+    manifest: Manifest,
+    out: Out,
+    label_sets: Annotated[
+        Path | None,
+        typer.Option("--labels", help="MFCC label sets shared between runs. [default: OUT/labels]"),
+    ] = None,
+    seed: Seed = 0,
+    threads: Threads = 1,
+) -> None:
+    """Pre-train an encoder by HuBERT's masked prediction; a finished stage is skipped, an interrupted one goes on."""
+    from pretrain.pretraining import pretrain as run
+    from pretrain.recipes import read_recipe
+
+    _use_threads(threads)
+    typer.echo(f"checkpoint: {run(read_recipe(recipe), manifest, out, label_sets or out / 'labels', seed)}")
+
+
+@app.command()
+def quantize(
+    checkpoint: Annotated[Path, typer.Argument(help="A checkpoint of `superbit pretrain`.")],
+    bits: Annotated[str, typer.Option(help="Bits to end at, w<weights>a<activations>.")],
+    manifest: Manifest,
+    out: Out,
+    schedule: Annotated[
+        str | None, typer.Option(help="Comma-separated steps that end at BITS, each teaching the next.")
+    ] = None,
+    steps: Annotated[int | None, typer.Option(help="Training steps of each step of the schedule.", min=1)] = None,
+    seed: Seed = 0,
+    threads: Threads = 1,
+) -> None:
+    """Binarize a checkpoint by BiT's distillation; every bit-width on the way is a checkpoint of its own."""
+    import dataclasses
+
+    from pretrain.distill import Distillation, quantize_checkpoint
+
+    _use_threads(threads)
+    stages = schedule.split(",") if schedule else [bits]
+    if stages[-1] != bits:
+        raise UserError(f"the schedule {schedule} ends at {stages[-1]}, but --bits is {bits}")
+    settings = Distillation() if steps is None else dataclasses.replace(Distillation(), steps=steps)
+    typer.echo(f"checkpoint: {quantize_checkpoint(checkpoint, stages, manifest, out, seed, settings)}")
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []})
+def downstream(context: typer.Context) -> None:
+    """s3prl's run_downstream with this project's upstreams: -m train|evaluate -u NAME -d TASK --root DIR ..."""
+    from runners.downstream import main as run
+
+    run(context.args)
+
+
+@app.command()
+def evaluate(
+    matrix: Annotated[Path, typer.Argument(help="YAML: upstreams, tasks and their settings, seeds.")],
+    corpora: Annotated[Path, typer.Option(help="Folder that holds the corpora.")],
+    out: Out,
+    seed: Annotated[list[int] | None, typer.Option(help="Seeds in place of the matrix's; repeatable.")] = None,
+    jobs: Annotated[int, typer.Option(help="Cells that run side by side.", min=1)] = max(1, os.cpu_count() or 1),
+    only: Annotated[list[str] | None, typer.Option(help="upstream/task, with * as wildcard; repeatable.")] = None,
+) -> None:
+    """Train and test every upstream on every task; a finished cell is kept, an interrupted one goes on."""
+    from runners.matrix import evaluate as run
+
+    failed = run(matrix, corpora, out, seed, jobs, only or [])
+    if failed:
+        raise typer.Exit(1)
+
+
+@app.command()
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="Run folders; several are pooled over their seeds.")],
+    out: Annotated[Path | None, typer.Option(help="Where the report goes. [default: RUNS/report]")] = None,
+) -> None:
+    """The table (Markdown, CSV), the plot, and everything in TensorBoard."""
+    from runners.report import report as run
+
+    typer.echo(run(runs, out).read_text(encoding="utf-8"))
+
+
+def main() -> None:
+    """Run the command line; bad input ends with one sentence and exit code 2."""
+    try:
+        app()
+    except UserError as error:
+        typer.echo(f"superbit: {error}", err=True)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

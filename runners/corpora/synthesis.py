@@ -1,0 +1,201 @@
+"""Pseudo-speakers: SVOX Pico's six voices, each warped in five ways, heard in rooms and noise.
+
+A speaker is a voice, a vocal-tract warp (the waveform is resampled, which moves the formants and F0 together) and a
+pitch of its own. Around it every utterance varies in rate, pitch, level, room, channel and background noise, so that
+an utterance's spectrum alone does not give its class away.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from dataclasses import dataclass
+from fractions import Fraction
+
+import numpy as np
+
+SAMPLE_RATE = 16_000
+VOICES = ("en-GB", "en-US", "de-DE", "es-ES", "fr-FR", "it-IT")
+ENGLISH = ("en-GB", "en-US")
+WARPS = (Fraction(84, 100), Fraction(92, 100), Fraction(1), Fraction(109, 100), Fraction(118, 100))
+# A second pitch setting beside the warp: speakers of one warp still differ in F0.
+_PITCHES = (1.06, 0.95, 1.0, 0.92, 1.1)
+
+_M_MMAP_THRESHOLD = -3
+
+
+@dataclass(frozen=True)
+class Speaker:
+    """One of the 30 pseudo-speakers."""
+
+    voice: str
+    warp: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.voice}-{self.warp}"
+
+
+@dataclass(frozen=True)
+class Prosody:
+    """Ranges (mean, deviation) of an utterance's pitch and rate relative to the speaker's, and its voice quality.
+
+    tilt: dB an octave above 500 Hz; drive: how hard the waveform is pressed (0 is linear); lift: share of the words
+    that are raised in pitch.
+    """
+
+    pitch: tuple[float, float]
+    rate: tuple[float, float]
+    tilt: float = 0.0
+    drive: float = 0.0
+    lift: float = 0.0
+
+
+READ = Prosody(pitch=(1.0, 0.05), rate=(1.0, 0.1))
+EMOTIONS = {
+    "neu": Prosody(pitch=(1.0, 0.06), rate=(1.0, 0.07)),
+    "hap": Prosody(pitch=(1.16, 0.07), rate=(1.08, 0.08), tilt=0.5, lift=0.35),
+    "ang": Prosody(pitch=(1.05, 0.07), rate=(1.2, 0.09), tilt=1.0, drive=2.0),
+    "sad": Prosody(pitch=(0.9, 0.06), rate=(0.84, 0.07), tilt=-1.0),
+}
+
+
+@dataclass(frozen=True)
+class Synthesis:
+    """An utterance to synthesise: who says what and how.
+
+    samples: exact length with the speech at a random place (Speech Commands' one second), or None for the speech with
+    some silence on both sides. room: utterances of one room share its reverberation and channel.
+    """
+
+    speaker: Speaker
+    text: str
+    seed: tuple[int, ...]
+    prosody: Prosody = READ
+    samples: int | None = None
+    room: tuple[int, ...] | None = None
+
+    def waveform(self) -> np.ndarray:
+        """(samples,) float32 in [-1, 1] at 16 kHz; the same on every call."""
+        rng = np.random.default_rng(self.seed)
+        room = np.random.default_rng(self.room if self.room is not None else [*self.seed, 1])
+        voice = _speak(self, rng)
+        channel = _channel(room, self.prosody.tilt)
+        if self.prosody.drive:
+            level = np.sqrt(np.mean(voice**2)) + 1e-9
+            voice = np.tanh(voice / level * self.prosody.drive / 3) * level
+        voice = _convolve(voice, channel)
+        before, after = rng.integers(SAMPLE_RATE // 20, SAMPLE_RATE // 3, size=2)
+        if self.samples is not None:
+            voice = voice[: self.samples]
+            before = rng.integers(0, self.samples - len(voice) + 1)
+            after = self.samples - len(voice) - before
+        level = 10 ** (rng.uniform(-32, -20) / 20)
+        speech = voice * (level / (np.sqrt(np.mean(voice**2)) + 1e-9))
+        mixed = np.concatenate([np.zeros(before), speech, np.zeros(after)])
+        snr = rng.uniform(8, 25)
+        mixed += coloured_noise(rng, len(mixed), rng.uniform(0, 2)) * (level * 10 ** (-snr / 20))
+        return np.clip(mixed, -1, 1).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class Noise:
+    """Background noise: `colour` is the slope of its power spectrum, 0 white, 1 pink, 2 brown."""
+
+    seed: tuple[int, ...]
+    samples: int
+    colour: float
+
+    def waveform(self) -> np.ndarray:
+        """(samples,) float32 in [-1, 1] at 16 kHz; the same on every call."""
+        rng = np.random.default_rng(self.seed)
+        level = 10 ** (rng.uniform(-50, -30) / 20)
+        return np.clip(coloured_noise(rng, self.samples, self.colour) * level, -1, 1).astype(np.float32)
+
+
+def pseudo_speakers(voices: tuple[str, ...] = VOICES) -> dict[str, list[Speaker]]:
+    """The voices' speakers by split: of each voice's five, three train, one dev, one test."""
+    splits: dict[str, list[Speaker]] = {"train": [], "dev": [], "test": []}
+    for number, voice in enumerate(voices):
+        for warp in range(len(WARPS)):
+            # The held-out warps rotate over the voices, so that no warp is heard in one split only.
+            role = {number % len(WARPS): "test", (number + 2) % len(WARPS): "dev"}.get(warp, "train")
+            splits[role].append(Speaker(voice, warp))
+    return splits
+
+
+def coloured_noise(rng: np.random.Generator, samples: int, colour: float) -> np.ndarray:
+    """Gaussian noise of RMS 1 whose power falls as 1 / f ** colour above 50 Hz, (samples,) float64."""
+    size = _fast_length(samples)
+    spectrum = np.fft.rfft(rng.standard_normal(size))
+    frequency = np.maximum(np.fft.rfftfreq(size, 1 / SAMPLE_RATE), 50.0)
+    noise = np.fft.irfft(spectrum * frequency ** (-colour / 2), size)[:samples]
+    return noise / (np.sqrt(np.mean(noise**2)) + 1e-12)
+
+
+@functools.cache
+def _engine():
+    # Pico reads parts of its 2.5 MB arena before writing them. As a fresh mapping the arena is all zeros and speech
+    # repeats bit for bit; from a used heap it would differ in the last bits. (glibc; elsewhere nothing is set.)
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_M_MMAP_THRESHOLD, 1 << 20)
+    from py_nanotts import NanoTTS
+
+    return NanoTTS()
+
+
+def _speak(utterance: Synthesis, rng: np.random.Generator) -> np.ndarray:
+    """The dry voice, float64: Pico's speech resampled by the speaker's warp, without its own silence."""
+    speaker, prosody = utterance.speaker, utterance.prosody
+    warp = WARPS[speaker.warp]
+    pitch = _PITCHES[(speaker.warp + VOICES.index(speaker.voice)) % len(_PITCHES)]
+    pitch *= rng.normal(*prosody.pitch)
+    rate = float(np.clip(rng.normal(*prosody.rate), 0.6, 1.6))
+    text = utterance.text
+    if prosody.lift:
+        words = text.split()
+        raised = rng.random(len(words)) < prosody.lift
+        text = " ".join(
+            f'<pitch level="{round(100 * pitch * 1.2)}">{word}</pitch>' if up else word
+            for word, up in zip(words, raised, strict=True)
+        )
+    # Volume below 1 keeps Pico from clipping; the level is set afterwards.
+    raw = _engine().speak(text, voice=speaker.voice, speed=rate / float(warp), pitch=pitch, volume=0.5)
+    wave = np.frombuffer(raw, dtype="<i2").astype(np.float64) / 32768
+    loud = np.flatnonzero(np.abs(wave) > 0.005)
+    if not len(loud):
+        raise RuntimeError(f"no speech was synthesised for {utterance.text!r} by {speaker.name}")
+    return _resample(wave[max(loud[0] - 160, 0) : loud[-1] + 800], warp.denominator, warp.numerator)
+
+
+def _resample(wave: np.ndarray, up: int, down: int) -> np.ndarray:
+    from scipy.signal import resample_poly
+
+    return resample_poly(wave, up, down)
+
+
+def _fast_length(samples: int) -> int:
+    from scipy.fft import next_fast_len
+
+    return next_fast_len(samples, real=True)
+
+
+def _channel(rng: np.random.Generator, tilt: float) -> np.ndarray:
+    """An impulse response: a small room (T60 0.1 to 0.4 s) and a microphone with a smooth, uneven response."""
+    samples = SAMPLE_RATE // 4
+    decay = np.exp(-6.9 * np.arange(samples) / SAMPLE_RATE / rng.uniform(0.1, 0.4))
+    tail = rng.standard_normal(samples) * decay
+    tail[: SAMPLE_RATE // 500] = 0
+    response = tail * 10 ** (-rng.uniform(4, 14) / 20) / np.sqrt(np.sum(tail**2))
+    response[0] = 1.0
+    octave = np.log2(np.maximum(np.fft.rfftfreq(2 * samples, 1 / SAMPLE_RATE), 62.5) / 500)
+    gain = np.interp(octave, np.arange(-3, 5), rng.normal(0, 2.5, size=8)) + (tilt + rng.normal(0, 1)) * octave
+    return np.fft.irfft(np.fft.rfft(response, 2 * samples) * 10 ** (gain / 20))[:samples]
+
+
+def _convolve(wave: np.ndarray, response: np.ndarray) -> np.ndarray:
+    """The convolution, cut after 50 ms of reverberation beyond the voice."""
+    size = _fast_length(len(wave) + len(response))
+    whole = np.fft.irfft(np.fft.rfft(wave, size) * np.fft.rfft(response, size), size)
+    return whole[: len(wave) + SAMPLE_RATE // 20]

@@ -1,0 +1,50 @@
+"""Transcripts as LibriSpeech writes them, and the pronunciation lexicon."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+# SIL and SPN open s3prl's phoneme vocabulary; the phones are CMUdict's 39, without stress.
+PHONES = (
+    "AA AE AH AO AW AY B CH D DH EH ER EY F G HH IH IY JH K L M N NG OW OY P R S SH T TH UH UW V W Y Z ZH"
+).split()
+VOCABULARY = ["SIL", "SPN", *PHONES]
+
+Lexicon = dict[str, list[str]]
+
+
+def load_lexicon() -> Lexicon:
+    """Upper-case word -> phones, from the CMU dictionary that PocketSphinx ships (first pronunciation)."""
+    import pocketsphinx
+
+    path = Path(pocketsphinx.get_model_path()) / "en-us" / "cmudict-en-us.dict"
+    lexicon: Lexicon = {}
+    for line in path.read_text(encoding="utf-8").splitlines():
+        word, *phones = line.split()
+        # Alternatives are written word(2): s3prl keeps the first pronunciation, and so does this.
+        if "(" not in word:
+            lexicon.setdefault(word.upper(), phones)
+    return lexicon
+
+
+def normalise(text: str, lexicon: Lexicon) -> str | None:
+    """`text` in capitals and apostrophes only, or None where it cannot be read with certainty.
+
+    None for digits and symbols that are spoken as words, for stage directions in brackets, and for texts with a
+    word that the lexicon lacks.
+
+    >>> normalise("Okay - let's GO!", {"OKAY": [], "LET'S": [], "GO": []})
+    "OKAY LET'S GO"
+    """
+    text = text.upper().replace("^_", " ")  # the game's trade mark sign
+    if re.search(r"[0-9()<>\[\]#$&^_*%@+=/]", text):
+        return None
+    words = []
+    for word in re.sub(r"[^A-Z']+", " ", text).split():
+        # An apostrophe at a word's edge is a quotation mark, unless the lexicon knows the word so ('TIL).
+        known = next((w for w in (word, word.strip("'")) if w in lexicon), None)
+        if known is None:
+            return None
+        words.append(known)
+    return " ".join(words) or None

@@ -1,0 +1,85 @@
+"""Hidden states of a frozen upstream, computed once an utterance and kept in memory.
+
+Training a SUPERB head passes over the same waveforms many times, and the frozen upstream gives the same
+hidden states each time: for most tasks they are nearly all of a step's cost.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+
+class FeatureStore(nn.Module):
+    """Stands in for a frozen s3prl upstream; repeated waveforms cost a copy instead of a forward.
+
+    What it returns is what the upstream returns for the batch: utterances are keyed by their samples,
+    computed together only with others of the same length (so nothing is padded and the batch cannot matter),
+    kept in fp32, and padded with zeros to the batch's longest. That holds for upstreams whose features of an
+    utterance do not depend on its batch and are zero behind its end: this project's, and s3prl's Kaldi
+    baselines (fbank, fbank_no_cmvn), which work utterance by utterance.
+
+    At most `max_bytes` of hidden states are kept. When they are reached, what is in stays and the rest is
+    computed anew: training visits utterances in shuffled epochs, where throwing out the oldest would throw
+    out the next one needed. Random crops of a waveform are other waveforms: they miss, and are right all the
+    same.
+    """
+
+    def __init__(self, upstream: nn.Module, max_bytes: int) -> None:
+        super().__init__()
+        self.upstream = upstream
+        self.max_bytes = max_bytes
+        self.bytes = 0
+        self.hits = 0
+        self.misses = 0
+        self._kept: dict[bytes, Tensor] = {}
+
+    def get_downsample_rates(self, key: str) -> int:
+        """Samples a frame, as the upstream says."""
+        return self.upstream.get_downsample_rates(key)  # type: ignore[operator, no-any-return]
+
+    @torch.no_grad()
+    def forward(self, wavs: Sequence[Tensor]) -> dict[str, Tensor | list[Tensor]]:
+        """List of (samples,) waveforms -> {"hidden_states": [(batch, frames, dim), ...], "last_hidden_state": ...}.
+
+        Raises RuntimeError in train mode: features of an upstream that learns or drops out must not be kept.
+        """
+        if self.training:
+            raise RuntimeError("a feature store serves a frozen upstream in eval mode; fine-tuning must go
+            without it") keys = [hashlib.sha256(wav.detach().cpu().contiguous().numpy().tobytes()).digest()
+            for wav in wavs] states = {key: self._kept[key] for key in keys if key in self._kept} self.hits +=
+            sum(key in states for key in keys)
+
+        missing: dict[int, dict[bytes, Tensor]] = defaultdict(dict)  # samples -> key -> waveform
+        for key, wav in zip(keys, wavs, strict=True):
+            if key not in states:
+                missing[len(wav)][key] = wav
+        for same_length in missing.values():
+            self.misses += len(same_length)
+            states |= self._compute(same_length)
+
+        frames = max(states[key].shape[1] for key in keys)
+        first = states[keys[0]]
+        batch = first.new_zeros(first.shape[0], len(keys), frames, first.shape[2])
+        for row, key in enumerate(keys):
+            batch[:, row, : states[key].shape[1]] = states[key]
+        hidden_states = list(batch.to(wavs[0].device).unbind(0))
+        return {"hidden_states": hidden_states, "last_hidden_state": hidden_states[-1]}
+
+    def _compute(self, waveforms: dict[bytes, Tensor]) -> dict[bytes, Tensor]:
+        """Hidden states (layers, frames, dim) on the CPU of waveforms of one length; kept as far as there is room."""
+        layers = self.upstream(list(waveforms.values()))["hidden_states"]
+        stacked = torch.stack(list(layers), dim=1).cpu()  # (batch, layers, frames, dim)
+        states = {}
+        for key, state in zip(waveforms, stacked, strict=True):
+            states[key] = state
+            size = state.numel() * state.element_size()
+            if self.bytes + size <= self.max_bytes:
+                # A row of the batch would keep the whole batch alive.
+                self._kept[key] = states[key] = state.clone()
+                self.bytes += size
+        return states

@@ -1,0 +1,84 @@
+"""The report's image and its TensorBoard files."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from upstreams.files import atomic_write
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from runners.report import Table
+
+
+def write_plot(table: Table, path: Path) -> None:
+    """Mean score (as `Table.score` has it) against storage, one point an upstream that all tasks were measured on."""
+    figure = _figure(table)
+    with atomic_write(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=120)
+
+
+def write_tensorboard(table: Table, markdown: str, image: Path, folder: Path) -> None:
+    """Final metrics as HParams (one session an upstream and seed), the table as text, the plot as an image.
+
+    The training curves need no copy: s3prl writes them into each cell's expdir, so TensorBoard shows them
+    beside these when it is started on the runs' folder.
+    """
+    import matplotlib.image
+    from torch.utils.tensorboard import SummaryWriter
+
+    shutil.rmtree(folder, ignore_errors=True)  # events of an earlier report would be shown as well
+    with SummaryWriter(str(folder)) as writer:
+        writer.add_text("table", markdown)
+        writer.add_image("score_against_storage", matplotlib.image.imread(image)[..., :3], dataformats="HWC")
+    for upstream in table.upstreams:
+        for seed in sorted({result["seed"] for result in table.results if result["label"] == upstream}):
+            results = [r for r in table.results if (r["label"], r["seed"]) == (upstream, seed)]
+            _write_session(folder / "hparams" / upstream / f"seed{seed}", upstream, seed, results)
+
+
+def _write_session(folder: Path, upstream: str, seed: int, results: list[dict[str, Any]]) -> None:
+    from torch.utils.tensorboard import SummaryWriter
+    from torch.utils.tensorboard.summary import hparams
+
+    parameters: dict[str, Any] = {"upstream": upstream, "seed": seed}
+    parameters |= {key: results[0][key] for key in ("parameters", "macs", "storage_bytes") if results[0][key] is not None}
+    metrics = {f"final/{result['task']}_{result['metric']}": float(result["value"]) for result in results}
+    with SummaryWriter(str(folder)) as writer:
+        # SummaryWriter.add_hparams would put the metrics into a folder named after the time.
+        for summary in hparams(parameters, metrics):
+            writer.file_writer.add_summary(summary)  # type: ignore[union-attr]
+        for name, value in metrics.items():
+            writer.add_scalar(name, value)
+
+
+def _figure(table: Table) -> Figure:
+    # Figure alone, without pyplot, needs no display and keeps no global state.
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    axes = figure.add_subplot()
+    scores = {upstream: table.score(upstream) for upstream in table.upstreams}
+    for upstream, score in scores.items():
+        storage = table.cost(upstream, "storage_bytes")
+        if score is None or storage is None:
+            continue
+        kilobytes = storage / 1000
+        axes.plot(kilobytes, score, "o")
+        axes.annotate(upstream, (kilobytes, score), xytext=(6, 4), textcoords="offset points", fontsize=8)
+    # Upstreams without weights have storage 0, which a plain logarithmic axis cannot show.
+    axes.set_xscale("symlog", linthresh=10)
+    axes.set_xlim(left=-1)
+    axes.margins(x=0.25, y=0.15)
+    axes.set_xlabel("storage of the upstream's weights (kB)")
+    axes.set_ylabel(f"mean of {len(table.tasks)} tasks (%)")
+    left_out = len(scores) - len(axes.lines)
+    remark = f"\nnot shown, for want of a task or of known storage: {left_out} upstreams" if left_out else ""
+    axes.set_title(
+        f"Mean score: accuracy and F1 as they are, error rates as 100 - rate, at least 0{remark}", fontsize=9
+    )
+    axes.grid(alpha=0.3)
+    return figure

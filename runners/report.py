@@ -1,0 +1,321 @@
+"""The table of a matrix's cells: Markdown, CSV, terminal, TensorBoard."""
+
+from __future__ import annotations
+
+import csv
+import io
+import statistics
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from runners.cells import read_json
+from runners.matrix import RECORD
+from runners.tasks import TASKS
+from upstreams.errors import UserError
+from upstreams.files import atomic_write
+
+CSV_COLUMNS = (
+    *("upstream", "task", "metric", "value", "higher_is_better", "parameters", "macs"),
+    *("storage_bytes", "seconds", "seed", "command"),
+)
+BASELINE = "fbank_no_cmvn"
+UNTRAINED = "_untrained"
+
+# What a metric's figure is multiplied by to be in percent; s3prl gives ASR's error rates in percent already.
+_PERCENT = {("asr", "wer"): 1.0, ("asr", "uer"): 1.0}
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One task of one upstream over its seeds; values by seed, in percent."""
+
+    values: dict[int, float]
+
+    @property
+    def mean(self) -> float:
+        return statistics.fmean(self.values.values())
+
+    @property
+    def deviation(self) -> float | None:
+        """The sample standard deviation; None of a single seed."""
+        return statistics.stdev(self.values.values()) if len(self.values) > 1 else None
+
+    def __str__(self) -> str:
+        return f"{self.mean:.2f}" if self.deviation is None else f"{self.mean:.2f} ± {self.deviation:.2f}"
+
+
+@dataclass(frozen=True)
+class Table:
+    """All results of the given runs, rows and columns in the matrix's order."""
+
+    results: list[dict[str, Any]]
+    upstreams: list[str]
+    tasks: list[str]
+
+    def measured(self, upstream: str, task: str) -> Measured | None:
+        values = {
+            result["seed"]: percent(result)
+            for result in self.results
+            if (result["label"], result["task"]) == (upstream, task)
+        }
+        return Measured(values) if values else None
+
+    def cost(self, upstream: str, key: str) -> int | None:
+        """`parameters`, `macs` or `storage_bytes` of an upstream; None where it is not known."""
+        known = (result[key] for result in self.results if result["label"] == upstream)
+        return next((int(value) for value in known if value is not None), None)
+
+    def best(self, task: str) -> str | None:
+        """The upstream whose mean is best."""
+        found = {u: m.mean for u in self.upstreams if (m := self.measured(u, task))}
+        choose = max if TASKS[task].higher_is_better else min
+        return choose(found, key=lambda u: found[u]) if found else None
+
+    def score(self, upstream: str) -> float | None:
+        """Mean over the table's tasks of the metric as a quality from 0 to 100; None unless all are measured.
+
+        An accuracy or F1 counts as it is in percent, an error rate counts as 100 minus it and at least 0. It
+        orders the upstreams of one table; it is not the SUPERB leaderboard's score.
+        """
+        qualities = []
+        for task in self.tasks:
+            measured = self.measured(upstream, task)
+            if measured is None:
+                return None
+            qualities.append(measured.mean if TASKS[task].higher_is_better else max(0.0, 100.0 -
+            measured.mean)) return statistics.fmean(qualities)
+
+    def title(self, task: str) -> str:
+        """`KS acc ↑`, with "synthetic" where the corpus is."""
+        corpora = {result.get("corpus") for result in self.results if result["task"] == task} synthetic = "
+        (synthetic)" if "synthetic" in corpora else "" return f"{task.upper()}{synthetic} {TASKS[task].metric}
+        {'↑' if TASKS[task].higher_is_better else '↓'}"
+
+
+def report(runs: list[Path], out: Path | None = None) -> Path:
+    """Write the table of the cells in one runs' folder or several (of other seeds, say); return table.md.
+
+    Writes table.md, table.csv, score_storage.png and tensorboard/ into `out`, by default `report` in the
+    first runs' folder, and prints the table. Raises UserError where a folder holds no results, and when two
+    folders hold the same cell.
+    """
+    table = collect(runs)
+    out = out or runs[0] / "report"
+    out.mkdir(parents=True, exist_ok=True)
+    markdown = as_markdown(table, runs)
+    for name, text in (("table.md", markdown), ("table.csv", as_csv(table))):
+        with atomic_write(out / name) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+    # After the files: matplotlib and TensorBoard take seconds to import.
+    from runners import plots
+
+    plots.write_plot(table, out / "score_storage.png")
+    plots.write_tensorboard(table, markdown, out / "score_storage.png", out / "tensorboard")
+    _print(table)
+    return out / "table.md"
+
+
+def collect(runs: list[Path]) -> Table:
+    """Every results.json under the folders, ordered as their matrices are; raises UserError as `report` does."""
+    results: dict[tuple[str, str, int], dict[str, Any]] = {}
+    upstreams: dict[str, None] = {}  # in order, each once
+    tasks: dict[str, None] = {}
+    for folder in runs:
+        record = read_json(folder / RECORD) or {} upstreams |= dict.fromkeys(record.get("upstreams", []))
+        tasks |= dict.fromkeys(record.get("tasks", [])) found = [result for path in
+        sorted(folder.glob("cells/*/*/*/results.json")) if (result := read_json(path))] if not found: raise
+        UserError(f"{folder} holds no results: cells/*/*/*/results.json as `superbit evaluate` writes them")
+        for result in found: cell = (result["label"], result["task"], result["seed"]) if cell in results:
+        raise UserError( f"{folder} and another of the folders both hold {cell[0]}/{cell[1]} of seed
+        {cell[2]}:" f" give folders of different seeds, or copies with different labels" ) results[cell] =
+        result upstreams |= dict.fromkeys(label for label, _, _ in sorted(results)) tasks |=
+        dict.fromkeys(task for _, task, _ in sorted(results)) return Table( list(results.values()), [u for u
+        in upstreams if any(label == u for label, _, _ in results)], [t for t in TASKS if t in tasks and
+        any(task == t for _, task, _ in results)], )
+
+
+def percent(result: dict[str, Any]) -> float:
+    """The result's value in percent."""
+    return float(result["value"]) * _PERCENT.get((result["task"], result["metric"]), 100.0)
+
+
+def as_csv(table: Table) -> str:
+    """One row a cell, values as s3prl prints them."""
+    file = io.StringIO() writer = csv.DictWriter(file, CSV_COLUMNS, extrasaction="ignore",
+    lineterminator="\n") writer.writeheader() order = {(u, t): (row, column) for row, u in
+    enumerate(table.upstreams) for column, t in enumerate(table.tasks)} for result in sorted(table.results,
+    key=lambda r: (*order[r["label"], r["task"]], r["seed"])): seconds =
+    round(sum(result["seconds"].values()), 2) writer.writerow(result | {"upstream": result["label"],
+    "seconds": seconds}) return file.getvalue()
+
+
+def as_markdown(table: Table, runs: list[Path]) -> str:
+    """The table, how to read it, and each upstream against the baselines."""
+    header = [
+        "upstream",
+        *(table.title(task) for task in table.tasks),
+        "parameters",
+        "MACs",
+        "storage",
+        "score",
+    ]
+    rows = [_row(table, upstream, lambda text: f"**{text}**") for upstream in table.upstreams]
+    parts = ["# SUPERB tasks on frozen upstreams", _grid(header, rows), _legend(table)]
+    parts += _comparison(table, f"Against {BASELINE}", lambda upstream: BASELINE)
+    parts += _comparison(table, "Against the untrained copy", lambda upstream: _untrained(table, upstream))
+    parts += ["## Commands", _commands(table), "## Made with", _provenance(table, runs)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _row(table: Table, upstream: str, emphasise: Callable[[str], str]) -> list[str]:
+    cells = []
+    for task in table.tasks:
+        text = str(table.measured(upstream, task) or "–")
+        cells.append(emphasise(text) if table.best(task) == upstream else text)
+    costs = (table.cost(upstream, key) for key in ("parameters", "macs", "storage_bytes"))
+    score = table.score(upstream)
+    return [
+        upstream,
+        *cells,
+        *(_short(cost, unit) for cost, unit in zip(costs, ("", "", "B"), strict=True)),
+        "–" if score is None else f"{score:.1f}",
+    ]
+
+
+def _legend(table: Table) -> str:
+    seeds = sorted({result["seed"] for result in table.results})
+    lines = [
+        f"All figures in percent; ↑ higher is better, ↓ lower is better; best in bold. Seeds: {_listed(seeds)}"
+        + ("; mean ± standard deviation over them." if len(seeds) > 1 else " (one seed: no deviation).")
+    ]
+    if any(result.get("corpus") == "synthetic" for result in table.results):
+        lines.append(
+            "A task marked synthetic was run on synthesised speech: its figure compares the upstreams of this table, and"
+            " says nothing about the real corpus."
+        )
+    lines.append(
+        "Storage is the upstream's weights at their bits. MACs are summed over the SUPERB leaderboard's 32 utterances."
+        " Score is the mean over the tasks, an error rate counted as 100 minus it and at least 0; it is not the"
+        " leaderboard's score."
+    )
+    lines += [f"Note: {note}" for note in _notes(table)]
+    return "\n\n".join(lines)
+
+
+def _notes(table: Table) -> list[str]:
+    """What a reader must know before comparing cells."""
+    notes = []
+    for task in table.tasks:
+        of_task = [result for result in table.results if result["task"] == task]
+        if len({str(sorted(result["identity"]["config"].items())) for result in of_task}) > 1:
+            notes.append(f"the cells of {task} were run with different configurations; see each cell's
+            config.yaml.") if len({result["identity"]["corpus_sha256"] for result in of_task}) > 1:
+            notes.append(f"the cells of {task} were run on different builds of the corpora.") if last :=
+            [f"{r['label']} seed {r['seed']}" for r in of_task if not r["best_on_dev"]]:
+            notes.append(f"{task}, {_listed(last)}: nothing was ever best on dev; the last states were
+            tested.") seeds = { upstream: sorted(measured.values) for upstream in table.upstreams if (measured
+            := table.measured(upstream, task)) } if len({tuple(measured) for measured in seeds.values()}) > 1:
+            counts = _listed(f"{upstream} {len(measured)}" for upstream, measured in seeds.items())
+            notes.append(f"the means of {task} are over different seeds (number of seeds: {counts}).") if
+            resumed := [f"{r['label']}/{r['task']}" for r in table.results if r["resumed_at_step"] is not
+            None]: notes.append(f"{_listed(resumed)} went on after an interruption, which s3prl does not
+            repeat bit by bit.") return notes
+
+
+def _comparison(table: Table, title: str, reference_of: Callable[[str], str | None]) -> list[str]:
+    """Gains over a reference upstream, paired by seed; nothing when no upstream has one."""
+    rows = []
+    for upstream in table.upstreams:
+        reference = reference_of(upstream)
+        if reference is None or reference == upstream or reference not in table.upstreams:
+            continue
+        gains = {task: _gain(table, upstream, reference, task) for task in table.tasks}
+        known = [gain.mean for gain in gains.values() if gain]
+        wins = f"{sum(gain > 0 for gain in known)} of {len(known)}"
+        rows.append([upstream, *(_signed(gain) for gain in gains.values()), wins])
+    if not rows:
+        return []
+    header = ["upstream", *(table.title(task)[:-2] for task in table.tasks), "tasks better"] note =
+    "Percentage points gained, positive is better whatever the metric; seed by seed, then mean and deviation."
+    return [f"## {title}", note, _grid(header, rows)]
+
+
+def _gain(table: Table, upstream: str, reference: str, task: str) -> Measured | None:
+    ours, theirs = table.measured(upstream, task), table.measured(reference, task)
+    shared = sorted(set(ours.values) & set(theirs.values)) if ours and theirs else []
+    if not ours or not theirs or not shared:
+        return None
+    sign = 1 if TASKS[task].higher_is_better else -1
+    return Measured({seed: sign * (ours.values[seed] - theirs.values[seed]) for seed in shared})
+
+
+def _signed(gain: Measured | None) -> str:
+    if gain is None:
+        return "–"
+    return f"{gain.mean:+.2f}" if gain.deviation is None else f"{gain.mean:+.2f} ± {gain.deviation:.2f}"
+
+
+def _untrained(table: Table, upstream: str) -> str | None:
+    """`x_mini_untrained` for `x_mini` and `x_mini_w1a1`."""
+    copies = [other for other in table.upstreams if other.endswith(UNTRAINED)]
+    return next((copy for copy in copies if upstream.startswith(copy.removesuffix(UNTRAINED))), None)
+
+
+def _commands(table: Table) -> str:
+    by_task: dict[str, list[str]] = defaultdict(list)
+    for result in sorted(table.results, key=lambda r: (table.upstreams.index(r["label"]), r["seed"])):
+        by_task[result["task"]].append(result["command"])
+    lines = ["Each prints its cell's figure again."]
+    for task in table.tasks:
+        lines += ["```\n" + "\n".join(by_task[task]) + "\n```"]
+    return "\n\n".join(lines)
+
+
+def _provenance(table: Table, runs: list[Path]) -> str:
+    def each(get: Callable[[dict[str, Any]], object]) -> str:
+        return _listed(sorted({str(get(result)) for result in table.results}))
+
+    versions = sorted({name for result in table.results for name in result["versions"]})
+    lines = [f"- runs: {_listed(str(folder) for folder in runs)}", f"- cells: {len(table.results)}"]
+    lines += [f"- {name}: {each(lambda r, name=name: r['versions'].get(name, ''))}" for name in versions]
+    lines += [f"- machine: {each(lambda r: r['machine'])}; device {each(lambda r: r['device'])}"]
+    lines += [f"- seconds of all cells: {sum(sum(r['seconds'].values()) for r in table.results):.0f}"]
+    return "\n".join(lines)
+
+
+def _print(table: Table) -> None:
+    from rich.console import Console
+    from rich.table import Table as RichTable
+
+    grid = RichTable(title="SUPERB tasks on frozen upstreams (percent; best in bold)")
+    grid.add_column("upstream", no_wrap=True)
+    for name in (*map(table.title, table.tasks), "parameters", "MACs", "storage", "score"):
+        grid.add_column(name, justify="right")
+    for upstream in table.upstreams:
+        grid.add_row(*_row(table, upstream, lambda text: f"[bold]{text}[/bold]"))
+    console = Console()
+    console.print(grid)
+    for note in _notes(table):
+        console.print(f"Note: {note}", markup=False)
+
+
+def _grid(header: list[str], rows: list[list[str]]) -> str:
+    rule = [":--", *["--:"] * (len(header) - 1)]
+    return "\n".join("| " + " | ".join(row) + " |" for row in (header, rule, *rows))
+
+
+def _short(number: int | None, unit: str) -> str:
+    """`1.7 M`, `23.4 GB`."""
+    if number is None:
+        return "–"
+    for size, prefix in ((10**9, "G"), (10**6, "M"), (10**3, "k")):
+        if number >= size:
+            return f"{number / size:.3g} {prefix}{unit}"
+    return f"{number} {unit}".strip()
+
+
+def _listed(things: Iterable[object]) -> str:
+    return ", ".join(map(str, things))

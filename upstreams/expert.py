@@ -1,0 +1,33 @@
+"""The s3prl contract of a frozen upstream: a list of waveforms in, hidden states of one shape out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+
+from upstreams import checkpoint
+
+
+class UpstreamExpert(nn.Module):
+    """A checkpoint as s3prl's featurizer, runner and S3PRLUpstream expect an upstream.
+
+    Raises UserError when the checkpoint cannot be read.
+    """
+
+    def __init__(self, ckpt: Path) -> None:
+        super().__init__()
+        self.model = checkpoint.load(ckpt)
+
+    def get_downsample_rates(self, key: str) -> int:
+        """Samples a frame, the same for every feature `key`."""
+        return self.model.config.downsample_rate
+
+    def forward(self, wavs: Sequence[Tensor]) -> dict[str, Tensor | tuple[Tensor, ...]]:
+        """1-D waveforms at 16 kHz in [-1, 1] -> `hidden_states`: layers + 1 tensors (batch, frames, dim), zero-padded."""
+        lengths = torch.tensor([len(wav) for wav in wavs], device=wavs[0].device)
+        states = self.model(pad_sequence(list(wavs), batch_first=True).float(), lengths)
+        return {"hidden_states": states, "last_hidden_state": states[-1]}

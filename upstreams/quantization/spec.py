@@ -1,0 +1,31 @@
+"""The bits of a model, written w<weight bits>a<activation bits>: "w1a32", "w1a1", "w32a32" for float."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from upstreams.errors import UserError
+
+WIDTHS = (1, 32)
+
+
+@dataclass(frozen=True)
+class Bits:
+    """Bits of the weights and activations of the encoder's blocks; 32 is float."""
+
+    weight: int
+    activation: int
+
+    @staticmethod
+    def parse(text: str) -> Bits:
+        """Read "w1a32"; raises UserError on what is not of the grammar w{1,32}a{1,32}."""
+        match = re.fullmatch(r"w(\d+)a(\d+)", text)
+        if not match or int(match[1]) not in WIDTHS or int(match[2]) not in WIDTHS:
+            raise UserError(
+                f"bits {text!r} are not valid: write w<bits>a<bits> with 1 or 32 bits, such as w1a32 or w1a1"
+            )
+        return Bits(int(match[1]), int(match[2]))
+
+    def __str__(self) -> str:
+        return f"w{self.weight}a{self.activation}"
