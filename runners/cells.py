@@ -80,7 +80,7 @@ def identify(
 
 
 def finished(cell: Cell) -> dict[str, Any] | None:
-    """The results of a cell that is done; None when it has none, or has those of another configuration or checkpoint."""
+    """The results of a cell that is done; None when it has none, or those of another configuration or checkpoint."""
     results = read_json(cell.results_file)
     return results if results and results.get("identity") == cell.identity else None
 
@@ -165,9 +165,8 @@ def _train(cell: Cell, resumed: bool) -> None:
     arguments = _train_arguments(cell)
     if resumed:
         arguments = ["-m", "train", "-e", str(cell.expdir), "--device", cell.device]
-    downstream.main(
-        arguments, wrap_upstream=(lambda upstream: FeatureStore(upstream, cell.store_bytes)) if
-        cell.store_bytes else None, )
+    wrap = (lambda upstream: FeatureStore(upstream, cell.store_bytes)) if cell.store_bytes else None
+    downstream.main(arguments, wrap_upstream=wrap)
 
 
 def _checkpoint_to_test(cell: Cell) -> Path:
@@ -175,10 +174,13 @@ def _checkpoint_to_test(cell: Cell) -> Path:
     best = cell.expdir / TASKS[cell.task].best
     if best.exists():
         return best
-    states = sorted(cell.expdir.glob("states-*.ckpt"), key=lambda path:
-    int(path.stem.removeprefix("states-"))) if not states: raise UserError( f"training of {cell.name} left
-    neither {best.name} nor states-*.ckpt: runner.eval_step and runner.save_step" f" must not exceed
-    runner.total_steps" ) return states[-1]
+    states = {int(path.stem.removeprefix("states-")): path for path in cell.expdir.glob("states-*.ckpt")}
+    if not states:
+        raise UserError(
+            f"training of {cell.name} left neither {best.name} nor states-*.ckpt:"
+            " runner.eval_step and runner.save_step must not exceed runner.total_steps"
+        )
+    return states[max(states)]
 
 
 def _test(cell: Cell, checkpoint: Path) -> dict[str, float]:
@@ -196,7 +198,8 @@ def _test(cell: Cell, checkpoint: Path) -> dict[str, float]:
 def _results(cell: Cell, checkpoint: Path, metrics: dict[str, float]) -> dict[str, Any]:
     task: Task = TASKS[cell.task]
     return {
-        "label": cell.label,
+        "upstream": cell.label,
+        "name": cell.upstream,
         "task": cell.task,
         "metric": task.metric,
         "value": metrics[task.metric],
@@ -209,7 +212,7 @@ def _results(cell: Cell, checkpoint: Path, metrics: dict[str, float]) -> dict[st
         "seed": cell.seed,
         **_costs(cell),
         "checkpoint": str(cell.checkpoint) if cell.checkpoint else None,
-        "corpus": corpus_label(cell.corpora, cell.task),
+        "corpus": _corpus(cell),
         "device": cell.device,
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",
         "versions": versions(),  # with the git commit
@@ -223,13 +226,16 @@ def _costs(cell: Cell) -> dict[str, int | None]:
     from upstreams import registry
 
     if cell.upstream in (*registry.names(), "fbank", "fbank_no_cmvn"):
-        return {**registry.describe(cell.upstream, cell.checkpoint)}
+        costs = registry.describe(cell.upstream, cell.checkpoint)
+        return {key: costs[key] for key in ("parameters", "macs", "storage_bytes")}
     return dict.fromkeys(("parameters", "macs", "storage_bytes"))
 
 
-def corpus_label(corpora: Path, task: str) -> str:
-    """ "real" or "synthetic", as the corpora's own record says; "real" where there is none."""
-    return str(((read_json(corpora / "corpus.json") or {}).get("labels") or {}).get(task, "real"))
+def _corpus(cell: Cell) -> dict[str, str]:
+    """`speech` and `label` as corpus.json describes the task; corpora without that file are the real ones."""
+    tasks = (read_json(cell.corpora / "corpus.json") or {}).get("tasks", {})
+    described = tasks.get(cell.task, {"speech": "real", "label": "as published"})
+    return {key: described[key] for key in ("speech", "label")}
 
 
 def read_json(path: Path) -> dict[str, Any] | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import sys
+import textwrap
 import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -79,8 +80,9 @@ class _Worker(Generic[CellT]):
         code = self.process.exitcode
         if code == 0:
             return None
-        return f"the process was ended by signal {-code}" if code < 0 else f"the process ended with code
-        {code}"
+        if code < 0:
+            return f"the process was ended by signal {-code}"
+        return f"the process ended with code {code}"
 
 
 def _work(cell: CellT, run: Callable[[CellT], object], log: Path, sender: Connection) -> None:
@@ -99,7 +101,7 @@ def _work(cell: CellT, run: Callable[[CellT], object], log: Path, sender: Connec
     except (Exception, SystemExit) as error:
         traceback.print_exc()
         stream.flush()
-        text = " ".join(str(error).split()) or "no message"
+        text = textwrap.shorten(str(error), 300, placeholder=" ...") or "no message"
         sender.send(text if isinstance(error, UserError) else f"{type(error).__name__}: {text}")
         sys.exit(1)
 

@@ -40,7 +40,7 @@ class FeatureStore(nn.Module):
 
     def get_downsample_rates(self, key: str) -> int:
         """Samples a frame, as the upstream says."""
-        return self.upstream.get_downsample_rates(key)  # type: ignore[operator, no-any-return]
+        return self.upstream.get_downsample_rates(key)  # type: ignore[operator]
 
     @torch.no_grad()
     def forward(self, wavs: Sequence[Tensor]) -> dict[str, Tensor | list[Tensor]]:
@@ -49,10 +49,10 @@ class FeatureStore(nn.Module):
         Raises RuntimeError in train mode: features of an upstream that learns or drops out must not be kept.
         """
         if self.training:
-            raise RuntimeError("a feature store serves a frozen upstream in eval mode; fine-tuning must go
-            without it") keys = [hashlib.sha256(wav.detach().cpu().contiguous().numpy().tobytes()).digest()
-            for wav in wavs] states = {key: self._kept[key] for key in keys if key in self._kept} self.hits +=
-            sum(key in states for key in keys)
+            raise RuntimeError("a feature store serves a frozen upstream in eval mode, never fine-tuning")
+        keys = [hashlib.sha256(wav.detach().cpu().contiguous().numpy().tobytes()).digest() for wav in wavs]
+        states = {key: self._kept[key] for key in keys if key in self._kept}
+        self.hits += sum(key in states for key in keys)
 
         missing: dict[int, dict[bytes, Tensor]] = defaultdict(dict)  # samples -> key -> waveform
         for key, wav in zip(keys, wavs, strict=True):

@@ -55,8 +55,7 @@ class Matrix:
     store_bytes: int
 
 
-def evaluate(matrix: Path, corpora: Path, out: Path, seeds: list[int] | None, jobs: int, only: list[str]) ->
-int:
+def evaluate(matrix: Path, corpora: Path, out: Path, seeds: list[int] | None, jobs: int, only: list[str]) -> int:
     """Run the cells of a matrix file that are not done yet; return how many failed.
 
     corpora: the folder that holds the corpora; out: the runs' folder, cells lie in
@@ -90,24 +89,29 @@ def read_matrix(path: Path) -> Matrix:
         raise UserError(f"{path}: two upstreams are labelled {min(twice)!r}; give each its own `label`")
     tasks = content["tasks"]
     if not isinstance(tasks, dict) or not tasks:
-        raise UserError(f"{path}: tasks must map each task's name to what is changed in its configuration, or
-        to {{}}") for task, overrides in tasks.items(): if task not in TASKS: raise UserError(f"{path}: there
-        is no task {task!r}; {nearest(str(task), TASKS)}") if not isinstance(overrides or {}, dict): raise
-        UserError(f"{path}: tasks.{task} must map dotted keys to values, not be {overrides!r}") seeds =
-        _list(content["seeds"], f"{path}: seeds") if not all(isinstance(seed, int) and seed >= 0 for seed in
-        seeds): raise UserError(f"{path}: seeds must be whole numbers of 0 or more, not {seeds}") device =
-        content.get("device", "auto") if device not in DEVICES: raise UserError(f"{path}: there is no device
-        {device!r}; {nearest(str(device), DEVICES)}") gigabytes = content.get("feature_store_gb", 2) if not
-        isinstance(gigabytes, int | float) or gigabytes < 0: raise UserError(f"{path}: feature_store_gb must
-        be a number of 0 or more, not {gigabytes!r}") changed = {task: overrides or {} for task, overrides in
-        tasks.items()} return Matrix(upstreams, changed, seeds, device, int(gigabytes * 2**30))
+        raise UserError(f"{path}: tasks must map each task to the changes of its configuration, or to {{}}")
+    for task, overrides in tasks.items():
+        if task not in TASKS:
+            raise UserError(f"{path}: there is no task {task!r}; {nearest(str(task), TASKS)}")
+        if not isinstance(overrides or {}, dict):
+            raise UserError(f"{path}: tasks.{task} must map dotted keys to values, not be {overrides!r}")
+    seeds = _list(content["seeds"], f"{path}: seeds")
+    if not all(isinstance(seed, int) and seed >= 0 for seed in seeds):
+        raise UserError(f"{path}: seeds must be whole numbers of 0 or more, not {seeds}")
+    device = content.get("device", "auto")
+    if device not in DEVICES:
+        raise UserError(f"{path}: there is no device {device!r}; {nearest(str(device), DEVICES)}")
+    gigabytes = content.get("feature_store_gb", 2)
+    if not isinstance(gigabytes, int | float) or gigabytes < 0:
+        raise UserError(f"{path}: feature_store_gb must be a number of 0 or more, not {gigabytes!r}")
+    changed = {task: overrides or {} for task, overrides in tasks.items()}
+    return Matrix(upstreams, changed, seeds, device, int(gigabytes * 2**30))
 
 
 def choose(matrix: Matrix, only: list[str]) -> set[tuple[str, str]]:
     """The (label, task) pairs that any of the patterns `label/task` names, all without patterns."""
-    pairs = {
-        f"{upstream.label}/{task}": (upstream.label, task) for task in matrix.tasks for upstream in matrix.upstreams
-    }
+    labels = [upstream.label for upstream in matrix.upstreams]
+    pairs = {f"{label}/{task}": (label, task) for task in matrix.tasks for label in labels}
     chosen = set() if only else set(pairs.values())
     for pattern in only:
         matches = fnmatch.filter(pairs, pattern)
@@ -117,21 +121,36 @@ def choose(matrix: Matrix, only: list[str]) -> set[tuple[str, str]]:
     return chosen
 
 
-def plan(matrix: Matrix, chosen: set[tuple[str, str]], corpora: Path, out: Path, seeds: list[int]) ->
-list[Cell]:
+def plan(matrix: Matrix, chosen: set[tuple[str, str]], corpora: Path, out: Path, seeds: list[int]) -> list[Cell]:
     """The chosen cells, tasks in the matrix's order, after a check of all that they need. Imports s3prl."""
     if not corpora.is_dir():
-        raise UserError(f"there is no corpora folder {corpora}; `superbit corpus mini --out {corpora}` builds
-        one") corpora, out = corpora.absolute(), out.absolute() tasks = [task for task in matrix.tasks if
-        any(task == name for _, name in chosen)] for task in tasks: check_corpus(task, corpora) configs =
-        {task: task_config(task, corpora, matrix.tasks[task]) for task in tasks} device =
-        _device(matrix.device) checkpoints = _checkpoints(matrix.upstreams, tasks) return [ Cell(
-        label=upstream.label, upstream=upstream.name, checkpoint=checkpoints[upstream.label],
-        given=upstream.checkpoint is not None, task=task, seed=seed, config=configs[task], corpora=corpora,
-        device=device, store_bytes=matrix.store_bytes, folder=out / "cells" / upstream.label / task /
-        f"seed{seed}", identity=cells.identify(upstream.name, checkpoints[upstream.label], task, seed,
-        configs[task], corpora), ) for seed in dict.fromkeys(seeds) for task in tasks for upstream in
-        matrix.upstreams if (upstream.label, task) in chosen ]
+        raise UserError(f"there is no corpora folder {corpora}; `superbit corpus mini` builds one")
+    corpora, out = corpora.absolute(), out.absolute()
+    tasks = [task for task in matrix.tasks if any(task == name for _, name in chosen)]
+    for task in tasks:
+        check_corpus(task, corpora)
+    configs = {task: task_config(task, corpora, matrix.tasks[task]) for task in tasks}
+    device = _device(matrix.device)
+    checkpoints = _checkpoints(matrix.upstreams, tasks)
+    return [
+        Cell(
+            label=upstream.label,
+            upstream=upstream.name,
+            checkpoint=checkpoints[upstream.label],
+            task=task,
+            seed=seed,
+            config=configs[task],
+            corpora=corpora,
+            device=device,
+            store_bytes=matrix.store_bytes,
+            folder=out / "cells" / upstream.label / task / f"seed{seed}",
+            identity=cells.identify(upstream.name, checkpoints[upstream.label], task, seed, configs[task], corpora),
+        )
+        for seed in dict.fromkeys(seeds)
+        for task in tasks
+        for upstream in matrix.upstreams
+        if (upstream.label, task) in chosen
+    ]
 
 
 def _run(todo: list[Cell], jobs: int) -> int:
@@ -151,16 +170,24 @@ def _run(todo: list[Cell], jobs: int) -> int:
         bar = progress.add_task("cells", total=len(left))
 
         def watch(running: list[Cell]) -> None:
-            progress.update(bar, description=", ".join(cell.name for cell in running) or "cells",
-            refresh=True)
+            names = ", ".join(cell.name for cell in running)
+            progress.update(bar, description=names or "cells", refresh=True)
 
-        finished = engines.local(left, cells.run_cell, lambda cell: cell.log_file, jobs, left[0].device,
-        watch) for cell, reason in finished: results = cells.finished(cell) if reason is None and results is
-        not None: seconds = sum(results["seconds"].values()) progress.console.print(f"{cell.name}:
-        {results['metric']} {results['value']:.4f} ({seconds:.0f} s)") else: failed += 1 why = reason or "it
-        left no results" progress.console.print(f"{cell.name} failed: {why} (see {cell.log_file})",
-        markup=False) progress.advance(bar) progress.refresh() if failed: console.print(f"{failed} of
-        {len(left)} cells failed; the same command tries them again") return failed
+        ended = engines.local(left, cells.run_cell, lambda cell: cell.log_file, jobs, left[0].device, watch)
+        for cell, reason in ended:
+            results = cells.finished(cell)
+            if reason is None and results is not None:
+                said = f"{results['metric']} {results['value']:.4f} ({sum(results['seconds'].values()):.0f} s)"
+                progress.console.print(f"{cell.name}: {said}", highlight=False)
+            else:
+                failed += 1
+                why = f"failed: {reason or 'it left no results'} (see {cell.log_file})"
+                progress.console.print(f"{cell.name} {why}", markup=False, highlight=False, soft_wrap=True)
+            progress.advance(bar)
+            progress.refresh()
+    if failed:
+        console.print(f"{failed} of {len(left)} cells failed; the same command tries them again")
+    return failed
 
 
 def _checkpoints(upstreams: list[Upstream], tasks: Iterable[str]) -> dict[str, Path | None]:
@@ -183,7 +210,12 @@ def _checkpoints(upstreams: list[Upstream], tasks: Iterable[str]) -> dict[str, P
         if upstream.name not in names:
             raise UserError(f"there is no upstream {upstream.name!r}; {nearest(upstream.name, names)}")
     ours = registry.names()
-    return {u.label: registry.checkpoint_path(u.name, u.checkpoint).absolute() if u.name in ours else u.checkpoint for u in upstreams}
+    return {
+        upstream.label: registry.checkpoint_path(upstream.name, upstream.checkpoint).absolute()
+        if upstream.name in ours
+        else upstream.checkpoint
+        for upstream in upstreams
+    }
 
 
 def _record(matrix: Matrix, out: Path, seeds: list[int]) -> None:
@@ -203,8 +235,8 @@ def _device(name: str) -> str:
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda" and not torch.cuda.is_available():
-        raise UserError("the matrix asks for device cuda, and torch sees no GPU here; set device: cpu or
-        auto") return name
+        raise UserError("the matrix asks for device cuda, and torch sees no GPU; set device: cpu or auto")
+    return name
 
 
 def _upstream(entry: object, path: Path) -> Upstream:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def write_plot(table: Table, path: Path) -> None:
-    """Mean score (as `Table.score` has it) against storage, one point an upstream that all tasks were measured on."""
+    """Mean score (as `Table.score` has it) against storage, one point an upstream."""
     figure = _figure(table)
     with atomic_write(path) as temporary:
         figure.savefig(temporary, format="png", dpi=120)
@@ -35,8 +35,8 @@ def write_tensorboard(table: Table, markdown: str, image: Path, folder: Path) ->
         writer.add_text("table", markdown)
         writer.add_image("score_against_storage", matplotlib.image.imread(image)[..., :3], dataformats="HWC")
     for upstream in table.upstreams:
-        for seed in sorted({result["seed"] for result in table.results if result["label"] == upstream}):
-            results = [r for r in table.results if (r["label"], r["seed"]) == (upstream, seed)]
+        for seed in sorted({result["seed"] for result in table.results if result["upstream"] == upstream}):
+            results = [r for r in table.results if (r["upstream"], r["seed"]) == (upstream, seed)]
             _write_session(folder / "hparams" / upstream / f"seed{seed}", upstream, seed, results)
 
 
@@ -45,12 +45,13 @@ def _write_session(folder: Path, upstream: str, seed: int, results: list[dict[st
     from torch.utils.tensorboard.summary import hparams
 
     parameters: dict[str, Any] = {"upstream": upstream, "seed": seed}
-    parameters |= {key: results[0][key] for key in ("parameters", "macs", "storage_bytes") if results[0][key] is not None}
+    costs = {key: results[0][key] for key in ("parameters", "macs", "storage_bytes")}
+    parameters |= {key: cost for key, cost in costs.items() if cost is not None}
     metrics = {f"final/{result['task']}_{result['metric']}": float(result["value"]) for result in results}
     with SummaryWriter(str(folder)) as writer:
         # SummaryWriter.add_hparams would put the metrics into a folder named after the time.
         for summary in hparams(parameters, metrics):
-            writer.file_writer.add_summary(summary)  # type: ignore[union-attr]
+            writer.file_writer.add_summary(summary)
         for name, value in metrics.items():
             writer.add_scalar(name, value)
 

@@ -49,7 +49,7 @@ class Measured:
 
 @dataclass(frozen=True)
 class Table:
-    """All results of the given runs, rows and columns in the matrix's order."""
+    """All results of the given runs, rows in the matrix's order, columns in SUPERB's."""
 
     results: list[dict[str, Any]]
     upstreams: list[str]
@@ -59,13 +59,21 @@ class Table:
         values = {
             result["seed"]: percent(result)
             for result in self.results
-            if (result["label"], result["task"]) == (upstream, task)
+            if (result["upstream"], result["task"]) == (upstream, task)
         }
         return Measured(values) if values else None
 
+    def ordered(self) -> list[dict[str, Any]]:
+        """The results, row by row, column by column, seed by seed."""
+
+        def place(result: dict[str, Any]) -> tuple[int, int, int]:
+            return self.upstreams.index(result["upstream"]), self.tasks.index(result["task"]), result["seed"]
+
+        return sorted(self.results, key=place)
+
     def cost(self, upstream: str, key: str) -> int | None:
         """`parameters`, `macs` or `storage_bytes` of an upstream; None where it is not known."""
-        known = (result[key] for result in self.results if result["label"] == upstream)
+        known = (result[key] for result in self.results if result["upstream"] == upstream)
         return next((int(value) for value in known if value is not None), None)
 
     def best(self, task: str) -> str | None:
@@ -85,14 +93,15 @@ class Table:
             measured = self.measured(upstream, task)
             if measured is None:
                 return None
-            qualities.append(measured.mean if TASKS[task].higher_is_better else max(0.0, 100.0 -
-            measured.mean)) return statistics.fmean(qualities)
+            qualities.append(measured.mean if TASKS[task].higher_is_better else max(0.0, 100 - measured.mean))
+        return statistics.fmean(qualities)
 
     def title(self, task: str) -> str:
-        """`KS acc ↑`, with "synthetic" where the corpus is."""
-        corpora = {result.get("corpus") for result in self.results if result["task"] == task} synthetic = "
-        (synthetic)" if "synthetic" in corpora else "" return f"{task.upper()}{synthetic} {TASKS[task].metric}
-        {'↑' if TASKS[task].higher_is_better else '↓'}"
+        """`KS acc ↑`, with "(synthetic)" where the corpus's labels are."""
+        labels = {result["corpus"]["label"] for result in self.results if result["task"] == task}
+        synthetic = " (synthetic)" if any(label.startswith("synthetic") for label in labels) else ""
+        arrow = "↑" if TASKS[task].higher_is_better else "↓"
+        return f"{task.upper()}{synthetic} {TASKS[task].metric} {arrow}"
 
 
 def report(runs: list[Path], out: Path | None = None) -> Path:
@@ -122,19 +131,27 @@ def collect(runs: list[Path]) -> Table:
     """Every results.json under the folders, ordered as their matrices are; raises UserError as `report` does."""
     results: dict[tuple[str, str, int], dict[str, Any]] = {}
     upstreams: dict[str, None] = {}  # in order, each once
-    tasks: dict[str, None] = {}
     for folder in runs:
-        record = read_json(folder / RECORD) or {} upstreams |= dict.fromkeys(record.get("upstreams", []))
-        tasks |= dict.fromkeys(record.get("tasks", [])) found = [result for path in
-        sorted(folder.glob("cells/*/*/*/results.json")) if (result := read_json(path))] if not found: raise
-        UserError(f"{folder} holds no results: cells/*/*/*/results.json as `superbit evaluate` writes them")
-        for result in found: cell = (result["label"], result["task"], result["seed"]) if cell in results:
-        raise UserError( f"{folder} and another of the folders both hold {cell[0]}/{cell[1]} of seed
-        {cell[2]}:" f" give folders of different seeds, or copies with different labels" ) results[cell] =
-        result upstreams |= dict.fromkeys(label for label, _, _ in sorted(results)) tasks |=
-        dict.fromkeys(task for _, task, _ in sorted(results)) return Table( list(results.values()), [u for u
-        in upstreams if any(label == u for label, _, _ in results)], [t for t in TASKS if t in tasks and
-        any(task == t for _, task, _ in results)], )
+        record = read_json(folder / RECORD) or {}
+        upstreams |= dict.fromkeys(record.get("upstreams", []))
+        paths = sorted(folder.glob("cells/*/*/*/results.json"))
+        found = [result for path in paths if (result := read_json(path))]
+        if not found:
+            raise UserError(f"{folder} holds no results: cells/*/*/*/results.json as `superbit evaluate` writes them")
+        for result in found:
+            cell = (result["upstream"], result["task"], result["seed"])
+            if cell in results:
+                raise UserError(
+                    f"{folder} and another of the folders both hold {cell[0]}/{cell[1]} of seed {cell[2]}:"
+                    " give folders of different seeds, or upstreams of different labels"
+                )
+            results[cell] = result
+    upstreams |= dict.fromkeys(label for label, _, _ in sorted(results))
+    return Table(
+        list(results.values()),
+        [u for u in upstreams if any(label == u for label, _, _ in results)],
+        [t for t in TASKS if any(task == t for _, task, _ in results)],
+    )
 
 
 def percent(result: dict[str, Any]) -> float:
@@ -144,12 +161,13 @@ def percent(result: dict[str, Any]) -> float:
 
 def as_csv(table: Table) -> str:
     """One row a cell, values as s3prl prints them."""
-    file = io.StringIO() writer = csv.DictWriter(file, CSV_COLUMNS, extrasaction="ignore",
-    lineterminator="\n") writer.writeheader() order = {(u, t): (row, column) for row, u in
-    enumerate(table.upstreams) for column, t in enumerate(table.tasks)} for result in sorted(table.results,
-    key=lambda r: (*order[r["label"], r["task"]], r["seed"])): seconds =
-    round(sum(result["seconds"].values()), 2) writer.writerow(result | {"upstream": result["label"],
-    "seconds": seconds}) return file.getvalue()
+    file = io.StringIO()
+    writer = csv.DictWriter(file, CSV_COLUMNS, extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    for result in table.ordered():
+        seconds = round(sum(result["seconds"].values()), 2)
+        writer.writerow(result | {"upstream": result["upstream"], "seconds": seconds})
+    return file.getvalue()
 
 
 def as_markdown(table: Table, runs: list[Path]) -> str:
@@ -173,7 +191,7 @@ def as_markdown(table: Table, runs: list[Path]) -> str:
 def _row(table: Table, upstream: str, emphasise: Callable[[str], str]) -> list[str]:
     cells = []
     for task in table.tasks:
-        text = str(table.measured(upstream, task) or "–")
+        text = str(table.measured(upstream, task) or "-")
         cells.append(emphasise(text) if table.best(task) == upstream else text)
     costs = (table.cost(upstream, key) for key in ("parameters", "macs", "storage_bytes"))
     score = table.score(upstream)
@@ -181,7 +199,7 @@ def _row(table: Table, upstream: str, emphasise: Callable[[str], str]) -> list[s
         upstream,
         *cells,
         *(_short(cost, unit) for cost, unit in zip(costs, ("", "", "B"), strict=True)),
-        "–" if score is None else f"{score:.1f}",
+        "-" if score is None else f"{score:.1f}",
     ]
 
 
@@ -191,15 +209,18 @@ def _legend(table: Table) -> str:
         f"All figures in percent; ↑ higher is better, ↓ lower is better; best in bold. Seeds: {_listed(seeds)}"
         + ("; mean ± standard deviation over them." if len(seeds) > 1 else " (one seed: no deviation).")
     ]
-    if any(result.get("corpus") == "synthetic" for result in table.results):
-        lines.append(
-            "A task marked synthetic was run on synthesised speech: its figure compares the upstreams of this table, and"
-            " says nothing about the real corpus."
-        )
+    speech: dict[str, list[str]] = defaultdict(list)
+    for task in table.tasks:
+        kinds = _distinct(r["corpus"]["speech"] for r in table.results if r["task"] == task)
+        speech[kinds].append(task.upper())
+    lines.append("Speech: " + "; ".join(f"{kind} in {_listed(tasks)}" for kind, tasks in speech.items()) + ".")
+    for task, label in sorted({(r["task"], r["corpus"]["label"]) for r in table.results}):
+        if label.startswith("synthetic"):
+            lines.append(f"The labels of {task.upper()} are {label}. They say nothing about the real task.")
     lines.append(
-        "Storage is the upstream's weights at their bits. MACs are summed over the SUPERB leaderboard's 32 utterances."
-        " Score is the mean over the tasks, an error rate counted as 100 minus it and at least 0; it is not the"
-        " leaderboard's score."
+        "Storage is the upstream's weights at their bits. MACs are summed over the SUPERB leaderboard's 32"
+        " utterances. Score is the mean over the tasks, an error rate counted as 100 minus it and at least 0;"
+        " it is not the leaderboard's score."
     )
     lines += [f"Note: {note}" for note in _notes(table)]
     return "\n\n".join(lines)
@@ -211,18 +232,18 @@ def _notes(table: Table) -> list[str]:
     for task in table.tasks:
         of_task = [result for result in table.results if result["task"] == task]
         if len({str(sorted(result["identity"]["config"].items())) for result in of_task}) > 1:
-            notes.append(f"the cells of {task} were run with different configurations; see each cell's
-            config.yaml.") if len({result["identity"]["corpus_sha256"] for result in of_task}) > 1:
-            notes.append(f"the cells of {task} were run on different builds of the corpora.") if last :=
-            [f"{r['label']} seed {r['seed']}" for r in of_task if not r["best_on_dev"]]:
-            notes.append(f"{task}, {_listed(last)}: nothing was ever best on dev; the last states were
-            tested.") seeds = { upstream: sorted(measured.values) for upstream in table.upstreams if (measured
-            := table.measured(upstream, task)) } if len({tuple(measured) for measured in seeds.values()}) > 1:
-            counts = _listed(f"{upstream} {len(measured)}" for upstream, measured in seeds.items())
-            notes.append(f"the means of {task} are over different seeds (number of seeds: {counts}).") if
-            resumed := [f"{r['label']}/{r['task']}" for r in table.results if r["resumed_at_step"] is not
-            None]: notes.append(f"{_listed(resumed)} went on after an interruption, which s3prl does not
-            repeat bit by bit.") return notes
+            notes.append(f"the cells of {task} have different configurations: each cell's config.yaml has its own.")
+        if len({result["identity"]["corpus_sha256"] for result in of_task}) > 1:
+            notes.append(f"the cells of {task} were run on different builds of the corpora.")
+        if last := [f"{r['upstream']} seed {r['seed']}" for r in of_task if not r["best_on_dev"]]:
+            notes.append(f"{task}, {_listed(last)}: nothing was ever best on dev; the last states were tested.")
+        measured = {u: m for u in table.upstreams if (m := table.measured(u, task))}
+        if len({tuple(sorted(m.values)) for m in measured.values()}) > 1:
+            counts = _listed(f"{upstream} {len(m.values)}" for upstream, m in measured.items())
+            notes.append(f"the means of {task} are over different seeds (number of seeds: {counts}).")
+    if resumed := [f"{r['upstream']}/{r['task']}" for r in table.results if r["resumed_at_step"] is not None]:
+        notes.append(f"{_listed(resumed)} went on after an interruption, which s3prl does not repeat bit by bit.")
+    return notes
 
 
 def _comparison(table: Table, title: str, reference_of: Callable[[str], str | None]) -> list[str]:
@@ -238,8 +259,8 @@ def _comparison(table: Table, title: str, reference_of: Callable[[str], str | No
         rows.append([upstream, *(_signed(gain) for gain in gains.values()), wins])
     if not rows:
         return []
-    header = ["upstream", *(table.title(task)[:-2] for task in table.tasks), "tasks better"] note =
-    "Percentage points gained, positive is better whatever the metric; seed by seed, then mean and deviation."
+    header = ["upstream", *(table.title(task)[:-2] for task in table.tasks), "tasks better"]
+    note = "Points of percent gained, positive is better whatever the metric; mean and deviation over the seeds."
     return [f"## {title}", note, _grid(header, rows)]
 
 
@@ -254,7 +275,7 @@ def _gain(table: Table, upstream: str, reference: str, task: str) -> Measured | 
 
 def _signed(gain: Measured | None) -> str:
     if gain is None:
-        return "–"
+        return "-"
     return f"{gain.mean:+.2f}" if gain.deviation is None else f"{gain.mean:+.2f} ± {gain.deviation:.2f}"
 
 
@@ -265,23 +286,17 @@ def _untrained(table: Table, upstream: str) -> str | None:
 
 
 def _commands(table: Table) -> str:
-    by_task: dict[str, list[str]] = defaultdict(list)
-    for result in sorted(table.results, key=lambda r: (table.upstreams.index(r["label"]), r["seed"])):
-        by_task[result["task"]].append(result["command"])
-    lines = ["Each prints its cell's figure again."]
-    for task in table.tasks:
-        lines += ["```\n" + "\n".join(by_task[task]) + "\n```"]
-    return "\n\n".join(lines)
+    commands = "\n".join(result["command"] for result in table.ordered())
+    return f"Each prints its cell's figure again, row by row.\n\n```\n{commands}\n```"
 
 
 def _provenance(table: Table, runs: list[Path]) -> str:
-    def each(get: Callable[[dict[str, Any]], object]) -> str:
-        return _listed(sorted({str(get(result)) for result in table.results}))
-
     versions = sorted({name for result in table.results for name in result["versions"]})
     lines = [f"- runs: {_listed(str(folder) for folder in runs)}", f"- cells: {len(table.results)}"]
-    lines += [f"- {name}: {each(lambda r, name=name: r['versions'].get(name, ''))}" for name in versions]
-    lines += [f"- machine: {each(lambda r: r['machine'])}; device {each(lambda r: r['device'])}"]
+    for name in versions:
+        lines.append(f"- {name}: {_distinct(r['versions'].get(name, '') for r in table.results)}")
+    lines += [f"- machine: {_distinct(r['machine'] for r in table.results)}"]
+    lines += [f"- device: {_distinct(r['device'] for r in table.results)}"]
     lines += [f"- seconds of all cells: {sum(sum(r['seconds'].values()) for r in table.results):.0f}"]
     return "\n".join(lines)
 
@@ -310,11 +325,15 @@ def _grid(header: list[str], rows: list[list[str]]) -> str:
 def _short(number: int | None, unit: str) -> str:
     """`1.7 M`, `23.4 GB`."""
     if number is None:
-        return "–"
+        return "-"
     for size, prefix in ((10**9, "G"), (10**6, "M"), (10**3, "k")):
         if number >= size:
             return f"{number / size:.3g} {prefix}{unit}"
     return f"{number} {unit}".strip()
+
+
+def _distinct(things: Iterable[object]) -> str:
+    return _listed(sorted({str(thing) for thing in things}))
 
 
 def _listed(things: Iterable[object]) -> str:

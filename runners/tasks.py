@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -143,7 +142,9 @@ def read_config(file: str | Path, root: str | Path | None) -> dict[str, Any]:
 
 def _matches(item: Any) -> list[Any]:
     """The files that a pattern matches, or the item itself."""
-    return (sorted(map(str, Path(item).parent.glob(Path(item).name))) if isinstance(item, str) and "*" in item else []) or [item]
+    return (
+        sorted(map(str, Path(item).parent.glob(Path(item).name))) if isinstance(item, str) and "*" in item else []
+    ) or [item]
 
 
 def flat_keys(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -191,6 +192,16 @@ def path_keys(task: Task) -> list[str]:
     """The dotted keys of a task's configuration that hold paths."""
     raw = yaml.safe_load(task.config_file.read_text(encoding="utf-8"))
     return [key for key, value in flat_keys(raw) if not isinstance(value, dict) and "${" in str(value)]
+
+
+def check_keys(task: Task, config: Mapping[str, Any]) -> None:
+    """Raise UserError unless a configuration has what s3prl's runner and the task's dataset read."""
+    official = yaml.safe_load(task.config_file.read_text(encoding="utf-8"))
+    needed = [f"{section}.{key}" for section in ("runner", "optimizer") for key in official[section]]
+    known = dict(flat_keys(config))
+    for key in [*needed, *path_keys(task)]:
+        if key not in known:
+            raise UserError(f"the configuration of {task.name} lacks the key {key!r}")
 
 
 def check_corpus(task: str, root: str | Path) -> None:

@@ -23,7 +23,8 @@ def load_audio(
     try:
         samples, rate = soundfile.read(uri, num_frames, frame_offset, dtype="float32", always_2d=True)
     except (soundfile.SoundFileError, OSError, TypeError) as error:
-        raise UserError(f"cannot read the audio file {uri}: {error}") from error
+        reason = getattr(error, "error_string", error)  # without the path, which the rest of the text has
+        raise UserError(f"cannot read the audio file {uri}: {reason}") from error
     if len(samples) == 0:
         raise UserError(f"the audio file {uri} holds no samples")
     return torch.from_numpy(samples.T.copy()), rate

@@ -222,9 +222,10 @@ def keep_to_the_device(run_downstream: types.ModuleType) -> None:
 def count_steps_on_every_rank(runner: types.ModuleType) -> None:
     """Break 15: only rank 0 moves the bar that the training loop ends by, so the other ranks never end.
 
-    The loop zeroes the optimizer once a step, whatever became of the gradient: the other ranks count there.
+    The loop zeroes the optimizer once a step, whatever became of the gradient: the other ranks count there. The bar
+    is closed however training ends, as an open one is drawn again below the message of an error.
     """
-    get_optimizer = runner.Runner._get_optimizer
+    get_optimizer, run = runner.Runner._get_optimizer, runner.Runner.train
     bars: dict[str, Any] = {}
 
     class StepBar(runner.tqdm):  # type: ignore[name-defined]
@@ -245,8 +246,16 @@ def count_steps_on_every_rank(runner: types.ModuleType) -> None:
             optimizer.zero_grad = count_and_zero
         return optimizer
 
+    def train(self: Any) -> None:
+        try:
+            run(self)
+        finally:
+            if "overall" in bars:
+                bars.pop("overall").close()
+
     runner.tqdm = StepBar  # type: ignore[attr-defined]
     runner.Runner._get_optimizer = _get_optimizer
+    runner.Runner.train = train
 
 
 def let_rank_zero_evaluate_alone(runner: types.ModuleType) -> None:
@@ -287,7 +296,8 @@ def save_atomically(runner: types.ModuleType) -> None:
             torch.save(states, temporary)
         if Path(path).name.startswith("states-"):
             for old in outdated:
-                if old != path:
+                # Of another folder: left by a run in this process that died before it saved what replaces it.
+                if old != path and Path(old).parent == Path(path).parent:
                     Path(old).unlink(missing_ok=True)
             outdated.clear()
 

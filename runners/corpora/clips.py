@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
+import threading
 from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -15,6 +17,7 @@ import numpy as np
 from runners.corpora import asterisk, queen
 from runners.corpora.synthesis import SAMPLE_RATE
 
+UNFINISHED = ".tmp"
 _CHUNK = 16
 
 
@@ -78,13 +81,26 @@ def _write(job: tuple[Path, Clip]) -> int:
         return int(soundfile.info(path).frames)
     wave = clip.source.waveform()
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}{UNFINISHED}")
     kind = path.suffix[1:].upper()
     # Rounded here: what is written does not depend on the library's way of converting floats.
     samples = np.round(wave * 32767).astype(np.int16)
     soundfile.write(temporary, samples, SAMPLE_RATE, subtype="PCM_16", format=kind)
     temporary.replace(path)
     return len(wave)
+
+
+def _start_worker() -> None:
+    """Leave Ctrl-C to the parent, and end when the parent is gone (killed, it could not stop its workers)."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def follow() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()
 
 
 def write_clips(root: Path, clips: Iterable[Clip]) -> dict[str, int]:
@@ -94,9 +110,12 @@ def write_clips(root: Path, clips: Iterable[Clip]) -> dict[str, int]:
     clips = list(clips)
     samples: dict[str, int] = {}
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(os.cpu_count(), mp_context=context) as pool:
+    pool = ProcessPoolExecutor(os.cpu_count(), mp_context=context, initializer=_start_worker)
+    try:
         jobs = ((root, clip) for clip in clips)
-        results = pool.map(_write, jobs, chunksize=_CHUNK)
-        for clip, count in tqdm(zip(clips, results, strict=True), total=len(clips), desc="audio files", unit="file"):
+        results = zip(clips, pool.map(_write, jobs, chunksize=_CHUNK), strict=True)
+        for clip, count in tqdm(results, total=len(clips), desc="audio files", unit="file"):
             samples[clip.path] = count
+    finally:
+        pool.shutdown(cancel_futures=True)
     return samples

@@ -18,7 +18,7 @@ _FILES = {"train": "train_data.csv", "dev": "valid_data.csv", "test": "test_data
 
 def plan(counts: dict[str, int], seed: int) -> list[Clip]:
     """`counts` clips a split, the intents in even shares; the label holds transcription, action, object, location."""
-    clips = []
+    clips: list[Clip] = []
     for split, speakers in pseudo_speakers().items():
         rng = np.random.default_rng([seed, 50, len(clips)])
         # s3prl takes its label maps from the train split: it needs every intent.

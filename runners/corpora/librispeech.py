@@ -67,9 +67,7 @@ def write(root: Path, clips: list[Clip], samples: dict[str, int], lexicon: Lexic
     for split, folder in SETS.items():
         paths = [clip.path for clip in clips if clip.split == split]
         paths.sort(key=lambda path: (-samples[path], path))
-        rows = [
-            f"{row},{path.removeprefix('LibriSpeech/')},{samples[path]},\n" for row, path in enumerate(paths)
-        ]
+        rows = [f"{row},{path.removeprefix('LibriSpeech/')},{samples[path]},\n" for row, path in enumerate(paths)]
         with atomic_write(root / "len_for_bucket" / f"{folder}.csv") as temporary:
             temporary.write_text(",file_path,length,label\n" + "".join(rows), encoding="utf-8")
     words = sorted({word for clip in clips for word in clip.label.split()})

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np
 
 from runners.corpora.clips import Clip
 from runners.corpora.sentences import SLOTS, request
-from runners.corpora.synthesis import Synthesis, pseudo_speakers
+from runners.corpora.synthesis import Speaker, Synthesis, pseudo_speakers
 from upstreams.files import atomic_write
 
 ROOT = "SNIPS"
@@ -23,13 +24,13 @@ _FOLDERS = {"train": "train", "dev": "valid", "test": "test"}
 
 def plan(counts: dict[str, int], seed: int) -> list[Clip]:
     """`counts` clips a split; the label is the utterance's line in all.iob.snips.txt without its name."""
-    clips = []
+    clips: list[Clip] = []
     for split, names in SPEAKERS.items():
-        members = pseudo_speakers()[split]
+        voices: dict[str, list[Speaker]] = {}
+        for speaker in pseudo_speakers()[split]:
+            voices.setdefault(speaker.voice, []).append(speaker)
         # Every voice before a voice's second warp.
-        members = sorted(members, key=lambda speaker: [s.voice for s in members[: members.index(speaker)]].count(
-            speaker.voice
-        ))  # fmt: skip
+        members = [speaker for turn in zip_longest(*voices.values()) for speaker in turn if speaker]
         rng = np.random.default_rng([seed, 60, len(clips)])
         for index in range(counts[split]):
             who = int(rng.integers(len(names)))

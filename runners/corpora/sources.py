@@ -6,6 +6,7 @@ import hashlib
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -136,6 +137,7 @@ def obtain(sources: Path) -> None:
         sources.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".download-", dir=sources) as temporary:
             folder = Path(temporary).resolve()
+            print(f"superbit: fetching {len(missing)} Debian packages (90 MB in all)", file=sys.stderr)
             _download([package.name for package in missing], folder)
             for package in missing:
                 (archive,) = folder.glob(f"{package.name}_*.deb")

@@ -12,10 +12,12 @@ import numpy as np
 
 from runners.corpora import queen, sentences
 from runners.corpora.clips import GameLine, Source
-from runners.corpora.synthesis import ENGLISH, Speaker, Synthesis, pseudo_speakers
+from runners.corpora.synthesis import ENGLISH, Synthesis, pseudo_speakers
 from runners.corpora.text import Lexicon, normalise
 
 SHORTEST, LONGEST = 0.5, 15.0
+_ROOMS = 6
+_SENTENCE_SECONDS = 3.0
 # Characters with fewer than 60 lines: too little for SID, so they can be new to ASR, PR and the pre-training.
 _UNSEEN = {
     "FRANK": "test", "LOLA": "test", "AND": "test", "SHOWERAM": "test",
@@ -54,39 +56,37 @@ def game_utterances(container: Path, lexicon: Lexicon) -> list[Utterance]:
         text = None if line.text is None else normalise(line.text, lexicon)
         session = (line.dialogue or "none").partition(".")[0].lower()
         recording = "game/" + line.name.partition(".")[0].lower()
-        found.append(
-            Utterance(recording, GameLine(container, line), seconds, line.speaker, session, role, text)
-        )
+        found.append(Utterance(recording, GameLine(container, line), seconds, line.speaker, session, role, text))
     return found
 
 
 def synthetic_utterances(seed: int, hours: float, lexicon: Lexicon) -> list[Utterance]:
-    """Free sentences by the English pseudo-speakers, about `hours` long, each in one of six rooms.
+    """About `hours` of free sentences by the pseudo-speakers, each speaker in six rooms, which are its sessions.
 
-    Takes the game's place where it cannot be had. Only the English voices: the others do not follow the lexicon.
+    Takes the game's place where it cannot be had. Only the English voices have a role in LibriSpeech's layout: the
+    others do not pronounce as the lexicon does. Durations are estimates.
     """
     rng = np.random.default_rng([seed, 10])
-    speakers = [
-        (speaker, role) for role, members in pseudo_speakers(ENGLISH).items() for speaker in members
-    ]
-    seconds = 3.0
-    each = max(12, round(hours * 3600 / seconds / len(speakers)))
+    members = [(speaker, role) for role, group in pseudo_speakers().items() for speaker in group]
+    each = max(_ROOMS * 12, round(hours * 3600 / _SENTENCE_SECONDS / len(members)))
     found = []
-    for speaker, role in speakers:
+    for index, (speaker, role) in enumerate(members):
         for number in range(each):
             text = sentences.free_sentence(rng)
-            found.append(_synthetic(speaker, role, number, text, seed, seconds, lexicon))
+            room = number % _ROOMS
+            source = Synthesis(speaker, text, (seed, 11, index, number), room=(seed, 12, index, room))
+            found.append(
+                Utterance(
+                    f"synthesis/{speaker.name.lower()}-{number:05d}",
+                    source,
+                    0.6 + len(text) / 14,
+                    speaker.name,
+                    f"room{room}",
+                    role if speaker.voice in ENGLISH else None,
+                    normalise(text, lexicon),
+                )
+            )
     return found
-
-
-def _synthetic(
-    speaker: Speaker, role: str, number: int, text: str, seed: int, seconds: float, lexicon: Lexicon
-) -> Utterance:
-    voice = [*ENGLISH].index(speaker.voice) * 10 + speaker.warp
-    room = number % 6
-    source = Synthesis(speaker, text, (seed, 11, voice, number), room=(seed, 12, voice, room))
-    name = f"synthesis/{speaker.name.lower()}-{number:05d}"
-    return Utterance(name, source, seconds, speaker.name, f"room{room}", role, normalise(text, lexicon))
 
 
 def shuffled(utterances: Iterable[Utterance], seed: Sequence[int]) -> list[Utterance]:

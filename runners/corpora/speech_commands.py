@@ -34,7 +34,7 @@ def file_name(speaker: Speaker, split: str) -> str:
 
 def plan(counts: dict[str, int], seed: int) -> list[Clip]:
     """Clips of one second: about `counts` words a split, the test split in 12 folders of equal size, and noises."""
-    clips = []
+    clips: list[Clip] = []
     for split, speakers in pseudo_speakers().items():
         if split == "test":
             each = max(1, counts["test"] // 12)

@@ -14,6 +14,8 @@ from fractions import Fraction
 
 import numpy as np
 
+from upstreams.errors import UserError
+
 SAMPLE_RATE = 16_000
 VOICES = ("en-GB", "en-US", "de-DE", "es-ES", "fr-FR", "it-IT")
 ENGLISH = ("en-GB", "en-US")
@@ -163,9 +165,9 @@ def _speak(utterance: Synthesis, rng: np.random.Generator) -> np.ndarray:
     # Volume below 1 keeps Pico from clipping; the level is set afterwards.
     raw = _engine().speak(text, voice=speaker.voice, speed=rate / float(warp), pitch=pitch, volume=0.5)
     wave = np.frombuffer(raw, dtype="<i2").astype(np.float64) / 32768
-    loud = np.flatnonzero(np.abs(wave) > 0.005)
+    loud = np.flatnonzero(np.abs(wave) > 0.02 * np.abs(wave).max(initial=0))
     if not len(loud):
-        raise RuntimeError(f"no speech was synthesised for {utterance.text!r} by {speaker.name}")
+        raise UserError(f"no speech was synthesised for {utterance.text!r} by {speaker.name}: it should be words")
     return _resample(wave[max(loud[0] - 160, 0) : loud[-1] + 800], warp.denominator, warp.numerator)
 
 

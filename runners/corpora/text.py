@@ -6,10 +6,10 @@ import re
 from pathlib import Path
 
 # SIL and SPN open s3prl's phoneme vocabulary; the phones are CMUdict's 39, without stress.
-PHONES = (
-    "AA AE AH AO AW AY B CH D DH EH ER EY F G HH IH IY JH K L M N NG OW OY P R S SH T TH UH UW V W Y Z ZH"
-).split()
-VOCABULARY = ["SIL", "SPN", *PHONES]
+_VOWELS = "AA AE AH AO AW AY EH ER EY IH IY OW OY UH UW"
+_CONSONANTS = "B CH D DH F G HH JH K L M N NG P R S SH T TH V W Y Z ZH"
+PHONES = tuple(sorted(f"{_VOWELS} {_CONSONANTS}".split()))
+VOCABULARY = ("SIL", "SPN", *PHONES)
 
 Lexicon = dict[str, list[str]]
 

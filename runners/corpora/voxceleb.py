@@ -57,12 +57,10 @@ def plan(
     """Clips of about `seconds` a split with the speakers in even shares, and the split of every session."""
     sessions = split_sessions(utterances)
     speakers = sorted({speaker for speaker, _ in sessions})
-    clips = []
+    clips: list[Clip] = []
     for split in ("train", "dev", "test"):
         candidates = [
-            u
-            for u in utterances
-            if u.seconds >= _SHORTEST and sessions.get((u.speaker or "", u.session)) == split
+            u for u in utterances if u.seconds >= _SHORTEST and sessions.get((u.speaker or "", u.session)) == split
         ]
         ordered = round_robin(shuffled(candidates, [seed, 30]))
         for utterance in take(ordered, seconds[split], _AT_LEAST[split] * len(speakers)):

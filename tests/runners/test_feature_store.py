@@ -13,7 +13,9 @@ LENGTHS = [16000, 8123, 16000, 24001, 800, 15999]
 
 @pytest.fixture(scope="module")
 def baselines() -> dict[str, nn.Module]:
-    import upstreams.s3prl_compat  # noqa: F401
+    from upstreams import register
+
+    register()
     from s3prl import hub
 
     return {name: getattr(hub, name)().eval() for name in ("fbank", "fbank_no_cmvn")}

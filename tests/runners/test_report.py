@@ -19,7 +19,7 @@ UPSTREAMS = ["fbank_no_cmvn", "tiny_mini_untrained", "tiny_mini", "tiny_mini_w1a
 def write_cell(runs: Path, label: str, task: str, seed: int, value: float, **changes: Any) -> None:
     """A results.json as a cell writes it."""
     content = {
-        "label": label,
+        "upstream": label,
         "task": task,
         "metric": TASKS[task].metric,
         "value": value,
@@ -33,7 +33,7 @@ def write_cell(runs: Path, label: str, task: str, seed: int, value: float, **cha
         "parameters": 0 if label == "fbank_no_cmvn" else 1_700_000,
         "macs": 480_000_000,
         "storage_bytes": 0 if label == "fbank_no_cmvn" else 6_800_000,
-        "corpus": "real",
+        "corpus": {"speech": "real", "label": "as spoken"},
         "device": "cpu",
         "machine": "x86_64, 2 cores",
         "versions": {"superbit": "0.1.0", "torch": "2.13.0"},
@@ -51,11 +51,9 @@ def write_runs(runs: Path, seed: int, shift: float = 0.0) -> Path:
     values = {"asr": [99.0, 98.0, 90.0, 95.0], "pr": [0.90, 0.80, 0.70, 0.75], "er": [0.30, 0.50, 0.60, 0.55]}
     for task, row in values.items():
         for label, value in zip(UPSTREAMS, row, strict=True):
-            corpus = "synthetic" if task == "er" else "real"
-            write_cell(runs, label, task, seed, value + (100 if task == "asr" else 1) * shift, corpus=corpus)
-    (runs / "matrix.json").write_text(
-        json.dumps({"upstreams": UPSTREAMS, "tasks": list(values), "seeds": [seed]})
-    )
+            made_up = {"corpus": {"speech": "synthetic", "label": "synthetic: made up"}} if task == "er" else {}
+            write_cell(runs, label, task, seed, value + (100 if task == "asr" else 1) * shift, **made_up)
+    (runs / "matrix.json").write_text(json.dumps({"upstreams": UPSTREAMS, "tasks": list(values), "seeds": [seed]}))
     return runs
 
 
@@ -81,7 +79,8 @@ def test_one_seed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert table["fbank_no_cmvn"] == ["99.00", "90.00", "30.00", "0", "480 M", "0 B", "13.7"]
     assert table["tiny_mini"][3:] == ["1.7 M", "480 M", "6.8 MB", "33.3"]
     assert "one seed: no deviation" in text
-    assert "synthesised speech" in text
+    assert "Speech: real in ASR, PR; synthetic in ER." in text
+    assert "The labels of ER are synthetic: made up." in text
 
     gains = rows(text, "## Against fbank_no_cmvn")
     assert gains["tiny_mini"] == ["+9.00", "+20.00", "+30.00", "3 of 3"], "positive is better for error rates too"
@@ -130,20 +129,20 @@ def test_what_makes_cells_incomparable_is_said(tmp_path: Path) -> None:
     write_cell(runs, "late", "pr", 1, 0.9, identity={"config": {"optimizer": {"lr": 1}}, "corpus_sha256": "c1"})
     write_cell(runs, "late", "asr", 2, 100.0, best_on_dev=False, resumed_at_step=100)
     text = report([runs]).read_text()
-    assert "the cells of pr were run with different configurations" in text
+    assert "the cells of pr have different configurations" in text
     assert "the cells of pr were run on different builds of the corpora" in text
     assert "asr, late seed 2: nothing was ever best on dev" in text
     assert "the means of asr are over different seeds" in text
     assert "late/asr went on after an interruption" in text
-    assert rows(text, "# SUPERB tasks")["late"][2] == "–", "a cell that was not measured is no number"
-    assert rows(text, "# SUPERB tasks")["late"][-1] == "–", "nor is a score that lacks a task"
+    assert rows(text, "# SUPERB tasks")["late"][2] == "-", "a cell that was not measured is no number"
+    assert rows(text, "# SUPERB tasks")["late"][-1] == "-", "nor is a score that lacks a task"
 
 
 def test_an_upstream_without_known_costs_is_shown_without(tmp_path: Path) -> None:
     runs = write_runs(tmp_path / "runs", seed=1)
     for task in ("asr", "pr", "er"):
         write_cell(runs, "hubert", task, 1, 0.5, parameters=None, macs=None, storage_bytes=None)
-    assert rows(report([runs]).read_text(), "# SUPERB tasks")["hubert"][3:6] == ["–", "–", "–"]
+    assert rows(report([runs]).read_text(), "# SUPERB tasks")["hubert"][3:6] == ["-", "-", "-"]
 
 
 def test_tensorboard_shows_metrics_table_and_plot(tmp_path: Path) -> None:

@@ -1,0 +1,66 @@
+"""`python -m runners.bucket_files LIBRISPEECH FOLDER`: the lists of audio lengths that s3prl's ASR makes batches from.
+
+FOLDER/<set>.csv has a line `,file_path,length,label` for each .flac of the set, longest first, with lengths in samples.
+"""
+
+from __future__ import annotations
+
+import csv
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from upstreams.errors import UserError
+from upstreams.files import atomic_write
+
+SETS = ("train-clean-100", "dev-clean", "test-clean")
+
+
+def write_bucket_files(librispeech: str | Path, folder: str | Path, sets: Sequence[str] = SETS) -> list[Path]:
+    """Write FOLDER/<set>.csv for each set from the headers of its audio; return the paths.
+
+    Raises UserError for a set that is missing or empty and for a file that is no audio.
+    """
+    import soundfile
+    from tqdm import tqdm
+
+    written = []
+    for name in sets:
+        files = sorted(Path(librispeech, name).rglob("*.flac"))
+        if not files:
+            raise UserError(
+                f"{Path(librispeech, name)} holds no .flac file: expected <speaker>/<chapter>/<utterance>.flac"
+            )
+        lengths = {}
+        for file in tqdm(files, desc=name, dynamic_ncols=True):
+            try:
+                lengths[file] = soundfile.info(file).frames
+            except (soundfile.SoundFileError, OSError) as error:
+                raise UserError(f"cannot read the audio file {file}: {getattr(error, 'error_string', error)}") from None
+        rows = sorted(lengths.items(), key=lambda row: row[1], reverse=True)
+        path = Path(folder, f"{name}.csv")
+        with atomic_write(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as output:
+            writer = csv.writer(output)
+            writer.writerow(["", "file_path", "length", "label"])
+            for index, (file, length) in enumerate(rows):
+                writer.writerow([index, file.relative_to(librispeech).as_posix(), length, ""])
+        written.append(path)
+    return written
+
+
+def main(argv: Sequence[str]) -> int:
+    """Exit code 0, or 2 after bad input."""
+    if len(argv) < 2:
+        print(__doc__, file=sys.stderr)
+        return 2
+    try:
+        for path in write_bucket_files(argv[0], argv[1], argv[2:] or SETS):
+            print(path)
+    except UserError as error:
+        print(f"superbit: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

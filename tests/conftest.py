@@ -1,0 +1,19 @@
+"""Fixtures that several parts of the suite use."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+# Before torch is imported anywhere: on few cores one thread is faster than several for models of this size.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture(scope="session")
+def tiny_corpora(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A corpora root with a few sounds for each of the seven tasks; not to be changed by a test."""
+    from tests.tiny_corpora import build
+
+    return build(tmp_path_factory.mktemp("corpora"))

@@ -1,0 +1,148 @@
+"""Manifests, batches, masks and labels."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from pretrain.data import BatchOrder, Crops, collate, loader, read_labels
+from pretrain.labels import cluster, mfcc, write_labels
+from pretrain.manifest import Manifest, load_audio
+from pretrain.masking import span_mask
+from tests.pretrain.audio import write_corpus
+from upstreams.errors import UserError
+
+HOP = 640
+
+
+@pytest.fixture
+def manifest(tmp_path: Path) -> Manifest:
+    return Manifest.read(write_corpus(tmp_path / "audio"))
+
+
+def test_manifest_errors_name_the_line(tmp_path: Path) -> None:
+    path = tmp_path / "train.tsv"
+    with pytest.raises(UserError, match="no manifest at"):
+        Manifest.read(path)
+    path.write_text("/nowhere\na.wav\t100\nb.wav 200\n")
+    with pytest.raises(UserError, match="line 3 of .* is 'b.wav 200'"):
+        Manifest.read(path)
+    path.write_text("/nowhere\na.wav\t100\n")
+    with pytest.raises(UserError, match="has its root moved"):
+        Manifest.read(path)
+    path.write_text("/nowhere\n")
+    with pytest.raises(UserError, match="names no audio file"):
+        Manifest.read(path)
+
+
+def test_audio_errors_name_the_file(tmp_path: Path) -> None:
+    bad = tmp_path / "bad.wav"
+    bad.write_bytes(b"no audio")
+    with pytest.raises(UserError, match=r"bad\.wav cannot be read"):
+        load_audio(bad)
+    slow = tmp_path / "slow.wav"
+    soundfile.write(slow, np.zeros(800), 8000)
+    with pytest.raises(UserError, match=r"slow\.wav has 8000 Hz"):
+        load_audio(slow)
+    short = tmp_path / "short.wav"
+    soundfile.write(short, np.zeros(800), 16_000)
+    with pytest.raises(UserError, match="ends after 800 samples, 900 are expected"):
+        load_audio(short, 0, 900)
+
+
+@pytest.mark.parametrize("views", [1, 2])
+def test_batches_follow_seed_and_step_alone(manifest: Manifest, views: int) -> None:
+    order = BatchOrder(manifest, HOP, 6.0, 1.0, seed=3, views=views)
+    whole = list(order.steps(0, 20))
+    assert list(order.steps(7, 20)) == whole[7:]
+    assert list(BatchOrder(manifest, HOP, 6.0, 1.0, seed=4, views=views).steps(0, 20)) != whole
+    epoch = [item for batch in whole[: order.batches_an_epoch] for item in batch]
+    assert sorted(index for index, _, _ in epoch) == sorted(list(range(len(manifest))) * views)
+    for batch in whole:
+        assert max(size for _, _, size in batch) * len(batch) <= 6 * 16_000
+        for index, frame, size in batch:
+            assert size <= 16_000 and frame * HOP + size <= manifest.samples[index]
+        if views == 2:  # crops 2 i and 2 i + 1 are of one utterance and share no sample
+            for (first, start, size), (second, other, _) in zip(batch[::2], batch[1::2], strict=True):
+                assert first == second and start * HOP + size <= other * HOP + HOP
+
+
+def test_a_crop_carries_the_labels_of_its_frames(manifest: Manifest) -> None:
+    labels = [np.arange(200) + 1000 * k for k in range(len(manifest))]
+    crops = Crops(manifest, labels, HOP)
+    items = [(2, 5, 9000), (7, 0, 16_000)]
+    batch = collate([crops[item] for item in items])
+    assert batch.lengths.tolist() == [9000, 16_000] and batch.skipped == 0
+    assert batch.labels[0, :3].tolist() == [2005, 2006, 2007] and batch.labels[1, 0] == 7000
+    whole = load_audio(manifest.root / manifest.paths[2])
+    torch.testing.assert_close(batch.waveforms[0, :9000], torch.from_numpy(whole[5 * HOP : 5 * HOP + 9000]))
+    assert not batch.waveforms[0, 9000:].any()
+
+
+def test_unreadable_audio_is_skipped_and_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    manifest = Manifest.read(write_corpus(tmp_path / "audio", corrupt=(3, 5)))
+    order = BatchOrder(manifest, HOP, 60.0, 1.0, seed=0)
+    (batch,) = loader(Crops(manifest, None, HOP), order, 0, 1)
+    assert batch.skipped == 2 and len(batch.lengths) == len(manifest) - 2
+    assert "3.wav" in capsys.readouterr().out
+
+
+def test_masks_cover_what_the_recipe_says() -> None:
+    """At HuBERT's 0.8 and 10 about 57 % of long utterances' frames (starts without replacement, overlap allowed)."""
+    mask = span_mask([1000] * 200, 0.8, 10, seed=1)
+    assert float(mask.float().mean()) == pytest.approx(0.555, abs=0.02)
+    assert torch.equal(mask, span_mask([1000] * 200, 0.8, 10, seed=1))
+    assert not torch.equal(mask, span_mask([1000] * 200, 0.8, 10, seed=2))
+
+
+@pytest.mark.parametrize("length", [1, 2, 3, 5, 6, 7, 30])
+def test_masks_of_short_utterances_leave_something_on_both_sides(length: int) -> None:
+    for seed in range(20):
+        mask = span_mask([length, 40], 0.65, 5, seed=seed)
+        assert mask.shape == (2, 40) and not mask[0, length:].any()
+        if length > 1:
+            assert mask[0, :length].any() and not mask[0, :length].all()
+
+
+def test_mfcc_has_kaldis_frames_and_is_deterministic() -> None:
+    audio = torch.randn(16_000) * 0.1
+    features = mfcc(audio)
+    assert features.shape == (98, 39) and torch.equal(features, mfcc(audio))
+    assert mfcc(audio[:100]).shape == (1, 39)
+
+
+def test_clusters_find_what_is_there() -> None:
+    random = np.random.default_rng(0)
+    truth = [random.integers(0, 4, 300) for _ in range(6)]
+    centres = random.normal(0, 10, (4, 5))
+    ids, summary = cluster([centres[t] + random.normal(0, 0.1, (300, 5)) for t in truth], 4, 0, 1.0)
+    pairs = {(int(a), int(b)) for t, i in zip(truth, ids, strict=True) for a, b in zip(t, i, strict=True)}
+    assert len(pairs) == 4 and summary["used"] == 4 and summary["perplexity"] == pytest.approx(4, rel=0.02)
+    with pytest.raises(UserError, match="too few for 4000 clusters"):
+        cluster([np.zeros((5, 2))], 4000, 0, 1.0)
+
+
+def test_label_files_are_at_the_frame_rate(tmp_path: Path) -> None:
+    manifest = Manifest.read(write_corpus(tmp_path / "audio", corrupt=(4,)))
+    path = write_labels(manifest, tmp_path / "labels", 6, 0, 1.0, 4)
+    labels = read_labels(path)
+    for k, (ids, samples) in enumerate(zip(labels, manifest.samples, strict=True)):
+        assert len(ids) == (0 if k == 4 else -(-((samples - 400) // 160 + 1) // 4))
+    assert len((tmp_path / "labels" / "dict.km.txt").read_text().splitlines()) == 6
+    before = path.stat().st_mtime_ns
+    assert write_labels(manifest, tmp_path / "labels", 6, 0, 1.0, 4).stat().st_mtime_ns == before
+
+
+def test_labels_of_another_length_than_the_audio_are_refused(tmp_path: Path) -> None:
+    path = write_corpus(tmp_path / "audio")
+    lines = path.read_text().splitlines()
+    lines[2] = lines[2].split("\t")[0] + "\t99999999"
+    path.write_text("\n".join(lines) + "\n")
+    manifest = Manifest.read(path)
+    assert len(Crops(manifest, None, HOP)) == len(manifest)
+    with pytest.raises(UserError, match="labels for 3 utterances"):
+        Crops(manifest, [np.zeros(3)] * 3, HOP)

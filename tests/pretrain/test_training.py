@@ -1,0 +1,223 @@
+"""Pre-training and distillation through the command line: they learn, are resumed to the bit, and refuse bad input."""
+
+from __future__ import annotations
+
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from pretrain.distill import load_with_head
+from pretrain.hubert import CodewordHead, HubertPretraining, Objective, UtteranceHead
+from pretrain.recipes import read_recipe, recipe_names
+from tests.pretrain.audio import write_corpus, write_recipe
+from upstreams import checkpoint
+from upstreams.config import preset
+from upstreams.errors import UserError
+
+
+def superbit(*arguments: object, **options: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "runners.cli", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, **options)  # type: ignore[call-overload]
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("pretrain")
+    write_corpus(folder / "audio", utterances=10)
+    write_recipe(folder / "recipe.yaml")
+    done = superbit(
+        "pretrain",
+        folder / "recipe.yaml",
+        "--manifest",
+        folder / "audio/train.tsv",
+        "--out",
+        folder / "run",
+    )
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def weights(path: Path) -> dict[str, torch.Tensor]:
+    return checkpoint.read(path)[1]
+
+
+def test_pretraining_leaves_both_checkpoints_and_logs(work: Path) -> None:
+    trained = work / "run/checkpoints/sparseformer_dn_mini.safetensors"
+    untrained = work / "run/checkpoints/sparseformer_dn_mini_untrained.safetensors"
+    before, after = weights(untrained), weights(trained)
+    key = "model.encoder.blocks.0.attention.query.weight"
+    assert not torch.equal(before[key], after[key])
+    assert after["head.codewords"].shape[0] == 10 and "head.codewords" not in before
+    _, _, provenance = checkpoint.read(trained)
+    assert provenance["seed"] == 0 and provenance["recipe"]["iterations"]["mfcc"]["steps"] == 6
+    assert list((work / "run/pretrain/sparseformer_dn_mini/iteration2").glob("events.out.tfevents.*"))
+
+
+def test_a_killed_run_resumes_to_the_same_weights(work: Path) -> None:
+    """kill -9 in the second iteration; the resumed run's checkpoint equals the uninterrupted one bit for bit."""
+    recipe = ["pretrain", work / "recipe.yaml", "--manifest", work / "audio/train.tsv", "--out", work / "killed"]
+    command = [sys.executable, "-m", "runners.cli", *map(str, recipe)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    state = work / "killed/pretrain/sparseformer_dn_mini/iteration1/state.pt"
+    while not state.exists() and process.poll() is None:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    final = "checkpoints/sparseformer_dn_mini.safetensors"
+    assert not (work / "killed" / final).exists()
+    assert superbit(*recipe).returncode == 0
+    ours, reference = weights(work / "killed" / final), weights(work / "run" / final)
+    assert ours.keys() == reference.keys()
+    assert all(torch.equal(ours[k], reference[k]) for k in ours)
+
+
+def test_sigterm_saves_and_the_next_run_goes_on(work: Path, tmp_path: Path) -> None:
+    write_recipe(tmp_path / "recipe.yaml", first=400, second=4)
+    arguments = ["pretrain", tmp_path / "recipe.yaml", "--manifest", work / "audio/train.tsv", "--out", tmp_path / "run"]
+    command = [sys.executable, "-m", "runners.cli", *map(str, arguments)]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    folder = tmp_path / "run/pretrain/sparseformer_dn_mini/iteration1"
+    while not list(folder.glob("events.*")) and process.poll() is None:
+        time.sleep(0.05)
+    time.sleep(1.5)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=30) == 130
+    step = torch.load(folder / "state.pt", weights_only=True)["step"]
+    assert 0 < step < 400
+
+
+def test_a_finished_run_is_not_run_again(work: Path) -> None:
+    path = work / "run/checkpoints/sparseformer_dn_mini.safetensors"
+    before = path.stat().st_mtime_ns
+    done = superbit(
+        "pretrain", work / "recipe.yaml", "--manifest", work / "audio/train.tsv", "--out", work / "run"
+    )
+    assert done.returncode == 0 and path.stat().st_mtime_ns == before
+
+
+def test_distillation_schedule(work: Path) -> None:
+    teacher = work / "run/checkpoints/sparseformer_dn_mini.safetensors"
+    arguments = ["--bits", "w1a1", "--schedule", "w1a32,w1a1", "--manifest", work / "audio/train.tsv"]
+    done = superbit("quantize", teacher, *arguments, "--out", work / "run", "--steps", 4)
+    assert done.returncode == 0, done.stderr
+    middle, final = (work / f"run/checkpoints/sparseformer_dn_mini_{b}.safetensors" for b in ("w1a32", "w1a1"))
+    assert checkpoint.read(final)[2]["teacher_sha256"] == checkpoint.sha256(middle)
+    assert checkpoint.read(middle)[2]["teacher_sha256"] == checkpoint.sha256(teacher)
+    model = checkpoint.load(final)
+    assert all(bool(v) for k, v in model.state_dict().items() if k.endswith("calibrated"))
+    with torch.no_grad():
+        assert all(torch.isfinite(state).all() for state in model(torch.randn(2, 9000) * 0.1))
+    assert load_with_head(final).head.codewords.shape[0] == 10
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--bits", "w2a1"], "bits 'w2a1' are not valid"),
+        (["--bits", "w1a1", "--schedule", "w1a1,w1a32"], "ends at w1a32, but --bits is w1a1"),
+        (["--bits", "w32a32"], "the teacher itself"),
+    ],
+)
+def test_bad_bits_end_with_one_sentence(work: Path, tmp_path: Path, arguments: list[str], message: str) -> None:
+    teacher = work / "run/checkpoints/sparseformer_dn_mini.safetensors"
+    done = superbit("quantize", teacher, *arguments, "--manifest", work / "audio/train.tsv", "--out", tmp_path / "x")
+    assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr
+    assert not (tmp_path / "x").exists()
+
+
+def test_an_untrained_checkpoint_cannot_teach(work: Path, tmp_path: Path) -> None:
+    teacher = work / "run/checkpoints/sparseformer_dn_mini_untrained.safetensors"
+    done = superbit(
+        "quantize", teacher, "--bits", "w1a32", "--manifest", work / "audio/train.tsv", "--out", tmp_path
+    )
+    assert done.returncode == 2 and "has no pre-training head" in done.stderr
+
+
+def test_unknown_recipe_keys_name_the_nearest(tmp_path: Path) -> None:
+    path = write_recipe(tmp_path / "recipe.yaml")
+    path.write_text(path.read_text() + "crop_second: 3\n")
+    with pytest.raises(UserError, match="did you mean 'crop_seconds'"):
+        read_recipe(str(path))
+    with pytest.raises(UserError, match="did you mean 'transformer_mini'"):
+        read_recipe("transformer_min")
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_packaged_recipes_read(name: str) -> None:
+    assert read_recipe(name).config.encoder.layers > 0
+
+
+def slow_cross_entropy(head: CodewordHead, x: torch.Tensor, label: int) -> float:
+    """Plain loops over one frame."""
+    projected = (head.projection.weight @ x + head.projection.bias).tolist()
+    norm = math.sqrt(sum(v * v for v in projected))
+    logits = []
+    for code in head.codewords.tolist():
+        length = math.sqrt(sum(v * v for v in code))
+        logits.append(sum(a * b for a, b in zip(projected, code, strict=True)) / norm / length / 0.1)
+    return math.log(sum(math.exp(v) for v in logits)) - logits[label]
+
+
+def test_loss_equals_plain_loops() -> None:
+    torch.manual_seed(0)
+    model = checkpoint.build(preset("sparseformer_dn_mini"))
+    objective = Objective(unmasked_weight=0.5, utterance_weight=0.0)
+    module = HubertPretraining(model, 7, objective).double()
+    lengths = torch.tensor([16_000, 9000])
+    waveforms = torch.randn(2, 16_000, dtype=torch.float64) * 0.1
+    frames = model.frame_count(lengths).tolist()
+    labels = torch.randint(0, 7, (2, frames[0]))
+    labels[0, 3] = -1
+    mask = torch.zeros(2, frames[0], dtype=torch.bool)
+    mask[0, 2:9] = True
+    mask[1, 1:4] = True
+    loss, _ = module(waveforms, lengths, labels, mask, False)
+
+    embedded, counts = model.embed(waveforms, lengths)
+    states = model.encoder(torch.where(mask[..., None], module.mask_vector, embedded), counts)
+    parts: dict[bool, list[float]] = {True: [], False: []}
+    for row in range(2):
+        for frame in range(frames[row]):
+            if labels[row, frame] >= 0:
+                value = slow_cross_entropy(module.head, states[-1][row, frame], int(labels[row, frame]))
+                parts[bool(mask[row, frame])].append(value)
+    expected = sum(parts[True]) / len(parts[True]) + 0.5 * sum(parts[False]) / len(parts[False])
+    assert float(loss.detach()) == pytest.approx(expected, abs=1e-9)
+
+
+def test_padding_takes_no_part_in_the_loss() -> None:
+    torch.manual_seed(0)
+    model = checkpoint.build(preset("sparseformer_dn_mini"))
+    module = HubertPretraining(model, 7, Objective()).eval()
+    waveforms, lengths = torch.randn(2, 8000) * 0.1, torch.tensor([8000, 8000])
+    labels, mask = torch.randint(0, 7, (2, 12)), torch.rand(2, 12) < 0.5
+    loss, _ = module(waveforms, lengths, labels, mask, True)
+    wide = torch.nn.functional.pad
+    padded, _ = module(
+        wide(waveforms, (0, 9000), value=0.3), lengths, wide(labels, (0, 14)), wide(mask, (0, 14), value=True), True
+    )
+    torch.testing.assert_close(loss, padded)
+
+
+def test_utterance_loss_is_low_for_true_pairs() -> None:
+    torch.manual_seed(0)
+    head = UtteranceHead(16)
+    speaker = torch.randn(4, 1, 16) * 3
+    frames = torch.full((8,), 10)
+    states = speaker.repeat_interleave(2, 0) + 0.1 * torch.randn(8, 10, 16)
+    assert head(states, frames) < 0.2 < head(states[[0, 2, 4, 6, 1, 3, 5, 7]], frames)
+
+
+def test_commands_help_without_heavy_imports() -> None:
+    code = "import sys, runners.cli; sys.exit(bool({'torch', 's3prl', 'sklearn'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], env=os.environ).returncode == 0
+    for command in ("pretrain", "quantize", "evaluate", "report", "labels mfcc", "corpus mini"):
+        done = superbit(*command.split(), "--help")
+        assert done.returncode == 0 and "--" in done.stdout

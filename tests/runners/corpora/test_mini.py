@@ -1,0 +1,222 @@
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import soundfile
+
+from runners.corpora import mini, sources, speech_commands
+from runners.corpora.mini import build_mini
+from runners.tasks import check_corpus
+from tests.runners.corpora import game
+from upstreams.errors import UserError
+
+TASKS = ("asr", "pr", "ks", "sid", "er", "ic", "sf")
+HOURS = 0.02
+
+
+@pytest.fixture(scope="module")
+def synthetic(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("synthetic")
+    build_mini(folder / "corpora", HOURS, 0, folder / "sources", apt=False)
+    return folder / "corpora"
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory) -> Path:
+    """Corpora from a hand-made game and hand-made prompts."""
+    folder = tmp_path_factory.mktemp("recorded")
+    digests = game.write_sources(folder / "sources", game.small_game())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sources, "PACKAGES", [replace(p, sha256=digests[p.name]) for p in sources.PACKAGES])
+        build_mini(folder / "corpora", HOURS, 0, folder / "sources", apt=True)
+    return folder / "corpora"
+
+
+def audio_files(root: Path) -> list[str]:
+    return sorted(str(path.relative_to(root)) for kind in ("*.wav", "*.flac") for path in root.rglob(kind))
+
+
+def contents(root: Path) -> dict[str, str]:
+    """SHA-256 of every file by its path; manifests without their first line, which is the root."""
+    found = {}
+    for path in root.rglob("*"):
+        if path.is_file():
+            data = path.read_bytes()
+            data = data.partition(b"\n")[2] if path.parent.name == "manifest" else data
+            found[str(path.relative_to(root))] = hashlib.sha256(data).hexdigest()
+    return found
+
+
+def manifest(root: Path, split: str) -> dict[str, int]:
+    first, *rows = (root / "manifest" / f"{split}.tsv").read_text().splitlines()
+    assert first == str(root)
+    return {path: int(samples) for path, samples in (row.split("\t") for row in rows)}
+
+
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("kind", ["synthetic", "recorded"])
+def test_every_task_finds_its_layout(kind, task, request):
+    check_corpus(task, request.getfixturevalue(kind))
+
+
+def test_s3prl_splits_keywords_as_they_were_meant(synthetic):
+    import upstreams.s3prl_compat  # noqa: F401, I001
+    from s3prl.downstream.speech_commands.expert import split_dataset
+
+    train, valid = split_dataset(synthetic / speech_commands.TRAIN_ROOT)
+    summary = json.loads((synthetic / "corpus.json").read_text())["tasks"]["ks"]["splits"]
+    assert len(train) == summary["train"]["utterances"] and len(valid) == summary["dev"]["utterances"]
+    names = [{path.name.split("_nohash_")[0] for _, path in part} for part in (train, valid)]
+    tested = {
+        re.search(r"([0-9a-f]{8})_nohash_", path.name).group(1)
+        for path in (synthetic / speech_commands.TEST_ROOT).glob("*/*_nohash_*.wav")
+    }
+    assert not names[0] & names[1] and not (names[0] | names[1]) & tested
+    folders = {path.name for path in (synthetic / speech_commands.TEST_ROOT).iterdir()}
+    assert len(folders) == 12
+
+
+def test_speakers_of_ic_and_sf_and_er_are_disjoint(synthetic):
+    folder = synthetic / "fluent_speech_commands_dataset" / "data"
+    rows = {name: list(csv.DictReader((folder / f"{name}_data.csv").open())) for name in ("train", "valid", "test")}
+    speakers = [{row["speakerId"] for row in part} for part in rows.values()]
+    assert sum(map(len, speakers)) == len(set.union(*speakers))
+    assert {row["action"] + row["object"] for row in rows["test"]} <= {
+        row["action"] + row["object"] for row in rows["train"]
+    }
+    meta = synthetic / "IEMOCAP" / "meta_data" / "Session1"
+    parts = [json.loads((meta / f"{name}_meta_data.json").read_text())["meta_data"] for name in ("train", "test")]
+    assert not {row["speaker"] for row in parts[0]} & {row["speaker"] for row in parts[1]}
+    assert {row["label"] for row in parts[1]} == {"neu", "hap", "ang", "sad"}
+
+
+def test_manifests_name_what_is_there_and_nothing_held_out(synthetic):
+    train, valid = manifest(synthetic, "train"), manifest(synthetic, "valid")
+    assert valid and not train.keys() & valid.keys()
+    for path, samples in {**train, **valid}.items():
+        assert soundfile.info(synthetic / path).frames == samples
+    held = [
+        path
+        for path in audio_files(synthetic)
+        if re.search(r"(dev|test)-clean/|_test_set_|IEMOCAP|/(valid|test)/", path)
+    ]
+    listed = (synthetic / "VoxCeleb1" / "veri_test_class.txt").read_text().split("\n")[:-1]
+    held += [path for path in audio_files(synthetic) for line in listed if line[0] != "1" and path.endswith(line[2:])]
+    held += [path for path in audio_files(synthetic) if re.search(r"wavs/speakers/.*/(dev|test)-", path)]
+    assert len(held) > 100
+    hashes = contents(synthetic)
+    assert not {hashes[path] for path in held} & {hashes[path] for path in (*train, *valid)}
+
+
+def test_recorded_speech_is_used_and_named(recorded):
+    summary = json.loads((recorded / "corpus.json").read_text())
+    assert summary["complete"] and len(summary["sources"]) == len(sources.PACKAGES)
+    assert {task: summary["tasks"][task]["speech"] for task in TASKS} == {
+        "asr": "real", "pr": "real", "sid": "real", "ks": "synthetic", "er": "synthetic", "ic": "synthetic",
+        "sf": "synthetic",
+    }  # fmt: skip
+    assert "synthetic" in summary["tasks"]["er"]["label"]
+    heard = {**manifest(recorded, "train"), **manifest(recorded, "valid")}
+    assert any(path.startswith("pretrain/prompts/ru_RU_f_IvrvoiceRU/digits-one") for path in heard)
+    for path in (recorded / "LibriSpeech").rglob("*.flac"):
+        info = soundfile.info(path)
+        assert info.samplerate == 16_000 and info.channels == 1 and abs(info.duration - game.SECONDS) < 0.2
+    transcripts = "".join(path.read_text() for path in (recorded / "LibriSpeech").rglob("*.trans.txt"))
+    assert re.fullmatch(r"(\d+-\d+-\d{4}( [A-Z']+)+\n)+", transcripts)
+    lexicon = dict(
+        line.split(" ", 1) for line in (recorded / "lexicon" / "librispeech-lexicon.txt").read_text().splitlines()
+    )
+    vocabulary = (recorded / "lexicon" / "phoneme.txt").read_text().split("\n")
+    assert set(re.findall(r"[A-Z']+", transcripts)) == set(lexicon)
+    assert {phone for phones in lexicon.values() for phone in phones.split()} <= set(vocabulary)
+
+
+def test_a_killed_build_goes_on_and_ends_the_same(synthetic, tmp_path):
+    out = tmp_path / "corpora"
+    script = tmp_path / "build.py"
+    script.write_text(
+        "from pathlib import Path\n"
+        "from runners.corpora.mini import build_mini\n"
+        f"if __name__ == '__main__':\n    build_mini(Path({str(out)!r}), {HOURS}, 0, Path('sources'), False)\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(Path.cwd())}
+    process = subprocess.Popen([sys.executable, script], env=environment, stderr=subprocess.DEVNULL)
+    partial = out.with_name(".corpora.partial")
+    deadline = time.monotonic() + 60
+    while not (partial.is_dir() and len(audio_files(partial)) > 20):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    kept = {path: (partial / path).stat().st_mtime_ns for path in audio_files(partial)}
+    assert not out.exists() and kept
+    build_mini(out, HOURS, 0, tmp_path / "sources", apt=False)
+    assert contents(out) == contents(synthetic)
+    assert not list(out.rglob(".*")) and not partial.exists()
+    assert all((out / path).stat().st_mtime_ns == changed for path, changed in kept.items())
+
+
+def test_what_is_complete_is_not_built_again(synthetic, monkeypatch, tmp_path):
+    monkeypatch.setattr(mini, "_build", None)
+    assert build_mini(synthetic, HOURS, 0, tmp_path, apt=False)["complete"]
+    for parameters in ((HOURS, 1, False), (2 * HOURS, 0, False), (HOURS, 0, True)):
+        with pytest.raises(UserError, match="other parameters"):
+            build_mini(synthetic, *parameters[:2], tmp_path, apt=parameters[2])
+
+
+def test_another_seed_gives_other_audio(monkeypatch, tmp_path):
+    planned = []
+
+    def keep(root, clips):
+        planned.append([(clip.path, clip.source) for clip in clips if clip.tasks == ("ks",)])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(mini, "write_clips", keep)
+    for seed in (0, 1, 0):
+        with pytest.raises(KeyboardInterrupt):
+            build_mini(tmp_path / "corpora", HOURS, seed, tmp_path, apt=False)
+    assert planned[0] == planned[2] != planned[1]
+
+
+def test_without_apt_synthesis_alone_is_said_in_one_line(monkeypatch, tmp_path, capsys):
+    def unavailable(folder):
+        raise sources.Unavailable("apt-get is not on this system")
+
+    monkeypatch.setattr(sources, "obtain", unavailable)
+    monkeypatch.setattr(mini, "_build", lambda *arguments: {"container": arguments[-1]})
+    assert build_mini(tmp_path / "corpora", HOURS, 0, tmp_path / "sources", apt=True)["container"] is None
+    told = capsys.readouterr().err
+    assert told.count("\n") == 1 and "apt-get is not on this system" in told and "synthesis" in told
+
+
+@pytest.mark.parametrize(("hours", "seed", "named"), [(0, 0, "hours"), (float("nan"), 0, "hours"), (1, -1, "seed")])
+def test_bad_parameters(tmp_path, hours, seed, named):
+    with pytest.raises(UserError, match=named):
+        build_mini(tmp_path / "corpora", hours, seed, tmp_path, apt=False)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"), [("notes.txt", "mine"), ("corpus.json", "{"), ("corpus.json", "[]"), ("corpus.json", "{}")]
+)
+def test_a_folder_that_holds_something_else_is_left_alone(tmp_path, name, content):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(UserError, match="name a new folder"):
+        build_mini(tmp_path, HOURS, 0, tmp_path, apt=False)
+    assert (tmp_path / name).read_text() == content
+
+
+def test_missing_libraries_are_named(monkeypatch, tmp_path):
+    monkeypatch.setattr(mini, "_LIBRARIES", ("py_nanotts", "no_such_library"))
+    with pytest.raises(UserError, match=r"^no_such_library not installed.*superbit\[corpora\]"):
+        build_mini(tmp_path / "corpora", HOURS, 0, tmp_path, apt=False)

@@ -1,0 +1,60 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from runners.corpora import sentences
+from runners.corpora.text import PHONES, VOCABULARY, load_lexicon, normalise
+
+LEXICON = load_lexicon()
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ('Okay, I got it... it\'s "KING COLE"', "OKAY I GOT IT IT'S KING COLE"),
+        ("A half-witted bush pilot.", "A HALF WITTED BUSH PILOT"),
+        ("'Til the end of 'time'", "'TIL THE END OF TIME"),
+        ("The Super Soldier Treatment^_ works", "THE SUPER SOLDIER TREATMENT WORKS"),
+        ("(sigh)", None),
+        ("the 24 Hour Store", None),
+        ("R&D", None),
+        ("FRRBLT the door", None),
+        ("...", None),
+        ("", None),
+    ],
+)
+def test_normalise(text, expected):
+    assert normalise(text, LEXICON) == expected
+
+
+def test_the_lexicon_has_39_phones_and_first_pronunciations():
+    assert {phone for phones in LEXICON.values() for phone in phones} == set(PHONES)
+    assert len(PHONES) == 39 and VOCABULARY[:2] == ("SIL", "SPN")
+    assert LEXICON["THE"] == ["DH", "AH"] and not any("(" in word for word in LEXICON)
+
+
+def test_what_is_synthesised_for_asr_and_pr_is_in_the_lexicon():
+    rng = np.random.default_rng(0)
+    said = [sentences.free_sentence(rng) for _ in range(3000)]
+    assert all(normalise(text, LEXICON) == text.upper() for text in said)
+    assert len(set(said)) > 2000
+
+
+def test_every_intent_has_wordings_without_gaps():
+    rng = np.random.default_rng(0)
+    assert len(set(sentences.INTENTS)) == 31
+    texts = {intent: {sentences.command(intent, rng) for _ in range(50)} for intent in sentences.INTENTS}
+    assert all(len(wordings) >= 3 and not any("{" in text for text in wordings) for wordings in texts.values())
+    # A wording belongs to one intent: all three of action, object and location can be told from the words.
+    every = [text for wordings in texts.values() for text in wordings]
+    assert len(every) == len(set(every))
+
+
+def test_requests_have_slots_beside_their_words():
+    rng = np.random.default_rng(0)
+    for _ in range(500):
+        said = sentences.request(rng)
+        assert len(said.words) == len(said.slots)
+        assert set(said.slots) - {"O"} <= set(sentences.SLOTS) and set(said.slots) != {"O"}
+        assert not any(character in word for word in said.words for character in ":;[]")
