@@ -28,11 +28,12 @@ from upstreams.versions import versions
 class Distillation:
     """What one step of the schedule is trained with."""
 
-    steps: int = 250
-    lr: float = 2e-3
+    steps: int = 200
+    lr: float = 1e-3
+    matrix_lr: float = 5e-3
     weight_decay: float = 0.0
     warm_up: float = 0.1
-    batch_seconds: float = 80.0
+    batch_seconds: float = 60.0
     crop_seconds: float = 4.0
 
 
@@ -146,7 +147,7 @@ def _distil(teacher_path: Path, bits: str, manifest: Manifest, out: Path, seed: 
     student.train()
     fit(
         student,
-        optimizers(student, settings.lr, settings.weight_decay, student.model.encoder.blocks),
+        optimizers(student, settings.lr, settings.matrix_lr, settings.weight_decay, student.model.encoder.blocks),
         batches,
         losses,
         settings.steps,

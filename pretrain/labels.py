@@ -15,7 +15,7 @@ from tqdm import tqdm
 from pretrain.manifest import Manifest, load_audio
 from upstreams.errors import UserError
 from upstreams.files import atomic_write
-from upstreams.frontend import LogMel
+from upstreams.frontend import HOP, WINDOW, LogMel
 from upstreams.model import AudioEncoder
 
 LABEL_WINDOW, LABEL_BATCH = 1024, 32  # utterances
@@ -27,8 +27,8 @@ def mfcc(audio: Tensor) -> Tensor:
 
     import torchaudio  # isort: skip
 
-    if len(audio) < 400:
-        audio = torch.nn.functional.pad(audio, (0, 400 - len(audio)))
+    # As many frames as the front-end gives: one for every 10 ms begun.
+    audio = torch.nn.functional.pad(audio, (0, -len(audio) % HOP + WINDOW - HOP))
     # Kaldi's scale is that of 16-bit integers; without dither, so that labels are reproducible.
     cepstra = torchaudio.compliance.kaldi.mfcc(audio[None] * 32768, use_energy=False, dither=0.0).T
     first = torchaudio.functional.compute_deltas(cepstra)

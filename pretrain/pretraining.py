@@ -116,7 +116,7 @@ def _iterate(
 
     fit(
         module,
-        optimizers(module, recipe.lr, recipe.weight_decay, model.encoder.blocks),
+        optimizers(module, recipe.lr, recipe.matrix_lr, recipe.weight_decay, model.encoder.blocks),
         batches,
         losses,
         iteration.steps,

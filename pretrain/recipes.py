@@ -37,10 +37,11 @@ class Recipe:
     model: str
     iterations: Iterations
     source: str = ""
-    batch_seconds: float = 80.0
+    batch_seconds: float = 60.0
     crop_seconds: float = 4.0
     views: int = 2  # crops of an utterance in a batch; with 2 they are paired for the utterance loss
-    lr: float = 2e-3
+    lr: float = 3e-3  # of AdamW: norms, biases, embeddings, heads
+    matrix_lr: float = 1.5e-2  # of Muon: the blocks' weight matrices
     weight_decay: float = 0.01
     warm_up: float = 0.1
     clip: float = 1.0

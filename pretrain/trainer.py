@@ -20,12 +20,12 @@ Losses = tuple[Tensor, dict[str, Tensor]]
 
 
 def optimizers(
-    module: nn.Module, lr: float, weight_decay: float, matrix_parent: nn.Module
+    module: nn.Module, lr: float, matrix_lr: float, weight_decay: float, matrix_parent: nn.Module
 ) -> list[torch.optim.Optimizer]:
     """Muon on the weight matrices inside `matrix_parent`, AdamW on everything else that is trained.
 
-    Muon (torch.optim.Muon) orthogonalises the update of a hidden matrix; scaled to AdamW's update size it takes the
-    same learning rate. Vectors, scales, embeddings and heads are left to AdamW, as its authors advise.
+    Muon (torch.optim.Muon) orthogonalises the update of a hidden matrix; `matrix_lr` is in
+    units of AdamW's update size. Vectors, scales, embeddings and heads are left to AdamW, as its authors advise.
     """
     matrices = {id(p): p for p in matrix_parent.parameters() if p.ndim == 2 and p.requires_grad and min(p.shape) > 1}
     scales = {id(p): p for m in module.modules() if isinstance(m, ActivationQuantizer) for p in m.parameters()}
@@ -35,7 +35,7 @@ def optimizers(
         # BiT trains scales and shifts at a rate of their own, without decay.
         groups.append({"params": list(scales.values()), "lr": min(lr, 1e-4), "weight_decay": 0.0})
     return [
-        torch.optim.Muon(matrices.values(), lr=lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.Muon(matrices.values(), lr=matrix_lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"),
         torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.98), eps=1e-6),
     ]
 

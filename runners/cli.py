@@ -57,11 +57,13 @@ def labels_mfcc(
     subsampling: Annotated[int, typer.Option(help="10 ms frames in one label.", min=1)] = 4,
     fraction: Annotated[float, typer.Option(help="Part of the utterances k-means is fitted on.")] = 0.2,
     seed: Seed = 0,
+    threads: Threads = 1,
 ) -> None:
     """Cluster MFCC: the targets of the first iteration."""
     from pretrain.labels import write_labels
     from pretrain.manifest import Manifest as ReadManifest
 
+    _use_threads(threads)
     path = write_labels(ReadManifest.read(manifest), out, clusters, seed, fraction, subsampling)
     typer.echo(f"labels: {path}")
 

@@ -1,13 +1,16 @@
 """A matrix of upstreams x tasks x seeds: read it, check it, run the cells that are not done.
 
 ```yaml
-upstreams:                      # the table's rows, in order
-  - fbank                       # a name of s3prl.hub, this project's among them
+upstreams:                # the table's rows, in order
+  - fbank                 # a name of s3prl.hub, this project's among them
   - {label: mine, name: superbit_local, ckpt: runs/mine.safetensors}
-tasks:                          # asr pr ks sid er ic sf; what is changed in the official configuration, by
-dotted keys ks: {runner.total_steps: 300, optimizer.lr: 1.0e-2} pr: {} seeds: [1] device: cpu
-# cpu, cuda, or auto (the default: cuda where there is one) feature_store_gb: 2             # memory a cell
-keeps its upstream's hidden states in; 0: compute them at every step ```
+tasks:                    # asr pr ks sid er ic sf; what is changed in the official configuration, by dotted keys
+  ks: {runner.total_steps: 300, optimizer.lr: 1.0e-2}
+  pr: {}
+seeds: [1]
+device: cpu               # cpu, cuda, or auto (the default: cuda where there is one)
+feature_store_gb: 2       # memory a cell keeps its upstream's hidden states in; 0: compute them at every step
+```
 """
 
 from __future__ import annotations

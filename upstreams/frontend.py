@@ -33,8 +33,7 @@ def mel_filters(mels: int, sample_rate: int = 16_000, low: float = 20.0) -> Tens
 class LogMel(nn.Module):
     """Log-mel energies at 100 Hz, normalised by statistics of the data set that the checkpoint carries.
 
-    Frames lie wholly inside the utterance (Kaldi's snip_edges), so that no frame sees padding; an utterance shorter
-    than one window is padded with zeros to one.
+    One frame for every 10 ms begun; the last windows reach past the end, where every utterance is followed by zeros.
     """
 
     window: Tensor
@@ -53,12 +52,11 @@ class LogMel(nn.Module):
     @staticmethod
     def frame_count(samples: Tensor) -> Tensor:
         """Frames of utterances of that many samples (any shape of integers)."""
-        return (samples.clamp_min(WINDOW) - WINDOW) // HOP + 1
+        return -(-samples // HOP)
 
     def raw(self, waveforms: Tensor) -> Tensor:
         """(batch, samples) -> (batch, frames, mels), natural logarithm, not normalised."""
-        if waveforms.shape[1] < WINDOW:
-            waveforms = nn.functional.pad(waveforms, (0, WINDOW - waveforms.shape[1]))
+        waveforms = nn.functional.pad(waveforms, (0, -waveforms.shape[1] % HOP + WINDOW - HOP))
         frames = waveforms.unfold(1, WINDOW, HOP)
         spectrum = torch.fft.rfft(frames * self.window, FFT)
         power = spectrum.real.square() + spectrum.imag.square()

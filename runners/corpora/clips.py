@@ -8,6 +8,7 @@ import signal
 import threading
 from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -16,6 +17,7 @@ import numpy as np
 
 from runners.corpora import asterisk, queen
 from runners.corpora.synthesis import SAMPLE_RATE
+from upstreams.errors import UserError
 
 UNFINISHED = ".tmp"
 _CHUNK = 16
@@ -104,7 +106,10 @@ def _start_worker() -> None:
 
 
 def write_clips(root: Path, clips: Iterable[Clip]) -> dict[str, int]:
-    """Write every clip below `root`, in as many processes as there are processors; return samples by path."""
+    """Write every clip below `root`, in as many processes as there are processors; return samples by path.
+
+    Raises UserError where a sound cannot be read or made, or a process dies.
+    """
     from tqdm import tqdm
 
     clips = list(clips)
@@ -116,6 +121,10 @@ def write_clips(root: Path, clips: Iterable[Clip]) -> dict[str, int]:
         results = zip(clips, pool.map(_write, jobs, chunksize=_CHUNK), strict=True)
         for clip, count in tqdm(results, total=len(clips), desc="audio files", unit="file"):
             samples[clip.path] = count
+    except BrokenProcessPool:
+        raise UserError(
+            f"a process that wrote audio below {root} was killed, perhaps for want of memory: run it again to go on"
+        ) from None
     finally:
         pool.shutdown(cancel_futures=True)
     return samples

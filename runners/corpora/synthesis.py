@@ -92,10 +92,10 @@ class Synthesis:
             voice = voice[: self.samples]
             before = rng.integers(0, self.samples - len(voice) + 1)
             after = self.samples - len(voice) - before
-        level = 10 ** (rng.uniform(-32, -20) / 20)
+        level = 10 ** (rng.uniform(-28, -22) / 20)
         speech = voice * (level / (np.sqrt(np.mean(voice**2)) + 1e-9))
         mixed = np.concatenate([np.zeros(before), speech, np.zeros(after)])
-        snr = rng.uniform(8, 25)
+        snr = rng.uniform(15, 30)
         mixed += coloured_noise(rng, len(mixed), rng.uniform(0, 2)) * (level * 10 ** (-snr / 20))
         return np.clip(mixed, -1, 1).astype(np.float32)
 
@@ -184,15 +184,15 @@ def _fast_length(samples: int) -> int:
 
 
 def _channel(rng: np.random.Generator, tilt: float) -> np.ndarray:
-    """An impulse response: a small room (T60 0.1 to 0.4 s) and a microphone with a smooth, uneven response."""
+    """An impulse response: a small room (T60 0.1 to 0.25 s) and a microphone with a smooth, uneven response."""
     samples = SAMPLE_RATE // 4
-    decay = np.exp(-6.9 * np.arange(samples) / SAMPLE_RATE / rng.uniform(0.1, 0.4))
+    decay = np.exp(-6.9 * np.arange(samples) / SAMPLE_RATE / rng.uniform(0.1, 0.25))
     tail = rng.standard_normal(samples) * decay
     tail[: SAMPLE_RATE // 500] = 0
-    response = tail * 10 ** (-rng.uniform(4, 14) / 20) / np.sqrt(np.sum(tail**2))
+    response = tail * 10 ** (-rng.uniform(8, 16) / 20) / np.sqrt(np.sum(tail**2))
     response[0] = 1.0
     octave = np.log2(np.maximum(np.fft.rfftfreq(2 * samples, 1 / SAMPLE_RATE), 62.5) / 500)
-    gain = np.interp(octave, np.arange(-3, 5), rng.normal(0, 2.5, size=8)) + (tilt + rng.normal(0, 1)) * octave
+    gain = np.interp(octave, np.arange(-3, 5), rng.normal(0, 1, size=8)) + (tilt + rng.normal(0, 0.5)) * octave
     return np.fft.irfft(np.fft.rfft(response, 2 * samples) * 10 ** (gain / 20))[:samples]
 
 

@@ -197,7 +197,7 @@ def test_padding_takes_no_part_in_the_loss() -> None:
     model = checkpoint.build(preset("sparseformer_dn_mini"))
     module = HubertPretraining(model, 7, Objective()).eval()
     waveforms, lengths = torch.randn(2, 8000) * 0.1, torch.tensor([8000, 8000])
-    labels, mask = torch.randint(0, 7, (2, 12)), torch.rand(2, 12) < 0.5
+    labels, mask = torch.randint(0, 7, (2, 13)), torch.rand(2, 13) < 0.5
     loss, _ = module(waveforms, lengths, labels, mask, True)
     wide = torch.nn.functional.pad
     padded, _ = module(
