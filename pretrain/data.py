@@ -126,7 +126,7 @@ def collate(items: list[tuple[np.ndarray, np.ndarray] | None]) -> Batch:
 
 def loader(crops: Crops, order: BatchOrder, first: int, last: int) -> DataLoader[Batch]:
     """Batches of steps first ... last - 1."""
-    return DataLoader(crops, batch_sampler=list(order.steps(first, last)), collate_fn=collate)
+    return DataLoader(crops, batch_sampler=list(order.steps(first, last)), collate_fn=collate)  # type: ignore[arg-type]
 
 
 def read_labels(path: Path) -> list[np.ndarray]:

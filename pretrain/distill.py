@@ -1,4 +1,4 @@
-"""`superbit quantize`: BiT's multi-distillation (arXiv 2205.13016, section 3.4); each student is the next one's teacher."""
+"""`superbit quantize`: BiT's multi-distillation (arXiv 2205.13016, section 3.4): each student is the next teacher."""
 
 from __future__ import annotations
 
@@ -77,8 +77,9 @@ def quantize_checkpoint(
 ) -> Path:
     """Distil a checkpoint through `schedule` (such as w1a32, w1a1); return the last one's checkpoint.
 
-    Every step writes OUT/checkpoints/<model>_<bits>.safetensors and is skipped when that is done already; a step that was
-    interrupted goes on. Raises UserError when the teacher is no pre-trained float checkpoint or bits are invalid.
+    Every step writes OUT/checkpoints/<model>_<bits>.safetensors and is skipped when that is done
+    already; a step that was interrupted goes on. Raises UserError when the teacher was not
+    pre-trained or bits are invalid.
     """
     for bits in schedule:
         if Bits.parse(bits) == Bits(32, 32):

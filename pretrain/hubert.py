@@ -74,8 +74,8 @@ class HubertPretraining(nn.Module):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss and what is logged of it.
 
-        waveforms (batch, samples), lengths (batch,) samples, labels (batch, >= frames) with -1 for none, mask (batch, frames)
-        True where masked; paired: crops 2 i and 2 i + 1 are of one utterance.
+        waveforms (batch, samples), lengths (batch,) samples, labels (batch, any) with -1 for none,
+        mask (batch, frames) True where masked; paired: crops 2 i and 2 i + 1 are of one utterance.
         """
         embedded, frames = self.model.embed(waveforms, lengths)
         masked = torch.where(mask[..., None], self.mask_vector, embedded)

@@ -36,7 +36,7 @@ def mfcc(audio: Tensor) -> Tensor:
 
 
 def mfcc_features(manifest: Manifest, subsampling: int) -> Iterator[np.ndarray]:
-    """One (frames, 39) array an utterance: of each encoder frame's 10 ms frames the middle one; empty when unreadable."""
+    """One (frames, 39) array an utterance, the middle 10 ms of each encoder frame; empty when unreadable."""
     for path, samples in zip(manifest.paths, manifest.samples, strict=True):
         try:
             features = mfcc(torch.from_numpy(load_audio(manifest.root / path, samples=samples)))

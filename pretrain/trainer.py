@@ -61,8 +61,8 @@ def fit(
 ) -> None:
     """Train `module` for `steps` steps, from where `folder` says an earlier run stopped.
 
-    batches(first) iterates the batches from step `first` on; losses(batch, step) -> (loss, scalars to log). What is random
-    in a step is drawn after `torch.manual_seed` with the step, so that a resumed run equals an uninterrupted one.
+    batches(first) iterates the batches from step `first` on; losses(batch, step) -> (loss, scalars to log). What is
+    random in a step is drawn after `torch.manual_seed` with the step, so that a resumed run equals one never stopped.
     Raises UserError when the loss stops being finite; on Ctrl-C or SIGTERM saves its state and re-raises.
     """
     state_file = folder / "state.pt"

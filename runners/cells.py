@@ -160,13 +160,14 @@ def _command(arguments: list[str]) -> str:
 
 def _train(cell: Cell, resumed: bool) -> None:
     from runners import downstream
-    from runners.feature_store import FeatureStore
+    from runners.feature_store import FeatureStore, waveforms_kept
 
     arguments = _train_arguments(cell)
     if resumed:
         arguments = ["-m", "train", "-e", str(cell.expdir), "--device", cell.device]
     wrap = (lambda upstream: FeatureStore(upstream, cell.store_bytes)) if cell.store_bytes else None
-    downstream.main(arguments, wrap_upstream=wrap)
+    with waveforms_kept(cell.store_bytes // 4):
+        downstream.main(arguments, wrap_upstream=wrap)
 
 
 def _checkpoint_to_test(cell: Cell) -> Path:

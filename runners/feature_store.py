@@ -1,4 +1,4 @@
-"""Hidden states of a frozen upstream, computed once an utterance and kept in memory.
+"""Hidden states of a frozen upstream, computed once an utterance and kept in memory; waveforms likewise.
 
 Training a SUPERB head passes over the same waveforms many times, and the frozen upstream gives the same
 hidden states each time: for most tasks they are nearly all of a step's cost.
@@ -6,10 +6,14 @@ hidden states each time: for most tasks they are nearly all of a step's cost.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -83,3 +87,36 @@ class FeatureStore(nn.Module):
                 self._kept[key] = states[key] = state.clone()
                 self.bytes += size
         return states
+
+
+@contextlib.contextmanager
+def waveforms_kept(max_bytes: int) -> Iterator[None]:
+    """Inside the block, soundfile.read decodes a whole file once and then copies it, for up to `max_bytes` of samples.
+
+    When the hidden states come from a store, decoding the audio anew for every batch is a third of a step.
+    """
+    import soundfile
+
+    read = soundfile.read
+    kept: dict[tuple[str, str], tuple[np.ndarray, int]] = {}
+    room = max_bytes
+
+    def read_once(file: Any, frames: int = -1, start: int = 0, dtype: str = "float64", **options: Any) -> Any:
+        nonlocal room
+        if frames != -1 or start != 0 or not isinstance(file, str | Path):
+            return read(file, frames, start, dtype=dtype, **options)
+        key = (str(file), f"{dtype} {sorted(options.items())}")
+        if key not in kept:
+            samples, rate = read(file, dtype=dtype, **options)
+            if samples.nbytes > room:
+                return samples, rate
+            kept[key] = samples, rate
+            room -= samples.nbytes
+        samples, rate = kept[key]
+        return samples.copy(), rate
+
+    soundfile.read = read_once
+    try:
+        yield
+    finally:
+        soundfile.read = read

@@ -134,7 +134,8 @@ def plan(matrix: Matrix, chosen: set[tuple[str, str]], corpora: Path, out: Path,
         check_corpus(task, corpora)
     configs = {task: task_config(task, corpora, matrix.tasks[task]) for task in tasks}
     device = _device(matrix.device)
-    checkpoints = _checkpoints(matrix.upstreams, tasks)
+    rows = [u for u in matrix.upstreams if any(u.label == label for label, _ in chosen)]
+    checkpoints = _checkpoints(rows, tasks)
     return [
         Cell(
             label=upstream.label,
@@ -151,7 +152,7 @@ def plan(matrix: Matrix, chosen: set[tuple[str, str]], corpora: Path, out: Path,
         )
         for seed in dict.fromkeys(seeds)
         for task in tasks
-        for upstream in matrix.upstreams
+        for upstream in rows
         if (upstream.label, task) in chosen
     ]
 

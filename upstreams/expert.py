@@ -27,7 +27,7 @@ class UpstreamExpert(nn.Module):
         return self.model.config.downsample_rate
 
     def forward(self, wavs: Sequence[Tensor]) -> dict[str, Tensor | tuple[Tensor, ...]]:
-        """1-D waveforms at 16 kHz in [-1, 1] -> `hidden_states`: layers + 1 tensors (batch, frames, dim), zero-padded."""
+        """1-D waveforms at 16 kHz in [-1, 1] -> `hidden_states`: layers + 1 of (batch, frames, dim), zero-padded."""
         lengths = torch.tensor([len(wav) for wav in wavs], device=wavs[0].device)
         states = self.model(pad_sequence(list(wavs), batch_first=True).float(), lengths)
         return {"hidden_states": states, "last_hidden_state": states[-1]}

@@ -45,8 +45,8 @@ class AudioEncoder(nn.Module):
     ) -> tuple[Tensor, ...]:
         """Hidden states, standardised, zero where padded.
 
-        waveforms: (batch, samples), 16 kHz in [-1, 1], padded to the longest; lengths: (batch,) in samples, all whole when
-        None; layers: how many blocks to run, all when None. Returns layers + 1 tensors (batch, frames, dim).
+        waveforms: (batch, samples), 16 kHz in [-1, 1], padded to the longest; lengths: (batch,) in samples, all whole
+        when None; layers: how many blocks to run, all when None. Returns layers + 1 tensors (batch, frames, dim).
         Raises ValueError on input that is no such batch.
         """
         embedded, frames = self.embed(waveforms, lengths)

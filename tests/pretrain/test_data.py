@@ -29,7 +29,7 @@ def test_manifest_errors_name_the_line(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no manifest at"):
         Manifest.read(path)
     path.write_text("/nowhere\na.wav\t100\nb.wav 200\n")
-    with pytest.raises(UserError, match="line 3 of .* is 'b.wav 200'"):
+    with pytest.raises(UserError, match=r"line 3 of .* is 'b\.wav 200'"):
         Manifest.read(path)
     path.write_text("/nowhere\na.wav\t100\n")
     with pytest.raises(UserError, match="has its root moved"):

@@ -80,7 +80,14 @@ def test_a_killed_run_resumes_to_the_same_weights(work: Path) -> None:
 
 def test_sigterm_saves_and_the_next_run_goes_on(work: Path, tmp_path: Path) -> None:
     write_recipe(tmp_path / "recipe.yaml", first=400, second=4)
-    arguments = ["pretrain", tmp_path / "recipe.yaml", "--manifest", work / "audio/train.tsv", "--out", tmp_path / "run"]
+    arguments = [
+        "pretrain",
+        tmp_path / "recipe.yaml",
+        "--manifest",
+        work / "audio/train.tsv",
+        "--out",
+        tmp_path / "run",
+    ]
     command = [sys.executable, "-m", "runners.cli", *map(str, arguments)]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     folder = tmp_path / "run/pretrain/sparseformer_dn_mini/iteration1"
@@ -96,9 +103,7 @@ def test_sigterm_saves_and_the_next_run_goes_on(work: Path, tmp_path: Path) -> N
 def test_a_finished_run_is_not_run_again(work: Path) -> None:
     path = work / "run/checkpoints/sparseformer_dn_mini.safetensors"
     before = path.stat().st_mtime_ns
-    done = superbit(
-        "pretrain", work / "recipe.yaml", "--manifest", work / "audio/train.tsv", "--out", work / "run"
-    )
+    done = superbit("pretrain", work / "recipe.yaml", "--manifest", work / "audio/train.tsv", "--out", work / "run")
     assert done.returncode == 0 and path.stat().st_mtime_ns == before
 
 
@@ -134,9 +139,7 @@ def test_bad_bits_end_with_one_sentence(work: Path, tmp_path: Path, arguments: l
 
 def test_an_untrained_checkpoint_cannot_teach(work: Path, tmp_path: Path) -> None:
     teacher = work / "run/checkpoints/sparseformer_dn_mini_untrained.safetensors"
-    done = superbit(
-        "quantize", teacher, "--bits", "w1a32", "--manifest", work / "audio/train.tsv", "--out", tmp_path
-    )
+    done = superbit("quantize", teacher, "--bits", "w1a32", "--manifest", work / "audio/train.tsv", "--out", tmp_path)
     assert done.returncode == 2 and "has no pre-training head" in done.stderr
 
 

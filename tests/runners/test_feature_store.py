@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import numpy as np
 import pytest
+import soundfile
 import torch
 from torch import Tensor, nn
 
-from runners.feature_store import FeatureStore
+from runners.feature_store import FeatureStore, waveforms_kept
 
 LENGTHS = [16000, 8123, 16000, 24001, 800, 15999]
 
@@ -96,3 +100,23 @@ def test_an_upstream_in_train_mode_is_refused() -> None:
     store = FeatureStore(Counting(), max_bytes=1 << 30)
     with pytest.raises(RuntimeError, match="fine-tuning"):
         store.train()(waveforms())
+
+
+def test_files_are_decoded_once_while_there_is_room(tmp_path: Path) -> None:
+    paths = [tmp_path / "a.wav", tmp_path / "b.wav"]
+    for value, path in enumerate(paths):
+        soundfile.write(path, np.full(100, 0.25 * (1 + value)), 16000)
+    with waveforms_kept(max_bytes=600):  # one file's float32 samples
+        first, rate = soundfile.read(str(paths[0]), dtype="float32")
+        first[:] = 0  # the caller's own
+        assert soundfile.read(str(paths[1]), dtype="float32")[0][0] == 0.5
+        for path in paths:
+            path.unlink()
+        kept, _ = soundfile.read(str(paths[0]), dtype="float32")
+        assert (kept[0], kept.dtype, rate) == (0.25, np.float32, 16000)
+        with pytest.raises(soundfile.LibsndfileError):
+            soundfile.read(str(paths[1]), dtype="float32")  # no room was left for it
+        with pytest.raises(soundfile.LibsndfileError):
+            soundfile.read(str(paths[0]), 10, dtype="float32")  # a part is not the whole
+    with pytest.raises(soundfile.LibsndfileError):
+        soundfile.read(str(paths[0]), dtype="float32")

@@ -181,6 +181,17 @@ def test_a_cell_that_fails_is_reported_and_the_others_go_on(
     assert results(runs, "fbank_no_cmvn")["resumed_at_step"] is None
 
 
+def test_only_the_chosen_cells_need_their_checkpoints(
+    corpora: Path, tmp_path: Path, fake: FakeDownstream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SUPERBIT_CHECKPOINTS", str(tmp_path))
+    file = write_matrix(tmp_path / "m.yaml", upstreams=["fbank", "sparseformer_dn_mini"])
+    assert matrix.evaluate(file, corpora, tmp_path / "runs", None, 1, ["fbank/*"]) == 0
+    assert results(tmp_path / "runs", "fbank")["value"] == 0.5
+    with pytest.raises(UserError, match=r"no checkpoint for sparseformer_dn_mini"):
+        matrix.evaluate(file, corpora, tmp_path / "runs", None, 1, [])
+
+
 def test_states_of_another_configuration_are_not_resumed(corpora: Path, tmp_path: Path, fake: FakeDownstream) -> None:
     fake.behaviour = {"fbank": "killed"}
     file, runs = write_matrix(tmp_path / "m.yaml", upstreams=["fbank"]), tmp_path / "runs"

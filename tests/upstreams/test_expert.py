@@ -86,8 +86,7 @@ def test_features_in_a_batch_equal_those_alone(name: str) -> None:
         alone = expert([wave])["hidden_states"]
         frames = alone[0].shape[1]
         close = [
-            torch.isclose(a[row, :frames], b[0], atol=1e-4).float().mean()
-            for a, b in zip(together, alone, strict=True)
+            torch.isclose(a[row, :frames], b[0], atol=1e-4).float().mean() for a, b in zip(together, alone, strict=True)
         ]
         # A 1-bit activation on its threshold may fall to the other side when a product is summed in another order.
         assert min(close) == 1 if "a1" not in name else min(close) > 0.98

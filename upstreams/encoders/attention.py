@@ -14,7 +14,7 @@ class ScaledDotProduct(nn.Module):
     """softmax(Q K^T / sqrt(head dim)) V, in floating point."""
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor, visible: Tensor) -> Tensor:
-        """query (n, heads, q, d), key and value (n, heads, k, d), visible (n, 1, 1 or q, k) bool -> (n, heads, q, d)."""
+        """query (n, heads, q, d), key, value (n, heads, k, d), visible (n, 1, 1 or q, k) bool -> like query."""
         return nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=visible)
 
 

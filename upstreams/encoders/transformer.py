@@ -1,4 +1,4 @@
-"""The stack of attention and feed-forward blocks that Transformer and Sparseformer share (pre-norm, as HuBERT Large)."""
+"""The stack of attention and feed-forward blocks that Transformer and Sparseformer share (pre-norm)."""
 
 from __future__ import annotations
 

@@ -45,7 +45,7 @@ class QuantProduct(nn.Module):
         self.probability = ActivationQuantizer(head_dim * heads, signed=False, shift=False)
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor, visible: Tensor) -> Tensor:
-        """query (n, heads, q, d), key and value (n, heads, k, d), visible (n, 1, 1 or q, k) bool -> (n, heads, q, d)."""
+        """query (n, heads, q, d), key, value (n, heads, k, d), visible (n, 1, 1 or q, k) bool -> like query."""
         scores = self.query(query) @ self.key(key).transpose(-1, -2) / math.sqrt(query.shape[-1])
         probability = scores.masked_fill(~visible, float("-inf")).softmax(-1)
         return self.probability(probability) @ self.value(value)
