@@ -147,7 +147,7 @@ def report(
     """The table (Markdown, CSV), the plot, and everything in TensorBoard."""
     from runners.report import report as run
 
-    typer.echo(run(runs, out).read_text(encoding="utf-8"))
+    typer.echo(f"report: {run(runs, out)}")
 
 
 def main() -> None:

@@ -63,17 +63,20 @@ def _figure(table: Table) -> Figure:
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.add_subplot()
     scores = {upstream: table.score(upstream) for upstream in table.upstreams}
+    largest = 10.0
     for upstream, score in scores.items():
         storage = table.cost(upstream, "storage_bytes")
         if score is None or storage is None:
             continue
         kilobytes = storage / 1000
+        largest = max(largest, kilobytes)
         axes.plot(kilobytes, score, "o")
         axes.annotate(upstream, (kilobytes, score), xytext=(6, 4), textcoords="offset points", fontsize=8)
     # Upstreams without weights have storage 0, which a plain logarithmic axis cannot show.
     axes.set_xscale("symlog", linthresh=10)
-    axes.set_xlim(left=-1)
-    axes.margins(x=0.25, y=0.15)
+    axes.margins(y=0.15)
+    # Room for the names, which stand to the right of their points.
+    axes.set_xlim(-1, 10 * largest)
     axes.set_xlabel("storage of the upstream's weights (kB)")
     axes.set_ylabel(f"mean of {len(table.tasks)} tasks (%)")
     left_out = len(scores) - len(axes.lines)

@@ -76,11 +76,11 @@ class Table:
         known = (result[key] for result in self.results if result["upstream"] == upstream)
         return next((int(value) for value in known if value is not None), None)
 
-    def best(self, task: str) -> str | None:
-        """The upstream whose mean is best."""
-        found = {u: m.mean for u in self.upstreams if (m := self.measured(u, task))}
+    def is_best(self, upstream: str, task: str) -> bool:
+        """Whether no upstream has a better mean; of equal ones each is best."""
+        means = {u: m.mean for u in self.upstreams if (m := self.measured(u, task))}
         choose = max if TASKS[task].higher_is_better else min
-        return choose(found, key=lambda u: found[u]) if found else None
+        return upstream in means and means[upstream] == choose(means.values())
 
     def score(self, upstream: str) -> float | None:
         """Mean over the table's tasks of the metric as a quality from 0 to 100; None unless all are measured.
@@ -192,7 +192,7 @@ def _row(table: Table, upstream: str, emphasise: Callable[[str], str]) -> list[s
     cells = []
     for task in table.tasks:
         text = str(table.measured(upstream, task) or "-")
-        cells.append(emphasise(text) if table.best(task) == upstream else text)
+        cells.append(emphasise(text) if table.is_best(upstream, task) else text)
     costs = (table.cost(upstream, key) for key in ("parameters", "macs", "storage_bytes"))
     score = table.score(upstream)
     return [
@@ -307,12 +307,17 @@ def _print(table: Table) -> None:
 
     grid = RichTable(title="SUPERB tasks on frozen upstreams (percent; best in bold)")
     grid.add_column("upstream", no_wrap=True)
-    for name in (*map(table.title, table.tasks), "parameters", "MACs", "storage", "score"):
-        grid.add_column(name, justify="right")
+    # A title over several lines keeps its column as narrow as its figures.
+    titles = (table.title(task).replace(" ", "\n") for task in table.tasks)
+    for name in (*titles, "parameters", "MACs", "storage", "score"):
+        grid.add_column(name, justify="right", no_wrap=True)
     for upstream in table.upstreams:
         grid.add_row(*_row(table, upstream, lambda text: f"[bold]{text}[/bold]"))
     console = Console()
-    console.print(grid)
+    # As wide as the table, whatever a narrow terminal or a pipe claims: cut figures are worse than broken lines.
+    wide = Console(width=1000)
+    wide.width = max(console.width, wide.measure(grid).maximum)
+    wide.print(grid, crop=False)
     for note in _notes(table):
         console.print(f"Note: {note}", markup=False)
 

@@ -49,7 +49,7 @@ def corpora(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def write_matrix(path: Path, **changes: Any) -> Path:
-    ks = {"runner.total_steps": 4, "runner.eval_step": 2, "runner.save_step": 2, "runner.log_step": 2}
+    ks: dict[str, Any] = {"runner.total_steps": 4, "runner.eval_step": 2, "runner.save_step": 2, "runner.log_step": 2}
     ks |= {"runner.eval_dataloaders": ["dev"], "downstream_expert.datarc.num_workers": 0}
     content = {"upstreams": ["fbank_no_cmvn"], "tasks": {"ks": ks}, "seeds": [1], "device": "cpu"}
     path.write_text(yaml.safe_dump(content | changes), encoding="utf-8")

@@ -145,6 +145,21 @@ def test_an_upstream_without_known_costs_is_shown_without(tmp_path: Path) -> Non
     assert rows(report([runs]).read_text(), "# SUPERB tasks")["hubert"][3:6] == ["-", "-", "-"]
 
 
+def test_equal_figures_are_all_best_and_nothing_is_cut_in_the_terminal(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    for label in ("one_with_quite_a_long_name", "another"):
+        for task in TASKS:
+            write_cell(tmp_path, label, task, 1, 0.25)
+    table = rows(report([tmp_path]).read_text(), "# SUPERB tasks")
+    assert table["another"][1] == table["one_with_quite_a_long_name"][1] == "**25.00**"
+    printed = capsys.readouterr().out
+    assert "one_with_quite_a_long_name" in printed
+    assert "slot_type_f1" in printed
+    assert "…" not in printed
+
+
 def test_tensorboard_shows_metrics_table_and_plot(tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
     from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
