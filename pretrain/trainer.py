@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
+from pretrain.muon import Muon
 from upstreams.errors import UserError
 from upstreams.files import atomic_write
 from upstreams.quantization.quantizers import ActivationQuantizer
@@ -24,8 +25,8 @@ def optimizers(
 ) -> list[torch.optim.Optimizer]:
     """Muon on the weight matrices inside `matrix_parent`, AdamW on everything else that is trained.
 
-    Muon (torch.optim.Muon) orthogonalises the update of a hidden matrix; `matrix_lr` is in
-    units of AdamW's update size. Vectors, scales, embeddings and heads are left to AdamW, as its authors advise.
+    `matrix_lr` is in units of AdamW's update size. Vectors, scales, embeddings and heads are left to AdamW, as Muon's
+    author advises.
     """
     matrices = {id(p): p for p in matrix_parent.parameters() if p.ndim == 2 and p.requires_grad and min(p.shape) > 1}
     scales = {id(p): p for m in module.modules() if isinstance(m, ActivationQuantizer) for p in m.parameters()}
@@ -35,7 +36,7 @@ def optimizers(
         # BiT trains scales and shifts at a rate of their own, without decay.
         groups.append({"params": list(scales.values()), "lr": min(lr, 1e-4), "weight_decay": 0.0})
     return [
-        torch.optim.Muon(matrices.values(), lr=matrix_lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"),
+        Muon(matrices.values(), lr=matrix_lr, weight_decay=weight_decay),
         torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.98), eps=1e-6),
     ]
 

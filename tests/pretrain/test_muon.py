@@ -1,0 +1,51 @@
+"""Muon against torch.optim.Muon, which computes the same update in bfloat16."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from pretrain.muon import Muon, orthogonalise
+
+
+@pytest.mark.parametrize("shape", [(3, 64, 64), (2, 32, 128), (1, 128, 32), (1, 2, 5)])
+def test_singular_values_become_about_one_and_directions_stay(shape: tuple[int, int, int]) -> None:
+    torch.manual_seed(0)
+    matrices = torch.randn(shape)
+    left, values, right = torch.linalg.svd(matrices, full_matrices=False)
+    result = orthogonalise(matrices)
+    wanted = left @ right
+    # In the basis of the singular vectors the result is diagonal, with entries in the iteration's band around one.
+    diagonal = left.mT @ result @ right.mT
+    well_conditioned = values > 0.1 * values[:, :1]
+    entries = torch.diagonal(diagonal, dim1=-2, dim2=-1)[well_conditioned]
+    assert entries.min() > 0.6 and entries.max() < 1.3
+    torch.testing.assert_close(
+        diagonal - torch.diag_embed(torch.diagonal(diagonal, dim1=-2, dim2=-1)),
+        torch.zeros_like(diagonal),
+        atol=1e-3,
+        rtol=0,
+    )
+    assert torch.nn.functional.cosine_similarity(result.flatten(), wanted.flatten(), dim=0) > 0.95
+
+
+def test_steps_equal_torchs_but_for_rounding() -> None:
+    torch.manual_seed(1)
+    start = [torch.randn(24, 16), torch.randn(24, 16), torch.randn(8, 40)]
+    ours = [torch.nn.Parameter(p.clone()) for p in start]
+    theirs = [torch.nn.Parameter(p.clone()) for p in start]
+    optimizers = (
+        Muon(ours, lr=0.01, weight_decay=0.1),
+        torch.optim.Muon(theirs, lr=0.01, weight_decay=0.1, adjust_lr_fn="match_rms_adamw"),
+    )
+    for step in range(3):
+        torch.manual_seed(step)
+        gradients = [torch.randn_like(p) for p in start]
+        for parameters, optimizer in zip((ours, theirs), optimizers, strict=True):
+            for parameter, gradient in zip(parameters, gradients, strict=True):
+                parameter.grad = gradient.clone()
+            optimizer.step()
+    for mine, reference, first in zip(ours, theirs, start, strict=True):
+        moved, expected = (mine - first).detach().flatten(), (reference - first).detach().flatten()
+        assert torch.nn.functional.cosine_similarity(moved, expected, dim=0) > 0.999
+        assert abs(float(moved.norm() / expected.norm()) - 1) < 0.01
