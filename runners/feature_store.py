@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,11 +20,10 @@ from torch import Tensor, nn
 class FeatureStore(nn.Module):
     """Stands in for a frozen s3prl upstream; repeated waveforms cost a copy instead of a forward.
 
-    What it returns is what the upstream returns for the batch: utterances are keyed by their samples,
-    computed together only with others of the same length (so nothing is padded and the batch cannot matter),
-    kept in fp32, and padded with zeros to the batch's longest. That holds for upstreams whose features of an
-    utterance do not depend on its batch and are zero behind its end: this project's, and s3prl's Kaldi
-    baselines (fbank, fbank_no_cmvn), which work utterance by utterance.
+    What it returns is what the upstream returns for the batch: utterances are keyed by their samples, kept in
+    fp32 up to their last frame that is not zero, and padded with zeros to the batch's longest. That holds for
+    upstreams whose features of an utterance do not depend on its batch and are zero behind its end: this
+    project's, and s3prl's Kaldi baselines (fbank, fbank_no_cmvn), which work utterance by utterance.
 
     At most `max_bytes` of hidden states are kept. When they are reached, what is in stays and the rest is
     computed anew: training visits utterances in shuffled epochs, where throwing out the oldest would throw
@@ -58,15 +56,15 @@ class FeatureStore(nn.Module):
         states = {key: self._kept[key] for key in keys if key in self._kept}
         self.hits += sum(key in states for key in keys)
 
-        missing: dict[int, dict[bytes, Tensor]] = defaultdict(dict)  # samples -> key -> waveform
-        for key, wav in zip(keys, wavs, strict=True):
-            if key not in states:
-                missing[len(wav)][key] = wav
-        for same_length in missing.values():
-            self.misses += len(same_length)
-            states |= self._compute(same_length)
+        missing = {key: wav for key, wav in zip(keys, wavs, strict=True) if key not in states}
+        self.misses += len(missing)
+        if missing:
+            states |= self._compute(missing)
 
-        frames = max(states[key].shape[1] for key in keys)
+        # Zeros at the end of the longest utterance's own features are as good as padding, but an all but silent
+        # utterance must not end up shorter than s3prl expects of its samples.
+        expected = max(len(wav) for wav in wavs) // self.get_downsample_rates("hidden_states") - 3
+        frames = max(expected, *(states[key].shape[1] for key in keys))
         first = states[keys[0]]
         batch = first.new_zeros(first.shape[0], len(keys), frames, first.shape[2])
         for row, key in enumerate(keys):
@@ -75,16 +73,18 @@ class FeatureStore(nn.Module):
         return {"hidden_states": hidden_states, "last_hidden_state": hidden_states[-1]}
 
     def _compute(self, waveforms: dict[bytes, Tensor]) -> dict[bytes, Tensor]:
-        """Hidden states (layers, frames, dim) on the CPU of waveforms of one length; kept as far as there is room."""
+        """Hidden states (layers, frames, dim) on the CPU, by key; kept as far as there is room."""
         layers = self.upstream(list(waveforms.values()))["hidden_states"]
         stacked = torch.stack(list(layers), dim=1).cpu()  # (batch, layers, frames, dim)
         states = {}
-        for key, state in zip(waveforms, stacked, strict=True):
+        for key, padded in zip(waveforms, stacked, strict=True):
+            used = padded.ne(0).any(2).any(0).nonzero()
+            # A copy, as a view of the batch would keep the whole batch alive.
+            state = padded[:, : int(used[-1]) + 1 if len(used) else 1].clone()
             states[key] = state
             size = state.numel() * state.element_size()
             if self.bytes + size <= self.max_bytes:
-                # A row of the batch would keep the whole batch alive.
-                self._kept[key] = states[key] = state.clone()
+                self._kept[key] = state
                 self.bytes += size
         return states
 
