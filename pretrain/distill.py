@@ -48,8 +48,8 @@ class Student(nn.Module):
     def forward(self, teacher: Student, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Sum over hidden states of the mean squared error, plus soft cross-entropy of the codewords' logits.
 
-        The hidden states are standardised by the teacher's statistics, so that every layer has the same weight and an
-        error of 1 is that of a constant. Padded frames take no part.
+        The hidden states are mapped as the teacher exports them (standardised, decorrelated), so that layers weigh
+        alike and an error of 1 is that of a constant. Padded frames take no part.
         """
         with torch.no_grad():
             wanted = teacher.model(batch.waveforms, batch.lengths)

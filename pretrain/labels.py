@@ -71,7 +71,8 @@ def layer_features(manifest: Manifest, model: AudioEncoder, layer: int) -> Itera
             if not audio:
                 continue
             lengths = torch.tensor([len(a) for a in audio.values()])
-            states = model(pad_sequence(list(audio.values()), batch_first=True), lengths, layer)[layer]
+            # As in HuBERT, of the encoder itself, without the map that forward adds for heads.
+            states = model.encoder(*model.embed(pad_sequence(list(audio.values()), True), lengths), layer)[layer]
             for index, state, frames in zip(audio, states, model.frame_count(lengths).tolist(), strict=True):
                 features[index] = state[:frames].numpy()
         yield from (features[index] for index in window)

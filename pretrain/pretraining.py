@@ -59,8 +59,6 @@ def pretrain(recipe: Recipe, manifest_path: Path, out: Path, labels: Path, seed:
     fraction, subsampling = recipe.cluster_fraction, recipe.config.front_end.subsampling
     mfcc_labels = write_labels(manifest, labels / f"mfcc{first.clusters}", first.clusters, seed, fraction, subsampling)
     module = _iterate(model, recipe, first, manifest, mfcc_labels, run / "iteration1", seed)
-    # From here on the features are those of the first iteration, standardised so that no dimension rules k-means.
-    model.fit_output(statistics)
     feature_labels = write_labels(
         manifest,
         run / f"labels_layer{second.layer}_{second.clusters}",

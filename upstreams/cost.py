@@ -34,7 +34,8 @@ def log_mel_macs(frames: int, mels: int) -> int:
 def macs(model: AudioEncoder, samples: int) -> int:
     """Multiply-accumulates of one utterance of that many samples, of any bit-width.
 
-    Linear layers, convolutions, attention products and mel filters; what is computed, masked keys included.
+    Linear layers, convolutions, attention products, mel filters and the output's map; what is computed, masked keys
+    included.
     """
     frames = int(model.frame_count(torch.tensor(samples)))
     total = 0
@@ -45,6 +46,8 @@ def macs(model: AudioEncoder, samples: int) -> int:
             total += module.convolution.weight.numel() * frames
         elif isinstance(module, Attention):
             total += module.product_macs(frames)
+        elif isinstance(module, AudioEncoder):
+            total += module.output_rotation.numel() * len(module.output_mean) * frames
         elif isinstance(module, LogMel):
             total += log_mel_macs(int(LogMel.frame_count(torch.tensor(samples))), module.mels)
     return total
@@ -61,11 +64,14 @@ def superb_fbank_macs() -> int:
 
 
 def storage_bytes(model: nn.Module) -> int:
-    """Bytes of the weights: one bit for each of a binarized linear's and 4 bytes for its scale, 4 for every other."""
+    """Bytes of the weights: one bit for each of a binarized linear's and 4 bytes for its scale, 4 for every other.
+
+    Buffers that a checkpoint carries, such as the output's map, count as weights do.
+    """
     total = 0
     binary = set()
     for module in model.modules():
         if isinstance(module, QuantLinear) and module.bits.weight == 1:
             binary.add(id(module.weight))
             total += -(-module.weight.numel() // 8) + 4
-    return total + sum(4 * p.numel() for p in model.parameters() if id(p) not in binary)
+    return total + sum(4 * t.numel() for t in model.state_dict(keep_vars=True).values() if id(t) not in binary)

@@ -10,16 +10,21 @@ from upstreams.encoders import build_encoder
 from upstreams.errors import UserError
 from upstreams.frontend import LogMelFrontEnd, padding_mask
 
+WHITENING_FLOOR = 1e-3  # of the mean variance: directions that hold less are noise, and are not amplified to 1
+
 
 class AudioEncoder(nn.Module):
-    """Front-end and encoder, with a fixed standardisation of every hidden state that `fit_output` measures.
+    """Front-end and encoder, with a fixed affine map of every hidden state that `fit_output` measures.
 
-    A softmax-weighted sum over layers (SUPERB's featurizer) starts from equal weights; without the standardisation the
-    layers of largest scale drown the others.
+    Each dimension of each layer is standardised, then all layers are decorrelated by one common matrix. A
+    softmax-weighted sum over layers (SUPERB's featurizer) starts from equal weights: without the first, the layers of
+    largest scale drown the others; without the second, a handful of directions hold most of the variance, and a small
+    head trained for few steps sees little else.
     """
 
     output_mean: Tensor
     output_std: Tensor
+    output_rotation: Tensor
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -29,6 +34,7 @@ class AudioEncoder(nn.Module):
         self.encoder = build_encoder(config.encoder)
         self.register_buffer("output_mean", torch.zeros(config.encoder.layers + 1, dim))
         self.register_buffer("output_std", torch.ones(config.encoder.layers + 1, dim))
+        self.register_buffer("output_rotation", torch.eye(dim))
 
     def frame_count(self, samples: Tensor) -> Tensor:
         """Frames of utterances of that many samples (any shape of integers)."""
@@ -43,7 +49,7 @@ class AudioEncoder(nn.Module):
     def forward(
         self, waveforms: Tensor, lengths: Tensor | None = None, layers: int | None = None
     ) -> tuple[Tensor, ...]:
-        """Hidden states, standardised, zero where padded.
+        """Hidden states, standardised and decorrelated, zero where padded.
 
         waveforms: (batch, samples), 16 kHz in [-1, 1], padded to the longest; lengths: (batch,) in samples, all whole
         when None; layers: how many blocks to run, all when None. Returns layers + 1 tensors (batch, frames, dim).
@@ -53,26 +59,31 @@ class AudioEncoder(nn.Module):
         states = self.encoder(embedded, frames, layers)
         padded = padding_mask(frames, states[0].shape[1])[..., None]
         return tuple(
-            ((state - mean) / std).masked_fill(padded, 0.0)
+            ((state - mean) / std @ self.output_rotation).masked_fill(padded, 0.0)
             for state, mean, std in zip(states, self.output_mean, self.output_std, strict=False)
         )
 
     @torch.no_grad()
     def fit_output(self, batches: list[tuple[Tensor, Tensor]]) -> None:
-        """Set the standardisation from batches of (waveforms, lengths): mean and deviation a layer and dimension."""
+        """Set the map of `forward`'s hidden states from batches of (waveforms, lengths).
+
+        Mean and deviation a layer and dimension, then ZCA whitening of the correlation that all layers share
+        (Bell and Sejnowski, 1997): of all whitening matrices the one that moves the dimensions least.
+        """
         self.output_mean.zero_()
         self.output_std.fill_(1.0)
-        count = 0
-        total, squares = self.output_mean.double(), torch.zeros_like(self.output_mean, dtype=torch.float64)
+        self.output_rotation.copy_(torch.eye(len(self.output_rotation)))
+        valid = []
         for waveforms, lengths in batches:
-            states = torch.stack(self(waveforms, lengths)).double()  # (layers, batch, frames, dim), zero where padded
-            count += int(self.frame_count(lengths).sum())
-            total += states.sum((1, 2))
-            squares += states.square().sum((1, 2))
-        mean = total / count
-        variance = squares / count - mean**2
+            states = torch.stack(self(waveforms, lengths), dim=2)  # (batch, frames, layers, dim)
+            valid.append(states[~padding_mask(self.frame_count(lengths), states.shape[1])])
+        x = torch.cat(valid).double()
+        mean, std = x.mean(0), x.std(0, correction=0).clamp_min(1e-3)
+        x = ((x - mean) / std).flatten(0, 1)
+        values, vectors = torch.linalg.eigh(x.T @ x / len(x))
         self.output_mean.copy_(mean)
-        self.output_std.copy_(variance.clamp_min(1e-6).sqrt())
+        self.output_std.copy_(std)
+        self.output_rotation.copy_((vectors * (values + WHITENING_FLOOR).rsqrt()) @ vectors.T)
 
 
 def check_waveforms(waveforms: Tensor, lengths: Tensor | None) -> Tensor:
