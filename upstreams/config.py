@@ -14,65 +14,116 @@ SAMPLE_RATE = 16_000
 
 @dataclass(frozen=True)
 class FrontEndConfig:
-    """Log-mel spectrogram and strided convolution (upstreams/frontend.py)."""
+    """Waveform -> frames (upstreams/frontend.py)."""
 
+    kind: str = "log_mel"  # log_mel, or waveform: HuBERT's convolutions (20 ms frames)
+    normalisation: str = "dataset"  # of log-mel: dataset or utterance; of a waveform: none or utterance
     mels: int = 80
-    subsampling: int = 4  # 10 ms frames in one encoder frame: 2 -> 20 ms, 4 -> 40 ms
+    subsampling: int = 4  # 10 ms frames in one encoder frame: 2 -> 20 ms, 4 -> 40 ms; log_mel only
+    stem: str = "stack"  # stack frames, or convolution: two strided ones; log_mel only
+    width: int = 32  # channels of the convolutions, whatever the encoder's width
+    feature_norm: str = "group"  # waveform only: group (HuBERT Base) or layer (HuBERT Large)
 
 
 @dataclass(frozen=True)
 class EncoderConfig:
-    """A stack of attention and feed-forward blocks (upstreams/encoders)."""
+    """A stack of blocks (upstreams/encoders)."""
 
     kind: str = "sparseformer"
     layers: int = 8
     dim: int = 128
     heads: int = 4
     feed_forward_dim: int = 512
-    activation: str = "relu"
-    radius: int = 16  # frames of local attention to either side; sparseformer only
-    position_kernel: int = 15
+    activation: str = "relu"  # of the feed-forward: relu, gelu or swish
+    norm: str = "pre"  # before or after each module ("post"); transformer and sparseformer only
+    positions: str = "conv"  # conv, relative, rotary or none
+    position_kernel: int = 15  # conv positions only
     position_groups: int = 128
+    radius: int = 16  # frames of local attention to either side; sparseformer only
+    kernel: int = 31  # frames of the depthwise convolution; conformer and squeezeformer only
+    reduce: int = 0  # squeezeformer only: the block before which the frame rate is halved
+    recover: int = 0  # ... and the one before which it is restored
     dropout: float = 0.0
+    layerdrop: float = 0.0
+
+
+CHOICES = {
+    FrontEndConfig: {
+        "kind": ("log_mel", "waveform"),
+        "normalisation": ("dataset", "utterance", "none"),
+        "subsampling": (2, 4),
+        "stem": ("stack", "convolution"),
+        "feature_norm": ("group", "layer"),
+    },
+    EncoderConfig: {
+        "kind": ("sparseformer", "transformer", "conformer", "squeezeformer"),
+        "activation": ("relu", "gelu", "swish"),
+        "norm": ("pre", "post"),
+        "positions": ("conv", "relative", "rotary", "none"),
+    },
+}
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """A whole upstream: front-end, encoder, and the bits it computes with."""
+    """A whole upstream: front-end, encoder, and the bits it computes with. Raises UserError on impossible values."""
 
     name: str
     front_end: FrontEndConfig = field(default_factory=FrontEndConfig)
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
     bits: str = "w32a32"
-    source: str = ""  # where the shape comes from
+    output_map: bool = True  # standardise and decorrelate hidden states; not those of published checkpoints
+    source: str = ""  # where the shape comes from, its parameters and MACs, what it is for
 
     def __post_init__(self) -> None:
-        encoder = self.encoder
-        if encoder.kind not in ENCODERS:
-            raise UserError(f"encoder.kind {encoder.kind!r} is unknown: {nearest(encoder.kind, ENCODERS)}")
-        for owner in (self.front_end, encoder):
+        for owner, part in ((self.front_end, "front_end"), (self.encoder, "encoder")):
+            for key, choices in CHOICES[type(owner)].items():
+                value = getattr(owner, key)
+                if value not in choices:
+                    raise UserError(
+                        f"{part}.{key} {value!r} in {self.name} is unknown: {nearest(str(value), map(str, choices))}"
+                    )
             for f in dataclasses.fields(owner):
                 value = getattr(owner, f.name)
-                if isinstance(value, int) and value < 1:
+                if isinstance(value, int) and value < 1 and f.name not in ("reduce", "recover"):
                     raise UserError(f"{f.name} is {value} in {self.name}, but must be at least 1")
+        self._check_front_end()
+        self._check_encoder()
+
+    def _check_front_end(self) -> None:
+        front_end = self.front_end
+        foreign = "none" if front_end.kind == "log_mel" else "dataset"
+        if front_end.normalisation == foreign:
+            raise UserError(f"a {front_end.kind} front-end has no normalisation {foreign!r}, as {self.name} asks for")
+
+    def _check_encoder(self) -> None:
+        encoder = self.encoder
         if encoder.dim % encoder.heads:
             raise UserError(f"heads {encoder.heads} does not divide dim {encoder.dim} in {self.name}")
-        if encoder.dim % encoder.position_groups:
+        if encoder.positions == "conv" and encoder.dim % encoder.position_groups:
             raise UserError(
                 f"position_groups {encoder.position_groups} does not divide dim {encoder.dim} in {self.name}"
             )
-        if encoder.activation not in ("relu", "gelu"):
-            raise UserError(f"activation {encoder.activation!r} in {self.name} must be relu or gelu")
-        if not 0 <= encoder.dropout < 1:
-            raise UserError(f"dropout {encoder.dropout} in {self.name} must be in [0, 1)")
+        if encoder.positions == "rotary" and encoder.dim // encoder.heads % 2:
+            raise UserError(
+                f"rotary positions need an even width of each head, not {encoder.dim // encoder.heads}, in {self.name}"
+            )
+        if encoder.kernel % 2 == 0:
+            raise UserError(f"kernel {encoder.kernel} in {self.name} must be odd, to look as far back as ahead")
+        for key in ("dropout", "layerdrop"):
+            if not 0 <= getattr(encoder, key) < 1:
+                raise UserError(f"{key} {getattr(encoder, key)} in {self.name} must be in [0, 1)")
+        if encoder.kind == "squeezeformer" and not 0 <= encoder.reduce < encoder.recover < encoder.layers:
+            raise UserError(
+                f"reduce {encoder.reduce} and recover {encoder.recover} in {self.name} must be two of the "
+                f"{encoder.layers} blocks, reduce before recover"
+            )
 
     @property
     def downsample_rate(self) -> int:
         """Samples at 16 kHz that one frame of the encoder stands for."""
-        return 160 * self.front_end.subsampling
+        return 320 if self.front_end.kind == "waveform" else 160 * self.front_end.subsampling
 
-
-ENCODERS = ("sparseformer", "transformer")
 
 T = TypeVar("T")
 

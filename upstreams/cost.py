@@ -1,15 +1,21 @@
-"""What a model costs: parameters, multiply-accumulates, bytes. Computed from its modules and the input's length."""
+"""What a model costs: parameters, multiply-accumulates, bit operations, bytes. Computed from its modules and the input's
+length: a forward pass on the meta device gives the shapes, each kind of module says what it computes on them."""
 
 from __future__ import annotations
 
-import torch
-from torch import nn
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
 
-from upstreams.encoders.attention import Attention
-from upstreams.encoders.positions import ConvPositions
+import torch
+from torch import Tensor, nn
+
+from upstreams.encoders.attention import ScaledDotProduct
+from upstreams.encoders.positions import RelativePositions
 from upstreams.frontend import FFT, LogMel
 from upstreams.model import AudioEncoder
-from upstreams.quantization.modules import QuantLinear
+from upstreams.quantization.modules import QuantLinear, QuantProduct
 
 # Samples of the 32 LibriSpeech test-clean utterances over which the SUPERB leaderboard sums MACs.
 # fmt: off
@@ -20,6 +26,91 @@ SUPERB_SAMPLES = (
 )
 # fmt: on
 
+FLOAT_BITS = 32
+
+
+@dataclass
+class ModuleCost:
+    """What one module without parts of its own costs for the given input."""
+
+    name: str  # of the module inside the model
+    kind: str  # linear, convolution, attention, mel or map
+    macs: int = 0
+    bits: int = FLOAT_BITS**2  # of a weight (or first operand) times those of an activation
+    weight_bits: int = FLOAT_BITS
+
+    @property
+    def bops(self) -> int:
+        """Bit operations: multiply-accumulates times the bits of both operands."""
+        return self.macs * self.bits
+
+
+def profile(model: AudioEncoder, samples: int) -> list[ModuleCost]:
+    """The costs of every module that computes, in the order of use, for one utterance of that many samples.
+
+    What is computed counts, masked keys included. The FFT's butterflies, norms and activations, which no profiler counts,
+    are left out.
+    """
+    costs: dict[str, ModuleCost] = {}
+    with _counting(model, costs), torch.no_grad():
+        meta = {name: tensor.to("meta") for name, tensor in [*model.named_parameters(), *model.named_buffers()]}
+        waveform = torch.empty(1, samples, device="meta")
+        lengths = torch.empty(1, dtype=torch.long, device="meta")
+        torch.func.functional_call(model, meta, (waveform, lengths))
+    return list(costs.values())
+
+
+@contextmanager
+def _counting(model: AudioEncoder, costs: dict[str, ModuleCost]) -> Iterator[None]:
+    """Inside it, every forward pass adds what its modules compute to `costs`."""
+
+    def hook(name: str, kind: str) -> Any:
+        def count(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+            cost = costs.setdefault(name, ModuleCost(name, kind))
+            cost.macs += _macs(module, inputs, output)
+            if isinstance(module, QuantLinear):
+                cost.bits, cost.weight_bits = module.bits.weight * module.bits.activation, module.bits.weight
+            elif isinstance(module, QuantProduct):
+                cost.bits = 1
+
+        return count
+
+    handles = [
+        module.register_forward_hook(hook(name, kind))
+        for name, module in model.named_modules()
+        for kinds, kind in _KINDS
+        if isinstance(module, kinds)
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+_KINDS: tuple[tuple[tuple[type[nn.Module], ...], str], ...] = (
+    ((nn.Linear,), "linear"),
+    ((nn.Conv1d, nn.Conv2d), "convolution"),
+    ((ScaledDotProduct, QuantProduct, RelativePositions), "attention"),
+    ((LogMel,), "mel"),
+    ((AudioEncoder,), "map"),
+)
+
+
+def _macs(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> int:
+    """Multiply-accumulates of one call of a module of `_KINDS`."""
+    match module:
+        case nn.Linear() | nn.Conv1d() | nn.Conv2d():
+            return output.numel() * module.weight[0].numel()
+        case RelativePositions():
+            return module.macs(*inputs)
+        case LogMel():
+            return log_mel_macs(output[0].shape[1], module.mels)
+        case AudioEncoder():
+            return sum(state.numel() for state in output) * module.config.encoder.dim * module.config.output_map
+    query, key = inputs[:2]
+    return 2 * query.numel() * key.shape[-2]
+
 
 def parameters(model: nn.Module) -> int:
     """Number of parameters (the learned scales and shifts of quantizers included)."""
@@ -27,30 +118,13 @@ def parameters(model: nn.Module) -> int:
 
 
 def log_mel_macs(frames: int, mels: int) -> int:
-    """The mel filters' product; the FFT's butterflies, which no profiler counts, are left out."""
+    """The mel filters' product."""
     return frames * (FFT // 2 + 1) * mels
 
 
 def macs(model: AudioEncoder, samples: int) -> int:
-    """Multiply-accumulates of one utterance of that many samples, of any bit-width.
-
-    Linear layers, convolutions, attention products, mel filters and the output's map; what is computed, masked keys
-    included.
-    """
-    frames = int(model.frame_count(torch.tensor(samples)))
-    total = 0
-    for module in model.modules():
-        if isinstance(module, nn.Linear):
-            total += module.weight.numel() * frames
-        elif isinstance(module, ConvPositions):
-            total += module.convolution.weight.numel() * frames
-        elif isinstance(module, Attention):
-            total += module.product_macs(frames)
-        elif isinstance(module, AudioEncoder):
-            total += module.output_rotation.numel() * len(module.output_mean) * frames
-        elif isinstance(module, LogMel):
-            total += log_mel_macs(int(LogMel.frame_count(torch.tensor(samples))), module.mels)
-    return total
+    """Multiply-accumulates of one utterance of that many samples, of any bit-width."""
+    return sum(cost.macs for cost in profile(model, samples))
 
 
 def superb_macs(model: AudioEncoder) -> int:
@@ -61,6 +135,16 @@ def superb_macs(model: AudioEncoder) -> int:
 def superb_fbank_macs() -> int:
     """The same for s3prl's fbank upstreams: 80 mel filters, no weights."""
     return sum(log_mel_macs(int(LogMel.frame_count(torch.tensor(s))), 80) for s in SUPERB_SAMPLES)
+
+
+def estimated_runtime(costs: list[ModuleCost]) -> float:
+    """Estimated runtime in the convention of arXiv 2301.00652: f + (1 - f) b / 32, of the same model in float as 1.
+
+    f is the part of the linear and convolutional multiply-accumulates whose weights are not quantized, b the bits of the
+    others' weights; attention products do not count.
+    """
+    counted = [cost for cost in costs if cost.kind in ("linear", "convolution")]
+    return sum(c.macs * c.weight_bits / FLOAT_BITS for c in counted) / sum(c.macs for c in counted)
 
 
 def storage_bytes(model: nn.Module) -> int:
@@ -74,4 +158,5 @@ def storage_bytes(model: nn.Module) -> int:
         if isinstance(module, QuantLinear) and module.bits.weight == 1:
             binary.add(id(module.weight))
             total += -(-module.weight.numel() // 8) + 4
-    return total + sum(4 * t.numel() for t in model.state_dict(keep_vars=True).values() if id(t) not in binary)
+    tensors: list[Tensor] = list(model.state_dict(keep_vars=True).values())
+    return total + sum(4 * t.numel() for t in tensors if id(t) not in binary)

@@ -1,4 +1,4 @@
-"""Waveform -> frames for the encoder: log-mel spectrogram, dataset-level normalisation, strided convolution."""
+"""Waveform -> frames for the encoder: log-mel spectrogram and strided convolution, or HuBERT's waveform convolutions."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import math
 
 import torch
 from torch import Tensor, nn
+
+from upstreams.config import FrontEndConfig
 
 WINDOW = 400  # samples: 25 ms at 16 kHz
 HOP = 160  # samples: 10 ms
@@ -31,7 +33,8 @@ def mel_filters(mels: int, sample_rate: int = 16_000, low: float = 20.0) -> Tens
 
 
 class LogMel(nn.Module):
-    """Log-mel energies at 100 Hz, normalised by statistics of the data set that the checkpoint carries.
+    """Log-mel energies at 100 Hz, normalised a mel bin by statistics of the data set, which the checkpoint carries, or of
+    the utterance.
 
     One frame for every 10 ms begun; the last windows reach past the end, where every utterance is followed by zeros.
     """
@@ -41,9 +44,10 @@ class LogMel(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, mels: int = 80) -> None:
+    def __init__(self, mels: int = 80, utterance: bool = False) -> None:
         super().__init__()
         self.mels = mels
+        self.utterance = utterance
         self.register_buffer("window", torch.hann_window(WINDOW, periodic=False), persistent=False)
         self.register_buffer("filters", mel_filters(mels), persistent=False)
         self.register_buffer("mean", torch.zeros(mels))
@@ -65,23 +69,74 @@ class LogMel(nn.Module):
 
     def forward(self, waveforms: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """(batch, samples), (batch,) samples -> (batch, frames, mels), zero where padded; (batch,) frames."""
-        features = (self.raw(waveforms) - self.mean) / self.std
-        frames = self.frame_count(lengths)
-        return features.masked_fill(padding_mask(frames, features.shape[1])[..., None], 0.0), frames
+        features, frames = self.raw(waveforms), self.frame_count(lengths)
+        padded = padding_mask(frames, features.shape[1])[..., None]
+        mean, std = self.mean, self.std
+        if self.utterance:
+            mean, std = masked_moments(features, padded, frames)
+        return ((features - mean) / std).masked_fill(padded, 0.0), frames
+
+
+def masked_moments(x: Tensor, padded: Tensor, frames: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and deviation over an utterance's own frames, both (batch, 1, channels); x is (batch, frames, channels)."""
+    count = frames[:, None, None]
+    mean = x.masked_fill(padded, 0.0).sum(1, keepdim=True) / count
+    variance = (x - mean).masked_fill(padded, 0.0).square().sum(1, keepdim=True) / count
+    return mean, (variance + 1e-5).sqrt()
+
+
+class StackingStem(nn.Module):
+    """`subsampling` frames side by side, as MelHuBERT (arXiv 2211.09944) has them; an utterance ends in zeros."""
+
+    def __init__(self, mels: int, subsampling: int) -> None:
+        super().__init__()
+        self.subsampling = subsampling
+        self.dim = mels * subsampling
+
+    def forward(self, features: Tensor, frames: Tensor) -> Tensor:
+        """(batch, frames, mels), zero where padded -> (batch, ceil(frames / subsampling), dim)."""
+        features = nn.functional.pad(features, (0, 0, 0, -features.shape[1] % self.subsampling))
+        return features.unflatten(1, (-1, self.subsampling)).flatten(2)
+
+
+class ConvolutionStem(nn.Module):
+    """Two 3 x 3 convolutions over time and frequency, the second depthwise separable (Squeezeformer, section 3.2).
+
+    width: their channels. Both halve the mel bins; the second halves the frames only where `subsampling` is 4.
+    """
+
+    def __init__(self, mels: int, subsampling: int, width: int) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(1, width, 3, stride=2, padding=1)
+        self.depthwise = nn.Conv2d(width, width, 3, stride=(subsampling // 2, 2), padding=1, groups=width)
+        self.pointwise = nn.Conv2d(width, width, 1)
+        self.dim = width * -(-mels // 4)
+
+    def forward(self, features: Tensor, frames: Tensor) -> Tensor:
+        """(batch, frames, mels), zero where padded; (batch,) frames -> (batch, ceil(frames / subsampling), dim)."""
+        x = features[:, None].to(memory_format=torch.channels_last)
+        x = nn.functional.relu(self.first(x))
+        # A bias makes something of padding, which the next convolution's edge would see.
+        x = x.masked_fill(padding_mask(-(-frames // 2), x.shape[2])[:, None, :, None], 0.0)
+        x = nn.functional.relu(self.pointwise(self.depthwise(x)))
+        return x.transpose(1, 2).flatten(2)
 
 
 class LogMelFrontEnd(nn.Module):
-    """Log-mel and one convolution whose kernel is its stride: `subsampling` stacked 10 ms frames -> `dim`.
+    """Log-mel, a stem that lowers the frame rate by `subsampling`, a linear layer to `dim` and a norm.
 
-    Stacking as MelHuBERT (arXiv 2211.09944) does; the last group of an utterance is filled with zeros.
+    width: channels of the convolutional stem, whatever the encoder's width; None stacks frames instead.
     """
 
-    def __init__(self, mels: int, subsampling: int, dim: int) -> None:
+    def __init__(
+        self, mels: int, subsampling: int, dim: int, width: int | None = None, utterance: bool = False
+    ) -> None:
         super().__init__()
-        self.log_mel = LogMel(mels)
+        self.log_mel = LogMel(mels, utterance)
         self.subsampling = subsampling
-        self.projection = nn.Linear(mels * subsampling, dim)
-        nn.init.normal_(self.projection.weight, std=1 / math.sqrt(mels * subsampling))
+        self.stem = StackingStem(mels, subsampling) if width is None else ConvolutionStem(mels, subsampling, width)
+        self.projection = nn.Linear(self.stem.dim, dim)
+        nn.init.normal_(self.projection.weight, std=1 / math.sqrt(self.stem.dim))
         self.norm = nn.LayerNorm(dim)
 
     def frame_count(self, samples: Tensor) -> Tensor:
@@ -90,7 +145,79 @@ class LogMelFrontEnd(nn.Module):
 
     def forward(self, waveforms: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """(batch, samples), (batch,) samples -> (batch, frames, dim), (batch,) frames."""
-        features, _ = self.log_mel(waveforms, lengths)
-        features = nn.functional.pad(features, (0, 0, 0, -features.shape[1] % self.subsampling))
-        stacked = features.unflatten(1, (-1, self.subsampling)).flatten(2)
-        return self.norm(self.projection(stacked)), self.frame_count(lengths)
+        features, frames = self.log_mel(waveforms, lengths)
+        return self.norm(self.projection(self.stem(features, frames))), self.frame_count(lengths)
+
+
+class WaveformFrontEnd(nn.Module):
+    """HuBERT's seven convolutions (arXiv 2106.07447, section 3.1): 20 ms frames of `width` channels, then a norm and a
+    linear layer to `dim`.
+
+    norm: "group" normalises each channel over the utterance's own frames after the first convolution (Base); "layer" each
+    frame after every one, with biases (Large). utterance: zero mean and unit variance of every waveform first.
+    An utterance shorter than one window (25 ms) is followed by zeros.
+    """
+
+    KERNELS = (10, 3, 3, 3, 3, 2, 2)
+    STRIDES = (5, 2, 2, 2, 2, 2, 2)
+    SHORTEST = 400  # samples that give one frame
+
+    def __init__(self, width: int, dim: int, norm: str = "group", utterance: bool = False) -> None:
+        super().__init__()
+        self.utterance = utterance
+        self.group = norm == "group"
+        self.convolutions = nn.ModuleList(
+            nn.Conv1d(1 if layer == 0 else width, width, kernel, stride, bias=not self.group)
+            for layer, (kernel, stride) in enumerate(zip(self.KERNELS, self.STRIDES, strict=True))
+        )
+        for convolution in self.convolutions:
+            nn.init.kaiming_normal_(convolution.weight)  # type: ignore[arg-type]
+        # One affine norm for the first convolution, or one for each.
+        self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in (self.KERNELS[:1] if self.group else self.KERNELS))
+        self.norm = nn.LayerNorm(width)
+        self.projection = nn.Linear(width, dim)
+
+    def frame_count(self, samples: Tensor) -> Tensor:
+        """Encoder frames of utterances of that many samples."""
+        frames = samples.clamp_min(self.SHORTEST)
+        for kernel, stride in zip(self.KERNELS, self.STRIDES, strict=True):
+            frames = (frames - kernel) // stride + 1
+        return frames
+
+    def forward(self, waveforms: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """(batch, samples), (batch,) samples -> (batch, frames, dim), (batch,) frames."""
+        if self.utterance:
+            padded = padding_mask(lengths, waveforms.shape[1])[..., None]
+            mean, std = masked_moments(waveforms[..., None], padded, lengths)
+            waveforms = ((waveforms[..., None] - mean) / std).masked_fill(padded, 0.0).squeeze(-1)
+        # Padding to at least SHORTEST, without asking how long a batch of unknown size is.
+        waveforms = nn.functional.pad(waveforms, (0, max(0, self.SHORTEST - waveforms.shape[1])))
+        x = waveforms[:, None]
+        frames = lengths.clamp_min(self.SHORTEST)
+        for layer, convolution in enumerate(self.convolutions):
+            x = convolution(x)
+            frames = (frames - self.KERNELS[layer]) // self.STRIDES[layer] + 1
+            if self.group and layer == 0:
+                x = self._per_channel(x.transpose(1, 2), frames).transpose(1, 2)
+            elif not self.group:
+                x = self.norms[layer](x.transpose(1, 2)).transpose(1, 2)
+            x = nn.functional.gelu(x)
+        return self.projection(self.norm(x.transpose(1, 2))), frames
+
+    def _per_channel(self, x: Tensor, frames: Tensor) -> Tensor:
+        """Group normalisation with a group a channel, whose statistics are of an utterance's own frames."""
+        mean, std = masked_moments(x, padding_mask(frames, x.shape[1])[..., None], frames)
+        affine = self.norms[0]
+        return (x - mean) / std * affine.weight + affine.bias
+
+
+FrontEnd = LogMelFrontEnd | WaveformFrontEnd
+
+
+def build_front_end(config: FrontEndConfig, dim: int) -> FrontEnd:
+    """The front-end of that configuration for an encoder of width `dim`."""
+    utterance = config.normalisation == "utterance"
+    if config.kind == "waveform":
+        return WaveformFrontEnd(config.width, dim, config.feature_norm, utterance)
+    width = config.width if config.stem == "convolution" else None
+    return LogMelFrontEnd(config.mels, config.subsampling, dim, width, utterance)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from upstreams.config import ModelConfig
 from upstreams.encoders import build_encoder
 from upstreams.errors import UserError
-from upstreams.frontend import LogMelFrontEnd, padding_mask
+from upstreams.frontend import build_front_end, padding_mask
 
 WHITENING_FLOOR = 1e-3  # of the mean variance: directions that hold less are noise, and are not amplified to 1
 
@@ -30,8 +30,10 @@ class AudioEncoder(nn.Module):
         super().__init__()
         self.config = config
         dim = config.encoder.dim
-        self.front_end = LogMelFrontEnd(config.front_end.mels, config.front_end.subsampling, dim)
+        self.front_end = build_front_end(config.front_end, dim)
         self.encoder = build_encoder(config.encoder)
+        if not config.output_map:
+            return
         self.register_buffer("output_mean", torch.zeros(config.encoder.layers + 1, dim))
         self.register_buffer("output_std", torch.ones(config.encoder.layers + 1, dim))
         self.register_buffer("output_rotation", torch.eye(dim))
@@ -42,21 +44,23 @@ class AudioEncoder(nn.Module):
 
     def embed(self, waveforms: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """What the encoder is given: (batch, samples), (batch,) samples -> (batch, frames, dim), (batch,) frames."""
-        lengths = check_waveforms(waveforms, lengths)
+        waveforms, lengths = checked(waveforms, lengths)
         # The first window of an utterance shorter than it reaches past the end: what lies there must be zero.
         return self.front_end(waveforms.masked_fill(padding_mask(lengths, waveforms.shape[1]), 0.0), lengths)
 
     def forward(
         self, waveforms: Tensor, lengths: Tensor | None = None, layers: int | None = None
     ) -> tuple[Tensor, ...]:
-        """Hidden states, standardised and decorrelated, zero where padded.
+        """Hidden states, zero where padded; standardised and decorrelated where the configuration says `output_map`.
 
-        waveforms: (batch, samples), 16 kHz in [-1, 1], padded to the longest; lengths: (batch,) in samples, all whole
-        when None; layers: how many blocks to run, all when None. Returns layers + 1 tensors (batch, frames, dim).
+        waveforms: (batch, samples) or (samples,), 16 kHz in [-1, 1], padded to the longest; lengths: (batch,) in
+        samples, all whole when None; layers: how many blocks to run, all when None. Returns layers + 1 tensors (batch, frames, dim).
         Raises ValueError on input that is no such batch.
         """
         embedded, frames = self.embed(waveforms, lengths)
         states = self.encoder(embedded, frames, layers)
+        if not self.config.output_map:
+            return states
         padded = padding_mask(frames, states[0].shape[1])[..., None]
         return tuple(
             ((state - mean) / std @ self.output_rotation).masked_fill(padded, 0.0)
@@ -86,21 +90,39 @@ class AudioEncoder(nn.Module):
         self.output_rotation.copy_((vectors * (values + WHITENING_FLOOR).rsqrt()) @ vectors.T)
 
 
-def check_waveforms(waveforms: Tensor, lengths: Tensor | None) -> Tensor:
-    """The lengths of a valid batch; raises UserError (a ValueError) that names the first fault."""
+def checked(waveforms: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
+    """A valid batch of waveforms (batch, samples) and its lengths (batch,).
+
+    Raises UserError (a ValueError) that names the first fault. What depends on values is not checked where there are none:
+    on the meta device, and while a graph is exported.
+    """
+    if waveforms.ndim == 1:
+        waveforms = waveforms[None]
     if waveforms.ndim != 2:
-        raise UserError(f"waveforms must be (batch, samples), not of shape {tuple(waveforms.shape)}")
+        raise UserError(f"waveforms must be (batch, samples) or (samples,), not of shape {tuple(waveforms.shape)}")
     if not waveforms.is_floating_point():
         raise UserError(f"waveforms must be floating point in [-1, 1], not {waveforms.dtype}")
     if lengths is None:
         lengths = torch.full((len(waveforms),), waveforms.shape[1], device=waveforms.device)
     if lengths.shape != (len(waveforms),):
         raise UserError(f"lengths must have one entry an utterance ({len(waveforms)}), not {tuple(lengths.shape)}")
-    if len(lengths) == 0 or int(lengths.min()) < 1:
-        raise UserError("every utterance needs at least one sample")
-    if int(lengths.max()) > waveforms.shape[1]:
-        raise UserError(f"a length of {int(lengths.max())} is longer than the batch's {waveforms.shape[1]} samples")
+    if waveforms.is_meta or torch.compiler.is_exporting():
+        return waveforms, lengths
+    if len(lengths) == 0:
+        raise UserError("the batch holds no utterance: at least one is needed")
+    shortest, longest = int(lengths.argmin()), int(lengths.argmax())
+    if int(lengths[shortest]) < 1:
+        raise UserError(
+            f"utterance {shortest} of the batch has length {int(lengths[shortest])}, but needs at least one sample"
+        )
+    if int(lengths[longest]) > waveforms.shape[1]:
+        raise UserError(
+            f"utterance {longest} of the batch has length {int(lengths[longest])}, "
+            f"longer than the batch's {waveforms.shape[1]} samples"
+        )
     finite = torch.isfinite(waveforms).all(1)
     if not bool(finite.all()):
-        raise UserError(f"utterance {int((~finite).nonzero()[0])} of the batch holds NaN or infinite samples")
-    return lengths
+        first = int((~finite).nonzero()[0])
+        value = float(waveforms[first][~torch.isfinite(waveforms[first])][0])
+        raise UserError(f"utterance {first} of the batch holds NaN or infinite samples (the first is {value})")
+    return waveforms, lengths

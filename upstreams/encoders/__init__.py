@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from torch import nn
+
 from upstreams.config import EncoderConfig
 from upstreams.encoders.attention import Attention
+from upstreams.encoders.conformer import ConformerBlock
+from upstreams.encoders.convolution import ConvolutionModule
 from upstreams.encoders.feed_forward import FeedForward
-from upstreams.encoders.positions import ConvPositions
-from upstreams.encoders.transformer import Block, Encoder
+from upstreams.encoders.positions import ConvPositions, RelativePositions, Rotary
+from upstreams.encoders.squeezeformer import Squeezeformer, SqueezeformerBlock
+from upstreams.encoders.stack import Encoder
+from upstreams.encoders.transformer import PostNormBlock, PreNormBlock
 
 
 def build_encoder(config: EncoderConfig) -> Encoder:
@@ -15,18 +21,44 @@ def build_encoder(config: EncoderConfig) -> Encoder:
     A Sparseformer is the Transformer's stack with attention confined to a local window: nothing but self-attention and
     feed-forward, which is what sets it apart from Conformer and Squeezeformer.
     """
-    radius = config.radius if config.kind == "sparseformer" else None
-    blocks = [
-        Block(
-            Attention(config.dim, config.heads, radius),
-            FeedForward(config.dim, config.feed_forward_dim, config.activation),
-            config.dim,
-            config.dropout,
-        )
-        for _ in range(config.layers)
-    ]
-    positions = ConvPositions(config.dim, config.position_kernel, config.position_groups)
-    return Encoder(positions, blocks, config.dim)
+    dim = config.dim
+
+    def attention() -> Attention:
+        radius = config.radius if config.kind == "sparseformer" else None
+        positions = {"relative": lambda: RelativePositions(dim, config.heads), "rotary": Rotary}.get(config.positions)
+        return Attention(dim, config.heads, radius, positions() if positions else None)
+
+    def feed_forward() -> FeedForward:
+        return FeedForward(dim, config.feed_forward_dim, config.activation)
+
+    def convolution() -> ConvolutionModule:
+        return ConvolutionModule(dim, config.kernel, gated=config.kind == "conformer")
+
+    def block() -> nn.Module:
+        match config.kind:
+            case "conformer":
+                parts = feed_forward(), attention(), convolution(), feed_forward()
+                return ConformerBlock(*parts, dim, config.dropout)
+            case "squeezeformer":
+                return SqueezeformerBlock(
+                    attention(), feed_forward(), convolution(), feed_forward(), dim, config.dropout
+                )
+            case _:
+                kind = PreNormBlock if config.norm == "pre" else PostNormBlock
+                return kind(attention(), feed_forward(), dim, config.dropout)
+
+    blocks = [block() for _ in range(config.layers)]
+    positions = None
+    if config.positions == "conv":
+        positions = ConvPositions(dim, config.position_kernel, config.position_groups)
+    if config.kind == "squeezeformer":
+        return Squeezeformer(blocks, dim, config.reduce, config.recover, positions, config.layerdrop)
+    if config.kind == "conformer":  # each block ends in a norm of its own
+        return Encoder(blocks, positions, layerdrop=config.layerdrop)
+    norm = nn.LayerNorm(dim)
+    if config.norm == "pre":
+        return Encoder(blocks, positions, norm=norm, layerdrop=config.layerdrop)
+    return Encoder(blocks, positions, input_norm=norm, layerdrop=config.layerdrop)
 
 
 __all__ = ["Encoder", "build_encoder"]

@@ -1,7 +1,7 @@
 """Self-attention over all frames or over a local window; the product itself is an exchangeable part.
 
 The window is a sliding one: a frame sees `radius` frames to either side and itself, 2 * radius + 1 keys. It is computed
-in blocks of `radius` queries against the 3 * radius keys around them, so cost and memory grow linearly with length.
+in blocks of queries against the keys around them, so cost and memory grow linearly with length.
 """
 
 from __future__ import annotations
@@ -9,79 +9,110 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from upstreams.encoders.positions import RelativePositions, Rotary, skew
+
 
 class ScaledDotProduct(nn.Module):
-    """softmax(Q K^T / sqrt(head dim)) V, in floating point."""
+    """softmax(Q K^T / sqrt(head dim) + bias) V, in floating point."""
 
-    def forward(self, query: Tensor, key: Tensor, value: Tensor, visible: Tensor) -> Tensor:
-        """query (n, heads, q, d), key, value (n, heads, k, d), visible (n, 1, 1 or q, k) bool -> like query."""
-        return nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=visible)
+    def forward(self, query: Tensor, key: Tensor, value: Tensor, visible: Tensor, bias: Tensor | None = None) -> Tensor:
+        """query (n, heads, q, d), key, value (n, heads, k, d), visible (n, 1, 1 or q, k) bool -> like query.
+
+        bias: (n, heads, q, k), added to the scores.
+        """
+        mask = visible if bias is None else bias.masked_fill(~visible, float("-inf"))
+        return nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=mask)
 
 
-def full_attention(product: nn.Module, query: Tensor, key: Tensor, value: Tensor, lengths: Tensor) -> Tensor:
-    """Every frame sees every frame of its utterance. All (batch, heads, frames, d); lengths (batch,) frames."""
-    frames = torch.arange(query.shape[2], device=query.device)
-    visible = (frames < lengths[:, None])[:, None, None, :]
-    return product(query, key, value, visible)
+def full_attention(
+    product: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    lengths: Tensor,
+    relative: RelativePositions | None = None,
+) -> Tensor:
+    """Every frame sees every frame of its utterance. All (batch, frames, heads, d); lengths (batch,) frames."""
+    count = query.shape[1]
+    visible = (torch.arange(count, device=query.device) < lengths[:, None])[:, None, None, :]
+    bias = None
+    if relative is not None:
+        # Entry (i, j) is the offset j - i, number j - i + count - 1 of those from -(count - 1) on.
+        bias = skew(relative(query, count - 1), 2 * count - 1)[..., count - 1 :]
+        query = relative.content(query)
+    output = product(query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2), visible, bias)
+    return output.transpose(1, 2)
 
 
 def local_attention(
-    product: nn.Module, query: Tensor, key: Tensor, value: Tensor, lengths: Tensor, radius: int
+    product: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    lengths: Tensor,
+    radius: int,
+    relative: RelativePositions | None = None,
 ) -> Tensor:
     """Every frame sees `radius` frames to either side, in blocks. Shapes as in `full_attention`."""
-    batch, heads, frames, dim = query.shape
-    blocks = -(-frames // radius)
-    padded = blocks * radius
-    # (batch, heads, blocks * radius, d) -> (batch * blocks, heads, radius, d)
-    query = nn.functional.pad(query, (0, 0, 0, padded - frames))
-    query = query.reshape(batch, heads, blocks, radius, dim).transpose(1, 2).flatten(0, 1)
+    batch, frames = query.shape[:2]
+    size = radius
+    blocks = -(-frames // size)
+    padded = blocks * size
+    window = size + 2 * radius
 
     def overlapping(x: Tensor) -> Tensor:
-        """(batch, heads, frames, d) -> (batch * blocks, heads, 3 * radius, d): a block and its two neighbours."""
-        x = nn.functional.pad(x, (0, 0, radius, padded - frames + radius))
-        x = x.reshape(batch, heads, blocks + 2, radius, dim).transpose(1, 2)
-        return torch.cat([x[:, :-2], x[:, 1:-1], x[:, 2:]], dim=3).flatten(0, 1)
+        """(batch, frames, heads, d) -> (batch * blocks, heads, window, d): a block with `radius` frames around it.
 
+        Blocks share memory; only a batch of several utterances is copied.
+        """
+        x = nn.functional.pad(x, (0, 0, 0, 0, radius, padded - frames + radius))
+        return x.unfold(1, window, size).flatten(0, 1).transpose(-1, -2)
+
+    query = nn.functional.pad(query, (0, 0, 0, 0, 0, padded - frames)).unflatten(1, (blocks, size)).flatten(0, 1)
     device = query.device
-    offset = torch.arange(3 * radius, device=device) - radius - torch.arange(radius, device=device)[:, None]
-    band = offset.abs() <= radius  # (radius, 3 * radius)
-    position = torch.arange(blocks, device=device)[:, None] * radius + torch.arange(-radius, 2 * radius, device=device)
-    inside = (position >= 0) & (position < lengths[:, None, None])  # (batch, blocks, 3 * radius)
+    offset = torch.arange(window, device=device) - radius - torch.arange(size, device=device)[:, None]
+    band = offset.abs() <= radius  # (size, window)
+    position = torch.arange(blocks, device=device)[:, None] * size + torch.arange(-radius, size + radius, device=device)
+    inside = (position >= 0) & (position < lengths[:, None, None])  # (batch, blocks, window)
     # A padded query sees itself, as a softmax over nothing is NaN; its output is masked later.
-    visible = (band & inside[:, :, None, :]) | (offset == 0)
-    output = product(query, overlapping(key), overlapping(value), visible.flatten(0, 1)[:, None])
-    output = output.reshape(batch, blocks, heads, radius, dim).transpose(1, 2)
-    return output.reshape(batch, heads, padded, dim)[:, :, :frames]
+    visible = ((band & inside[:, :, None, :]) | (offset == 0)).flatten(0, 1)[:, None]
+    bias = None
+    if relative is not None:
+        bias = skew(relative(query, radius), window)  # key j of a block lies at offset j - i - radius
+        query = relative.content(query)
+    output = product(query.transpose(1, 2), overlapping(key), overlapping(value), visible, bias)
+    return output.transpose(1, 2).reshape(batch, padded, *output.shape[1::2])[:, :frames]
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention; `radius` None means every frame, otherwise a sliding window of that many frames."""
+    """Multi-head self-attention; `radius` None means every frame, otherwise a sliding window of that many frames.
 
-    def __init__(self, dim: int, heads: int, radius: int | None = None) -> None:
+    positions: relative or rotary ones, None when they come from elsewhere.
+    """
+
+    def __init__(
+        self, dim: int, heads: int, radius: int | None = None, positions: RelativePositions | Rotary | None = None
+    ) -> None:
         super().__init__()
         self.heads = heads
         self.radius = radius
         self.query = nn.Linear(dim, dim)
         self.key = nn.Linear(dim, dim)
         self.value = nn.Linear(dim, dim)
+        self.positions = positions
         self.product: nn.Module = ScaledDotProduct()
         self.output = nn.Linear(dim, dim)
 
     def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
         """(batch, frames, dim), (batch,) frames -> (batch, frames, dim)."""
         query, key, value = (
-            linear(x).unflatten(-1, (self.heads, -1)).transpose(1, 2) for linear in (self.query, self.key, self.value)
+            linear(x).unflatten(-1, (self.heads, -1)) for linear in (self.query, self.key, self.value)
         )
+        if isinstance(self.positions, Rotary):
+            query, key = self.positions(query), self.positions(key)
+        relative = self.positions if isinstance(self.positions, RelativePositions) else None
         if self.radius is None:
-            context = full_attention(self.product, query, key, value, lengths)
+            context = full_attention(self.product, query, key, value, lengths, relative)
         else:
-            context = local_attention(self.product, query, key, value, lengths, self.radius)
-        return self.output(context.transpose(1, 2).flatten(2))
-
-    def product_macs(self, frames: int) -> int:
-        """Multiply-accumulates of Q K^T and P V for that many frames: what is computed, masked keys included."""
-        dim = self.output.in_features
-        if self.radius is None:
-            return 2 * frames * frames * dim
-        blocks = -(-frames // self.radius)
-        return 2 * blocks * self.radius * 3 * self.radius * dim
+            context = local_attention(self.product, query, key, value, lengths, self.radius, relative)
+        return self.output(context.flatten(2))

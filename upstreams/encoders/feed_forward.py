@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "gelu": nn.GELU, "swish": nn.SiLU}
+
 
 class FeedForward(nn.Module):
-    """dim -> hidden -> dim with ReLU or GELU between."""
+    """dim -> hidden -> dim with relu, gelu or swish between."""
 
     def __init__(self, dim: int, hidden: int, activation: str) -> None:
         super().__init__()
         self.expand = nn.Linear(dim, hidden)
-        self.activation = nn.ReLU() if activation == "relu" else nn.GELU()
+        self.activation = ACTIVATIONS[activation]()
         self.contract = nn.Linear(hidden, dim)
 
     def forward(self, x: Tensor) -> Tensor:

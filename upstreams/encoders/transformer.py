@@ -1,19 +1,15 @@
-"""The stack of attention and feed-forward blocks that Transformer and Sparseformer share (pre-norm)."""
+"""Transformer blocks (arXiv 1706.03762): HuBERT's with full attention, a Sparseformer's with a local window."""
 
 from __future__ import annotations
-
-from collections.abc import Sequence
 
 from torch import Tensor, nn
 
 from upstreams.encoders.attention import Attention
 from upstreams.encoders.feed_forward import FeedForward
-from upstreams.encoders.positions import ConvPositions
-from upstreams.frontend import padding_mask
 
 
-class Block(nn.Module):
-    """x + attention(norm(x)), then x + feed_forward(norm(x))."""
+class PreNormBlock(nn.Module):
+    """x + attention(norm(x)), then x + feed_forward(norm(x)), as HuBERT Large."""
 
     def __init__(self, attention: Attention, feed_forward: FeedForward, dim: int, dropout: float) -> None:
         super().__init__()
@@ -29,28 +25,10 @@ class Block(nn.Module):
         return x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))
 
 
-class Encoder(nn.Module):
-    """Positions, blocks, and a final norm on the last block's output."""
+class PostNormBlock(PreNormBlock):
+    """norm(x + attention(x)), then norm(x + feed_forward(x)), as HuBERT Base."""
 
-    def __init__(self, positions: ConvPositions, blocks: Sequence[Block], dim: int) -> None:
-        super().__init__()
-        self.positions = positions
-        self.blocks = nn.ModuleList(blocks)
-        self.norm = nn.LayerNorm(dim)
-
-    def forward(self, x: Tensor, lengths: Tensor, layers: int | None = None) -> tuple[Tensor, ...]:
-        """(batch, frames, dim), (batch,) frames -> layers + 1 hidden states (batch, frames, dim), input first.
-
-        layers: how many blocks to run, all when None.
-        """
-        padded = padding_mask(lengths, x.shape[1])[..., None]
-        # Only the convolution looks across frames without a mask of its own.
-        x = x.masked_fill(padded, 0.0)
-        x = x + self.positions(x)
-        states = [x]
-        for block in self.blocks[:layers]:
-            x = block(x, lengths)
-            states.append(x)
-        if len(states) == len(self.blocks) + 1:
-            states[-1] = self.norm(x)
-        return tuple(state.masked_fill(padded, 0.0) for state in states)
+    def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
+        """(batch, frames, dim), (batch,) frames -> (batch, frames, dim)."""
+        x = self.attention_norm(x + self.dropout(self.attention(x, lengths)))
+        return self.feed_forward_norm(x + self.dropout(self.feed_forward(x)))

@@ -1,6 +1,7 @@
 """A float model -> its quantized form. Only the blocks' linear layers and attention products are quantized.
 
-Full precision stay: front-end, positions, norms, biases and residuals, as in BiT (arXiv 2205.13016).
+Full precision stay: front-end, positions, depthwise convolutions, norms, biases and residuals, as in BiT
+(arXiv 2205.13016), which has no convolutions.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import torch
 from torch import nn
 
 from upstreams.encoders.attention import Attention
+from upstreams.encoders.convolution import ConvolutionModule
 from upstreams.encoders.feed_forward import FeedForward
 from upstreams.quantization.modules import QuantLinear, QuantProduct
 from upstreams.quantization.quantizers import ActivationQuantizer
@@ -36,6 +38,9 @@ def quantize(model: AudioEncoder, bits: str) -> None:
             module.activation = nn.ReLU()
             module.expand = _quantized(module.expand, spec)
             module.contract = _quantized(module.contract, spec, non_negative=True)
+        elif isinstance(module, ConvolutionModule):
+            module.expand = _quantized(module.expand, spec)
+            module.contract = _quantized(module.contract, spec)
         elif isinstance(module, Attention):
             for name in ("query", "key", "value", "output"):
                 setattr(module, name, _quantized(getattr(module, name), spec))

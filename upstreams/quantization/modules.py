@@ -44,8 +44,12 @@ class QuantProduct(nn.Module):
         self.value = ActivationQuantizer(head_dim * heads, signed=True, shift=False)
         self.probability = ActivationQuantizer(head_dim * heads, signed=False, shift=False)
 
-    def forward(self, query: Tensor, key: Tensor, value: Tensor, visible: Tensor) -> Tensor:
-        """query (n, heads, q, d), key, value (n, heads, k, d), visible (n, 1, 1 or q, k) bool -> like query."""
+    def forward(self, query: Tensor, key: Tensor, value: Tensor, visible: Tensor, bias: Tensor | None = None) -> Tensor:
+        """query (n, heads, q, d), key, value (n, heads, k, d), visible (n, 1, 1 or q, k) bool -> like query.
+
+        bias: (n, heads, q, k), added to the scores.
+        """
         scores = self.query(query) @ self.key(key).transpose(-1, -2) / math.sqrt(query.shape[-1])
+        scores = scores if bias is None else scores + bias
         probability = scores.masked_fill(~visible, float("-inf")).softmax(-1)
         return self.probability(probability) @ self.value(value)
