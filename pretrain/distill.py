@@ -28,7 +28,7 @@ from upstreams.versions import versions
 class Distillation:
     """What one step of the schedule is trained with."""
 
-    steps: int = 150
+    steps: int = 120
     lr: float = 1e-3
     matrix_lr: float = 5e-3
     weight_decay: float = 0.0
