@@ -1,5 +1,8 @@
-"""What a model costs: parameters, multiply-accumulates, bit operations, bytes. Computed from its modules and the input's
-length: a forward pass on the meta device gives the shapes, each kind of module says what it computes on them."""
+"""What a model costs: parameters, multiply-accumulates, bit operations, bytes.
+
+Computed from its modules and the input's length: a forward pass on the meta device gives the shapes, and what each kind
+of module computes on them is added up.
+"""
 
 from __future__ import annotations
 
@@ -48,8 +51,8 @@ class ModuleCost:
 def profile(model: AudioEncoder, samples: int) -> list[ModuleCost]:
     """The costs of every module that computes, in the order of use, for one utterance of that many samples.
 
-    What is computed counts, masked keys included. The FFT's butterflies, norms and activations, which no profiler counts,
-    are left out.
+    What is computed counts, masked keys included. The FFT's butterflies, norms and activations, which no profiler
+    counts, are left out.
     """
     costs: dict[str, ModuleCost] = {}
     with _counting(model, costs), torch.no_grad():
@@ -140,8 +143,8 @@ def superb_fbank_macs() -> int:
 def estimated_runtime(costs: list[ModuleCost]) -> float:
     """Estimated runtime in the convention of arXiv 2301.00652: f + (1 - f) b / 32, of the same model in float as 1.
 
-    f is the part of the linear and convolutional multiply-accumulates whose weights are not quantized, b the bits of the
-    others' weights; attention products do not count.
+    f is the part of the linear and convolutional multiply-accumulates whose weights are not quantized, b the bits of
+    the others' weights; attention products do not count.
     """
     counted = [cost for cost in costs if cost.kind in ("linear", "convolution")]
     return sum(c.macs * c.weight_bits / FLOAT_BITS for c in counted) / sum(c.macs for c in counted)

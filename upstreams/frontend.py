@@ -1,4 +1,4 @@
-"""Waveform -> frames for the encoder: log-mel spectrogram and strided convolution, or HuBERT's waveform convolutions."""
+"""Waveform -> frames for the encoder: log-mel spectrogram and a strided stem, or HuBERT's waveform convolutions."""
 
 from __future__ import annotations
 
@@ -33,8 +33,9 @@ def mel_filters(mels: int, sample_rate: int = 16_000, low: float = 20.0) -> Tens
 
 
 class LogMel(nn.Module):
-    """Log-mel energies at 100 Hz, normalised a mel bin by statistics of the data set, which the checkpoint carries, or of
-    the utterance.
+    """Log-mel energies at 100 Hz, each bin normalised by statistics of the data set or of the utterance.
+
+    Those of the data set are in the checkpoint.
 
     One frame for every 10 ms begun; the last windows reach past the end, where every utterance is followed by zeros.
     """
@@ -150,11 +151,10 @@ class LogMelFrontEnd(nn.Module):
 
 
 class WaveformFrontEnd(nn.Module):
-    """HuBERT's seven convolutions (arXiv 2106.07447, section 3.1): 20 ms frames of `width` channels, then a norm and a
-    linear layer to `dim`.
+    """HuBERT's seven convolutions (arXiv 2106.07447, section 3.1), then a norm and a linear layer to `dim`.
 
-    norm: "group" normalises each channel over the utterance's own frames after the first convolution (Base); "layer" each
-    frame after every one, with biases (Large). utterance: zero mean and unit variance of every waveform first.
+    width: their channels; frames are of 20 ms. norm: "group" normalises each channel over the utterance's own frames
+    after the first convolution (Base); "layer" each frame after every one, with biases (Large). utterance: zero mean and unit variance of every waveform first.
     An utterance shorter than one window (25 ms) is followed by zeros.
     """
 

@@ -54,7 +54,8 @@ class AudioEncoder(nn.Module):
         """Hidden states, zero where padded; standardised and decorrelated where the configuration says `output_map`.
 
         waveforms: (batch, samples) or (samples,), 16 kHz in [-1, 1], padded to the longest; lengths: (batch,) in
-        samples, all whole when None; layers: how many blocks to run, all when None. Returns layers + 1 tensors (batch, frames, dim).
+        samples, all whole when None; layers: how many blocks to run, all when None. Returns layers + 1 tensors
+        (batch, frames, dim).
         Raises ValueError on input that is no such batch.
         """
         embedded, frames = self.embed(waveforms, lengths)
@@ -93,8 +94,8 @@ class AudioEncoder(nn.Module):
 def checked(waveforms: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
     """A valid batch of waveforms (batch, samples) and its lengths (batch,).
 
-    Raises UserError (a ValueError) that names the first fault. What depends on values is not checked where there are none:
-    on the meta device, and while a graph is exported.
+    Raises UserError (a ValueError) that names the first fault. What depends on values is not checked where there are
+    none: on the meta device, and while a graph is exported.
     """
     if waveforms.ndim == 1:
         waveforms = waveforms[None]

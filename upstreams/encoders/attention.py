@@ -105,9 +105,7 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
         """(batch, frames, dim), (batch,) frames -> (batch, frames, dim)."""
-        query, key, value = (
-            linear(x).unflatten(-1, (self.heads, -1)) for linear in (self.query, self.key, self.value)
-        )
+        query, key, value = (linear(x).unflatten(-1, (self.heads, -1)) for linear in (self.query, self.key, self.value))
         if isinstance(self.positions, Rotary):
             query, key = self.positions(query), self.positions(key)
         relative = self.positions if isinstance(self.positions, RelativePositions) else None

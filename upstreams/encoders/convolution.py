@@ -9,14 +9,13 @@ from torch import Tensor, nn
 class DepthwiseConvolution(nn.Module):
     """One filter a channel along the frames, centred; with stride 2, ceil(frames / 2) of them.
 
-    It runs as a 2-D convolution in channels_last, which PyTorch's CPU kernels do many times faster than the same 1-D one.
+    It runs as a 2-D convolution in channels_last, which PyTorch's CPU kernels do many times faster than the same 1-D
+    one.
     """
 
     def __init__(self, dim: int, kernel: int, stride: int = 1) -> None:
         super().__init__()
-        self.convolution = nn.Conv2d(
-            dim, dim, (kernel, 1), stride=(stride, 1), padding=(kernel // 2, 0), groups=dim
-        )
+        self.convolution = nn.Conv2d(dim, dim, (kernel, 1), stride=(stride, 1), padding=(kernel // 2, 0), groups=dim)
 
     def forward(self, x: Tensor) -> Tensor:
         """(batch, frames, dim), zero where padded -> (batch, ceil(frames / stride), dim)."""
@@ -40,8 +39,8 @@ class BatchNorm(nn.BatchNorm1d):
 class ConvolutionModule(nn.Module):
     """Pointwise, depthwise, BatchNorm, Swish, pointwise.
 
-    gated: Conformer's, where the first pointwise layer's 2 * dim channels are halved by a GLU; otherwise Squeezeformer's,
-    where Swish follows it and all 2 * dim channels go on.
+    gated: Conformer's, where the first pointwise layer's 2 * dim channels are halved by a GLU; otherwise
+    Squeezeformer's, where Swish follows it and all 2 * dim channels go on.
     """
 
     def __init__(self, dim: int, kernel: int, gated: bool) -> None:

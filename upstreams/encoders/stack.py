@@ -15,9 +15,9 @@ from upstreams.frontend import padding_mask
 class Encoder(nn.Module):
     """Positions, a norm of the input, blocks, and a norm of the last block's output.
 
-    blocks: modules (x (batch, frames, dim), lengths (batch,) frames) -> like x. positions None: the blocks' attention has
-    its own, or none. layerdrop: in training, the probability of leaving out a block. Setting `checkpointing` keeps only the
-    blocks' inputs for the backward pass and computes the rest again.
+    blocks: modules (x (batch, frames, dim), lengths (batch,) frames) -> like x. positions None: the blocks' attention
+    has its own, or none. layerdrop: in training, the probability of leaving out a block. Setting `checkpointing` keeps
+    only the blocks' inputs for the backward pass and computes the rest again.
     """
 
     def __init__(
