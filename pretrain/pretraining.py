@@ -20,6 +20,7 @@ from pretrain.recipes import Iteration, Recipe
 from pretrain.trainer import fit, optimizers
 from upstreams import checkpoint
 from upstreams.files import atomic_write
+from upstreams.frontend import HOP, LogMelFrontEnd
 from upstreams.model import AudioEncoder
 from upstreams.versions import versions
 
@@ -56,7 +57,7 @@ def pretrain(recipe: Recipe, manifest_path: Path, out: Path, labels: Path, seed:
     checkpoint.save(out / "checkpoints" / f"{name}_untrained.safetensors", model, None, {**about, "stage": "untrained"})
 
     first, second = recipe.iterations.mfcc, recipe.iterations.features
-    fraction, subsampling = recipe.cluster_fraction, recipe.config.front_end.subsampling
+    fraction, subsampling = recipe.cluster_fraction, recipe.config.downsample_rate // HOP
     mfcc_labels = write_labels(manifest, labels / f"mfcc{first.clusters}", first.clusters, seed, fraction, subsampling)
     module = _iterate(model, recipe, first, manifest, mfcc_labels, run / "iteration1", seed)
     feature_labels = write_labels(
@@ -145,6 +146,8 @@ def calibration_batches(manifest: Manifest, cropping: Cropping, hop: int, seed: 
 @torch.no_grad()
 def fit_log_mel(model: AudioEncoder, batches: list[tuple[Tensor, Tensor]]) -> None:
     """Set the front-end's normalisation to the mean and deviation of each mel bin over the batches."""
+    if not isinstance(model.front_end, LogMelFrontEnd):
+        return  # HuBERT's convolutions need no statistics
     log_mel = model.front_end.log_mel
     frames = torch.cat(
         [

@@ -47,7 +47,7 @@ class EncoderConfig:
     layerdrop: float = 0.0
 
 
-CHOICES = {
+CHOICES: dict[type, dict[str, tuple[str | int, ...]]] = {
     FrontEndConfig: {
         "kind": ("log_mel", "waveform"),
         "normalisation": ("dataset", "utterance", "none"),

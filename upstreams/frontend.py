@@ -154,8 +154,8 @@ class WaveformFrontEnd(nn.Module):
     """HuBERT's seven convolutions (arXiv 2106.07447, section 3.1), then a norm and a linear layer to `dim`.
 
     width: their channels; frames are of 20 ms. norm: "group" normalises each channel over the utterance's own frames
-    after the first convolution (Base); "layer" each frame after every one, with biases (Large). utterance: zero mean and unit variance of every waveform first.
-    An utterance shorter than one window (25 ms) is followed by zeros.
+    after the first convolution (Base); "layer" each frame after every one, with biases (Large). utterance: zero
+    mean and unit variance of every waveform first. An utterance shorter than one window (25 ms) is followed by zeros.
     """
 
     KERNELS = (10, 3, 3, 3, 3, 2, 2)
@@ -208,6 +208,7 @@ class WaveformFrontEnd(nn.Module):
         """Group normalisation with a group a channel, whose statistics are of an utterance's own frames."""
         mean, std = masked_moments(x, padding_mask(frames, x.shape[1])[..., None], frames)
         affine = self.norms[0]
+        assert isinstance(affine, nn.LayerNorm)
         return (x - mean) / std * affine.weight + affine.bias
 
 

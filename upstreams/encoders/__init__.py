@@ -25,8 +25,12 @@ def build_encoder(config: EncoderConfig) -> Encoder:
 
     def attention() -> Attention:
         radius = config.radius if config.kind == "sparseformer" else None
-        positions = {"relative": lambda: RelativePositions(dim, config.heads), "rotary": Rotary}.get(config.positions)
-        return Attention(dim, config.heads, radius, positions() if positions else None)
+        match config.positions:
+            case "relative":
+                return Attention(dim, config.heads, radius, RelativePositions(dim, config.heads))
+            case "rotary":
+                return Attention(dim, config.heads, radius, Rotary())
+        return Attention(dim, config.heads, radius)
 
     def feed_forward() -> FeedForward:
         return FeedForward(dim, config.feed_forward_dim, config.activation)

@@ -1,4 +1,4 @@
-"""Squeezeformer (arXiv 2206.00888, section 3): attention and convolution, a feed-forward after each; a temporal U-Net."""
+"""Squeezeformer (arXiv 2206.00888, section 3): attention, convolution, feed-forward after each; temporal U-Net."""
 
 from __future__ import annotations
 
