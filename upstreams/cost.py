@@ -55,11 +55,14 @@ def profile(model: AudioEncoder, samples: int) -> list[ModuleCost]:
     counts, are left out.
     """
     costs: dict[str, ModuleCost] = {}
+    training = model.training
+    model.eval()  # batch normalisation in training picks out valid frames, which have no number on the meta device
     with _counting(model, costs), torch.no_grad():
         meta = {name: tensor.to("meta") for name, tensor in [*model.named_parameters(), *model.named_buffers()]}
         waveform = torch.empty(1, samples, device="meta")
         lengths = torch.empty(1, dtype=torch.long, device="meta")
         torch.func.functional_call(model, meta, (waveform, lengths))
+    model.train(training)
     return list(costs.values())
 
 

@@ -83,7 +83,7 @@ def test_registry_finds_checkpoints_and_names(saved: Path, monkeypatch: pytest.M
         registry.checkpoint_path("superbit_local")
 
 
-@pytest.mark.parametrize("name", preset_names())
+@pytest.mark.parametrize("name", [n for n in preset_names() if n.endswith(("_mini", "_s")) or n == "distilhubert"])
 def test_macs_equal_what_torch_counts(name: str) -> None:
     """torch's FlopCounterMode on a real forward pass (2 operations a MAC), over whole blocks of the window."""
     model = checkpoint.build(preset(name)).eval()

@@ -111,7 +111,7 @@ def test_conformer_block_equals_torchaudios() -> None:
     from upstreams import s3prl_compat  # noqa: F401  (makes torchaudio importable)
 
     conformer = pytest.importorskip("torchaudio.models.conformer")
-    config = small("conformer", positions="none", layers=1)
+    config = small("conformer", positions="none", layers=1, activation="swish")
     ours = build_encoder(config)
     scramble(ours)
     ours.eval()

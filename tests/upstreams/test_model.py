@@ -15,6 +15,8 @@ from upstreams.errors import UserError
 from upstreams.frontend import LogMel, mel_filters
 from upstreams.model import AudioEncoder
 
+# Every encoder and front-end, at sizes that a test can afford.
+AFFORDABLE = [name for name in preset_names() if name.endswith(("_mini", "_xs")) or name == "distilhubert"]
 AWKWARD = [1, 399, 400, 401, 1599, 1600, 10_000, 10_241, 32_000, 70_001]
 
 
@@ -22,12 +24,13 @@ def random_model(name: str, bits: str = "w32a32") -> AudioEncoder:
     torch.manual_seed(0)
     model = build(dataclasses.replace(preset(name), bits=bits))
     with torch.no_grad():
-        model.output_mean.normal_()
-        model.output_std.uniform_(0.5, 2.0)
+        if model.config.output_map:
+            model.output_mean.normal_()
+            model.output_std.uniform_(0.5, 2.0)
     return model.eval()
 
 
-@pytest.mark.parametrize("name", preset_names())
+@pytest.mark.parametrize("name", AFFORDABLE)
 @torch.no_grad()
 def test_features_do_not_depend_on_the_batch(name: str) -> None:
     model = random_model(name)
@@ -46,7 +49,7 @@ def test_features_do_not_depend_on_the_batch(name: str) -> None:
             assert not ours[row, frames:].any()
 
 
-@pytest.mark.parametrize("name", preset_names())
+@pytest.mark.parametrize("name", AFFORDABLE)
 @torch.no_grad()
 def test_silence_and_a_minute_are_finite(name: str) -> None:
     model = random_model(name)
@@ -109,11 +112,15 @@ def test_fit_output_standardises_and_decorrelates_valid_frames_only() -> None:
 @pytest.mark.parametrize(
     ("waveforms", "lengths", "message"),
     [
-        (torch.zeros(2, 3, 100), None, "must be .batch, samples."),
+        (torch.zeros(2, 3, 100), None, "must be .batch, samples. or .samples,."),
         (torch.zeros(1, 100, dtype=torch.int16), None, "floating point"),
         (torch.zeros(2, 100), torch.tensor([100]), "one entry an utterance"),
-        (torch.zeros(2, 100), torch.tensor([100, 0]), "at least one sample"),
-        (torch.zeros(2, 100), torch.tensor([101, 5]), "101 is longer than the batch's 100"),
+        (torch.zeros(2, 100), torch.tensor([100, 0]), "utterance 1 of the batch has length 0"),
+        (
+            torch.zeros(2, 100),
+            torch.tensor([101, 5]),
+            "utterance 0 of the batch has length 101, longer than the batch's 100",
+        ),
         (torch.tensor([[0.0] * 9, [float("nan")] * 9]), None, "utterance 1 of the batch"),
     ],
 )
@@ -133,8 +140,11 @@ def test_a_sparseformer_has_no_convolution_module() -> None:
         ({"heads": 5}, "heads 5 does not divide dim 128"),
         ({"radius": 0}, "radius is 0"),
         ({"kind": "sparsformer"}, "did you mean 'sparseformer'"),
-        ({"activation": "swish"}, "must be relu or gelu"),
+        ({"activation": "silu"}, "encoder.activation 'silu' .* is unknown: valid are gelu, relu, swish"),
         ({"position_groups": 3}, "position_groups 3 does not divide"),
+        ({"kind": "squeezeformer"}, "reduce 0 and recover 0 .* reduce before recover"),
+        ({"kind": "conformer", "kernel": 30}, "kernel 30 .* must be odd"),
+        ({"positions": "rotary", "heads": 128}, "even width of each head"),
     ],
 )
 def test_impossible_configurations_are_refused(change: dict, message: str) -> None:

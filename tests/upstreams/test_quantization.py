@@ -110,7 +110,7 @@ def test_w32a32_is_bit_identical() -> None:
     assert all(torch.equal(a, b) for a, b in zip(before, model(waveforms), strict=True))
 
 
-@pytest.mark.parametrize("name", preset_names())
+@pytest.mark.parametrize("name", [name for name in preset_names() if name.endswith("_mini")])
 @torch.no_grad()
 def test_w1a1_computes_on_two_levels_everywhere(name: str) -> None:
     model = make(name, "w1a1")
