@@ -60,15 +60,16 @@ def test_silence_and_a_minute_are_finite(name: str) -> None:
 @pytest.mark.parametrize(("frames", "radius"), [(1, 16), (7, 16), (16, 16), (17, 16), (50, 3), (33, 1), (64, 8)])
 def test_local_attention_equals_masked_full_attention(frames: int, radius: int) -> None:
     torch.manual_seed(frames)
-    query, key, value = torch.randn(3, 2, 4, frames, 8, dtype=torch.float64)
+    query, key, value = torch.randn(3, 2, frames, 4, 8, dtype=torch.float64)
     lengths = torch.tensor([frames, max(1, frames - 5)])
     output = local_attention(ScaledDotProduct(), query, key, value, lengths, radius)
     distance = (torch.arange(frames) - torch.arange(frames)[:, None]).abs()
     for row, length in enumerate(lengths.tolist()):
         visible = (distance <= radius) & (torch.arange(frames) < length)
-        scores = query[row] @ key[row].transpose(-1, -2) / 8**0.5
-        oracle = scores.masked_fill(~visible, float("-inf")).softmax(-1) @ value[row]
-        torch.testing.assert_close(output[row, :, :length], oracle[:, :length])
+        scores = torch.einsum("qhd,khd->hqk", query[row], key[row]) / 8**0.5
+        weights = scores.masked_fill(~visible, float("-inf")).softmax(-1)
+        oracle = torch.einsum("hqk,khd->qhd", weights, value[row])
+        torch.testing.assert_close(output[row, :length], oracle[:length])
 
 
 def test_mel_filters_equal_torchaudios() -> None:
@@ -140,7 +141,7 @@ def test_a_sparseformer_has_no_convolution_module() -> None:
         ({"heads": 5}, "heads 5 does not divide dim 128"),
         ({"radius": 0}, "radius is 0"),
         ({"kind": "sparsformer"}, "did you mean 'sparseformer'"),
-        ({"activation": "silu"}, "encoder.activation 'silu' .* is unknown: valid are gelu, relu, swish"),
+        ({"activation": "silu"}, "encoder.activation 'silu' .* is unknown"),
         ({"position_groups": 3}, "position_groups 3 does not divide"),
         ({"kind": "squeezeformer"}, "reduce 0 and recover 0 .* reduce before recover"),
         ({"kind": "conformer", "kernel": 30}, "kernel 30 .* must be odd"),

@@ -11,6 +11,8 @@ from torch import Tensor
 
 from upstreams.checkpoint import build
 from upstreams.config import preset, preset_names
+from upstreams.encoders.convolution import ConvolutionModule
+from upstreams.encoders.feed_forward import FeedForward
 from upstreams.errors import UserError
 from upstreams.model import AudioEncoder
 from upstreams.quantization.convert import calibrating, quantize
@@ -126,13 +128,18 @@ def test_w1a1_computes_on_two_levels_everywhere(name: str) -> None:
     linears = sum(isinstance(m, QuantLinear) for m in model.modules())
     products = sum(isinstance(m, QuantProduct) for m in model.modules())
     blocks = model.config.encoder.layers
-    assert (linears, products) == (6 * blocks, blocks)
+    convolutions = sum(isinstance(m, ConvolutionModule) for m in model.modules())
+    feed_forwards = sum(isinstance(m, FeedForward) for m in model.modules())
+    assert (linears, products) == (4 * blocks + 2 * feed_forwards + 2 * convolutions, blocks)
     assert len(seen) == linears + 4 * products
     for label, output in seen:
         levels = output.unique()
-        assert len(levels) <= 2, label
-        non_negative = label.endswith(("contract.input", "probability"))
-        assert (levels >= 0).all() == non_negative, label
+        assert len(levels) <= 2, (label, levels)
+        behind_relu = label.endswith("contract.input") and "convolution" not in label
+        non_negative = behind_relu or label.endswith("probability")
+        # Of a random model's nearly uniform probabilities none may reach the upper level, and what follows is constant.
+        if len(levels) == 2 or non_negative:
+            assert (levels >= 0).all() == non_negative, label
 
 
 @torch.no_grad()

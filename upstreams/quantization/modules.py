@@ -49,7 +49,18 @@ class QuantProduct(nn.Module):
 
         bias: (n, heads, q, k), added to the scores.
         """
-        scores = self.query(query) @ self.key(key).transpose(-1, -2) / math.sqrt(query.shape[-1])
+        scores = _product(self.query, query, self.key, key, transpose=True) / math.sqrt(query.shape[-1])
         scores = scores if bias is None else scores + bias
         probability = scores.masked_fill(~visible, float("-inf")).softmax(-1)
-        return self.probability(probability) @ self.value(value)
+        return _product(self.probability, probability, self.value, value, transpose=False)
+
+
+def _product(left: ActivationQuantizer, x: Tensor, right: ActivationQuantizer, y: Tensor, transpose: bool) -> Tensor:
+    """left(x) @ right(y), or its transpose, through whole numbers.
+
+    As many +alpha as -alpha then add up to exactly 0, whose sign the next quantizer takes; rounding, which depends on
+    the batch's shape, would decide it otherwise.
+    """
+    alpha, beta = left.scale, right.scale
+    signs = right(y) / beta
+    return (left(x) / alpha) @ (signs.transpose(-1, -2) if transpose else signs) * (alpha * beta)

@@ -88,9 +88,14 @@ class ActivationQuantizer(nn.Module):
         self.alpha.copy_((2.0 if self.signed else 4.0) * x.abs().mean().clamp_min(FLOOR))
         self.calibrated.fill_(True)
 
+    @property
+    def scale(self) -> Tensor:
+        """The positive level of the output."""
+        return self.alpha.clamp_min(FLOOR)
+
     def forward(self, x: Tensor) -> Tensor:
         """Any shape with the channels last -> the same shape with two levels."""
         if self.beta is not None:
             x = x + self.beta
         binarize = BinarizeSigned if self.signed else BinarizeUnsigned
-        return binarize.apply(x, self.alpha.clamp_min(FLOOR), self.gradient_scale)
+        return binarize.apply(x, self.scale, self.gradient_scale)
