@@ -73,8 +73,11 @@ class AudioEncoder(nn.Module):
         """Set the map of `forward`'s hidden states from batches of (waveforms, lengths).
 
         Mean and deviation a layer and dimension, then ZCA whitening of the correlation that all layers share
-        (Bell and Sejnowski, 1997): of all whitening matrices the one that moves the dimensions least.
+        (Bell and Sejnowski, 1997): of all whitening matrices the one that moves the dimensions least. Does nothing
+        where the configuration has no map.
         """
+        if not self.config.output_map:
+            return
         self.output_mean.zero_()
         self.output_std.fill_(1.0)
         self.output_rotation.copy_(torch.eye(len(self.output_rotation)))

@@ -61,6 +61,7 @@ def _product(left: ActivationQuantizer, x: Tensor, right: ActivationQuantizer, y
     As many +alpha as -alpha then add up to exactly 0, whose sign the next quantizer takes; rounding, which depends on
     the batch's shape, would decide it otherwise.
     """
-    alpha, beta = left.scale, right.scale
+    # The scales learn through the quantizers; dividing by them and multiplying again has no gradient of its own.
+    alpha, beta = left.scale.detach(), right.scale.detach()
     signs = right(y) / beta
     return (left(x) / alpha) @ (signs.transpose(-1, -2) if transpose else signs) * (alpha * beta)
