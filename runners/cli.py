@@ -114,6 +114,64 @@ def quantize(
     typer.echo(f"checkpoint: {quantize_checkpoint(checkpoint, stages, manifest, out, seed, settings)}")
 
 
+@app.command("import")
+def import_public(
+    preset: Annotated[str, typer.Argument(help="Its shape: hubert_base or hubert_large.")],
+    file: Annotated[Path, typer.Argument(help="A file of transformers, fairseq or s3prl.")],
+    out: Out,
+) -> None:
+    """Turn a public HuBERT checkpoint into one of this project's: an upstream, and a teacher where it has its head."""
+    from pretrain.hubert import CodewordHead
+    from upstreams import checkpoint
+    from upstreams.config import preset as read_preset
+    from upstreams.public_hubert import load_public
+    from upstreams.versions import versions
+
+    model, tensors = load_public(file, read_preset(preset))
+    head = None
+    if tensors:
+        head = CodewordHead(model.config.encoder.dim, *tensors["codewords"].shape)
+        head.load_state_dict(tensors)
+    path = out / "checkpoints" / f"{preset}.safetensors"
+    provenance = {"imported": file.name, "sha256": checkpoint.sha256(file), **versions(), "stage": "pretrained"}
+    checkpoint.save(path, model, head, provenance)
+    typer.echo(f"checkpoint: {path} ({'with' if head else 'without'} its pre-training head)")
+
+
+@app.command()
+def profile(
+    upstream: Annotated[list[str], typer.Argument(help="Upstream names or checkpoint files.")],
+    superb: Annotated[
+        bool, typer.Option("--superb", help="On the SUPERB leaderboard's 32 utterances (default).")
+    ] = False,
+    seconds: Annotated[float | None, typer.Option(help="On one utterance of this length instead.", min=0.01)] = None,
+    modules: Annotated[bool, typer.Option("--modules", help="Also show every module (CSV: a row each).")] = False,
+    json: Annotated[Path | None, typer.Option(help="Write a list of objects, with their modules.")] = None,
+    csv: Annotated[Path | None, typer.Option(help="Write a row for each upstream.")] = None,
+    measure: Annotated[bool, typer.Option("--measure", help="Also run each on this machine.")] = False,
+    batch: Annotated[int, typer.Option(help="Utterances at once when measuring.", min=1)] = 1,
+    threads: Threads = 1,
+    repeats: Annotated[
+        int | None, typer.Option(help="Rounds of measuring. [default: about 30 calls in all]", min=1)
+    ] = None,
+) -> None:
+    """Parameters, MACs, bit operations, storage; with --measure the real-time factor, latencies and peak memory."""
+    from runners.profile import run
+
+    run(
+        upstream,
+        superb=superb,
+        seconds=seconds,
+        by_module=modules,
+        json_file=json,
+        csv_file=csv,
+        measured=measure,
+        batch=batch,
+        threads=threads,
+        repeats=repeats,
+    )
+
+
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []})
 def downstream(context: typer.Context) -> None:
     """s3prl's run_downstream with this project's upstreams: -m train|evaluate -u NAME -d TASK --root DIR ..."""

@@ -6,13 +6,13 @@ of module computes on them is added up.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from upstreams.encoders.attention import ScaledDotProduct
 from upstreams.encoders.positions import RelativePositions
@@ -34,58 +34,79 @@ FLOAT_BITS = 32
 
 @dataclass
 class ModuleCost:
-    """What one module without parts of its own costs for the given input."""
+    """What one module itself costs, without its children, which have entries of their own."""
 
     name: str  # of the module inside the model
-    kind: str  # linear, convolution, attention, mel or map
+    kind: str  # linear, convolution, attention, mel, map (of the output), or other: norms, scales and shifts
+    parameters: int = 0
+    storage_bytes: int = 0
     macs: int = 0
-    bits: int = FLOAT_BITS**2  # of a weight (or first operand) times those of an activation
-    weight_bits: int = FLOAT_BITS
+    weight_bits: int = FLOAT_BITS  # of a weight, or an attention product's first operand
+    activation_bits: int = FLOAT_BITS
 
     @property
     def bops(self) -> int:
         """Bit operations: multiply-accumulates times the bits of both operands."""
-        return self.macs * self.bits
+        return self.macs * self.weight_bits * self.activation_bits
 
 
-def profile(model: AudioEncoder, samples: int) -> list[ModuleCost]:
-    """The costs of every module that computes, in the order of use, for one utterance of that many samples.
+def profile(model: AudioEncoder, samples: Sequence[int]) -> list[ModuleCost]:
+    """The costs of every module that computes or stores something, in the model's order.
 
-    What is computed counts, masked keys included. The FFT's butterflies, norms and activations, which no profiler
-    counts, are left out.
+    Multiply-accumulates are summed over utterances of that many samples, each run alone. What is computed counts,
+    masked keys included. The FFT's butterflies, norms and activations, which no profiler counts, are left out.
     """
-    costs: dict[str, ModuleCost] = {}
+    costs = {name: cost for name, module in model.named_modules() if (cost := _static(name, module)) is not None}
     training = model.training
     model.eval()  # batch normalisation in training picks out valid frames, which have no number on the meta device
+    meta = {name: tensor.to("meta") for name, tensor in [*model.named_parameters(), *model.named_buffers()]}
     with _counting(model, costs), torch.no_grad():
-        meta = {name: tensor.to("meta") for name, tensor in [*model.named_parameters(), *model.named_buffers()]}
-        waveform = torch.empty(1, samples, device="meta")
-        lengths = torch.empty(1, dtype=torch.long, device="meta")
-        torch.func.functional_call(model, meta, (waveform, lengths))
+        for count in samples:
+            waveform = torch.empty(1, count, device="meta")
+            lengths = torch.empty(1, dtype=torch.long, device="meta")
+            torch.func.functional_call(model, meta, (waveform, lengths))
     model.train(training)
     return list(costs.values())
+
+
+def _static(name: str, module: nn.Module) -> ModuleCost | None:
+    """The part of a module's cost that does not depend on the input; None where it neither computes nor stores."""
+    kind = next((kind for kinds, kind in _KINDS if isinstance(module, kinds)), "other")
+    weights = dict(module.named_parameters(recurse=False))
+    # Of the buffers, flags and counters are not needed to compute with the model.
+    buffers = [
+        b for key, b in module.named_buffers(recurse=False) if b.is_floating_point() and key in module.state_dict()
+    ]
+    if kind == "other" and not weights and not buffers:
+        return None
+    cost = ModuleCost(name, kind, parameters=sum(p.numel() for p in weights.values()))
+    if isinstance(module, QuantLinear):
+        cost.weight_bits, cost.activation_bits = module.bits.weight, module.bits.activation
+    elif isinstance(module, QuantProduct):
+        cost.weight_bits = cost.activation_bits = 1
+    floats = cost.parameters + sum(b.numel() for b in buffers)
+    if cost.weight_bits < FLOAT_BITS and "weight" in weights:
+        quantized = weights["weight"].numel()
+        floats += 1 - quantized  # the scale
+        cost.storage_bytes = -(-quantized * cost.weight_bits // 8)
+    cost.storage_bytes += floats * FLOAT_BITS // 8
+    return cost
 
 
 @contextmanager
 def _counting(model: AudioEncoder, costs: dict[str, ModuleCost]) -> Iterator[None]:
     """Inside it, every forward pass adds what its modules compute to `costs`."""
 
-    def hook(name: str, kind: str) -> Any:
+    def hook(name: str) -> Any:
         def count(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-            cost = costs.setdefault(name, ModuleCost(name, kind))
-            cost.macs += _macs(module, inputs, output)
-            if isinstance(module, QuantLinear):
-                cost.bits, cost.weight_bits = module.bits.weight * module.bits.activation, module.bits.weight
-            elif isinstance(module, QuantProduct):
-                cost.bits = 1
+            costs[name].macs += _macs(module, inputs, output)
 
         return count
 
     handles = [
-        module.register_forward_hook(hook(name, kind))
+        module.register_forward_hook(hook(name))
         for name, module in model.named_modules()
-        for kinds, kind in _KINDS
-        if isinstance(module, kinds)
+        if name in costs and costs[name].kind != "other"
     ]
     try:
         yield
@@ -130,16 +151,11 @@ def log_mel_macs(frames: int, mels: int) -> int:
 
 def macs(model: AudioEncoder, samples: int) -> int:
     """Multiply-accumulates of one utterance of that many samples, of any bit-width."""
-    return sum(cost.macs for cost in profile(model, samples))
-
-
-def superb_macs(model: AudioEncoder) -> int:
-    """MACs summed over the SUPERB leaderboard's 32 utterances, batch 1."""
-    return sum(macs(model, samples) for samples in SUPERB_SAMPLES)
+    return sum(cost.macs for cost in profile(model, [samples]))
 
 
 def superb_fbank_macs() -> int:
-    """The same for s3prl's fbank upstreams: 80 mel filters, no weights."""
+    """MACs of s3prl's fbank upstreams over the SUPERB leaderboard's 32 utterances: 80 mel filters, no weights."""
     return sum(log_mel_macs(int(LogMel.frame_count(torch.tensor(s))), 80) for s in SUPERB_SAMPLES)
 
 
@@ -151,18 +167,3 @@ def estimated_runtime(costs: list[ModuleCost]) -> float:
     """
     counted = [cost for cost in costs if cost.kind in ("linear", "convolution")]
     return sum(c.macs * c.weight_bits / FLOAT_BITS for c in counted) / sum(c.macs for c in counted)
-
-
-def storage_bytes(model: nn.Module) -> int:
-    """Bytes of the weights: one bit for each of a binarized linear's and 4 bytes for its scale, 4 for every other.
-
-    Buffers that a checkpoint carries, such as the output's map, count as weights do.
-    """
-    total = 0
-    binary = set()
-    for module in model.modules():
-        if isinstance(module, QuantLinear) and module.bits.weight == 1:
-            binary.add(id(module.weight))
-            total += -(-module.weight.numel() // 8) + 4
-    tensors: list[Tensor] = list(model.state_dict(keep_vars=True).values())
-    return total + sum(4 * t.numel() for t in tensors if id(t) not in binary)

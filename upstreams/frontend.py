@@ -65,8 +65,10 @@ class LogMel(nn.Module):
         frames = waveforms.unfold(1, WINDOW, HOP)
         spectrum = torch.fft.rfft(frames * self.window, FFT)
         power = spectrum.real.square() + spectrum.imag.square()
+        # In half precision the logarithm of small energies would be steps of several per cent.
+        energies = (power @ self.filters.to(power.dtype)).to(power.dtype)
         # The floor lies below 16-bit audio's own quantization noise (about 1e-7 a bin), so digital silence is finite.
-        return torch.log(power @ self.filters + 1e-6)
+        return torch.log(energies + 1e-6)
 
     def forward(self, waveforms: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """(batch, samples), (batch,) samples -> (batch, frames, mels), zero where padded; (batch,) frames."""
@@ -75,14 +77,20 @@ class LogMel(nn.Module):
         mean, std = self.mean, self.std
         if self.utterance:
             mean, std = masked_moments(features, padded, frames)
-        return ((features - mean) / std).masked_fill(padded, 0.0), frames
+        return ((features - mean) / std).masked_fill(padded, 0.0).to(self.mean.dtype), frames
 
 
-def masked_moments(x: Tensor, padded: Tensor, frames: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and deviation over an utterance's own frames, both (batch, 1, channels); x is (batch, frames, channels)."""
+def masked_moments(x: Tensor, padded: Tensor, frames: Tensor, dim: int = 1) -> tuple[Tensor, Tensor]:
+    """Mean and deviation over an utterance's own frames, which lie along `dim` of x (batch, frames, channels).
+
+    padded is True where x is to be left out; the results keep `dim` with size 1, in at least single precision.
+    """
+    x = x.to(torch.promote_types(x.dtype, torch.float32))
     count = frames[:, None, None]
-    mean = x.masked_fill(padded, 0.0).sum(1, keepdim=True) / count
-    variance = (x - mean).masked_fill(padded, 0.0).square().sum(1, keepdim=True) / count
+    mean = x.masked_fill(padded, 0.0).sum(dim, keepdim=True) / count
+    centred = (x - mean).masked_fill_(padded, 0.0)
+    # A norm squares and sums in one pass; waveform convolutions give it 65 MB for 10 s of audio.
+    variance = torch.linalg.vector_norm(centred, dim=dim, keepdim=True).square() / count
     return mean, (variance + 1e-5).sqrt()
 
 
@@ -192,24 +200,25 @@ class WaveformFrontEnd(nn.Module):
             waveforms = ((waveforms[..., None] - mean) / std).masked_fill(padded, 0.0).squeeze(-1)
         # Padding to at least SHORTEST, without asking how long a batch of unknown size is.
         waveforms = nn.functional.pad(waveforms, (0, max(0, self.SHORTEST - waveforms.shape[1])))
-        x = waveforms[:, None]
+        x = waveforms[:, None].to(self.projection.weight.dtype)
         frames = lengths.clamp_min(self.SHORTEST)
         for layer, convolution in enumerate(self.convolutions):
             x = convolution(x)
             frames = (frames - self.KERNELS[layer]) // self.STRIDES[layer] + 1
             if self.group and layer == 0:
-                x = self._per_channel(x.transpose(1, 2), frames).transpose(1, 2)
+                x = self._per_channel(x, frames)
             elif not self.group:
                 x = self.norms[layer](x.transpose(1, 2)).transpose(1, 2)
             x = nn.functional.gelu(x)
         return self.projection(self.norm(x.transpose(1, 2))), frames
 
     def _per_channel(self, x: Tensor, frames: Tensor) -> Tensor:
-        """Group normalisation with a group a channel, whose statistics are of an utterance's own frames."""
-        mean, std = masked_moments(x, padding_mask(frames, x.shape[1])[..., None], frames)
+        """(batch, channels, frames): group normalisation, a group a channel, by the statistics of its own frames."""
+        mean, std = masked_moments(x, padding_mask(frames, x.shape[2])[:, None], frames, dim=2)
         affine = self.norms[0]
         assert isinstance(affine, nn.LayerNorm)
-        return (x - mean) / std * affine.weight + affine.bias
+        scale = affine.weight[:, None] / std
+        return torch.addcmul(affine.bias[:, None] - mean * scale, x, scale).to(x.dtype)
 
 
 FrontEnd = LogMelFrontEnd | WaveformFrontEnd

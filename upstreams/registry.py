@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from pathlib import Path
 from typing import TypedDict
 
-from upstreams.config import preset_names
+from upstreams.config import ModelConfig, preset, preset_names
 from upstreams.errors import UserError, nearest
 from upstreams.quantization.spec import WIDTHS
 
@@ -28,6 +29,19 @@ def names() -> list[str]:
     bits = [f"w{w}a{a}" for w in WIDTHS for a in WIDTHS if (w, a) != (32, 32)]
     suffixes = ["", "_untrained", *(f"_{b}" for b in bits)]
     return sorted([LOCAL, *(p + s for p in preset_names() for s in suffixes)])
+
+
+def shape(name: str) -> ModelConfig:
+    """The model behind an upstream name, bits included, whether or not it has a checkpoint.
+
+    Raises UserError on an unknown name, and on superbit_local, whose shape is its checkpoint's.
+    """
+    choices = [n for n in names() if n != LOCAL]
+    if name not in choices:
+        raise UserError(f"no upstream or checkpoint file is called {name!r}: {nearest(name, choices)}")
+    base = max((p for p in preset_names() if name == p or name.startswith(f"{p}_")), key=len)
+    suffix = name.removeprefix(base).removeprefix("_")
+    return dataclasses.replace(preset(base), bits=suffix if suffix.startswith("w") else "w32a32")
 
 
 def checkpoint_path(name: str, ckpt: str | os.PathLike[str] | None = None) -> Path:
@@ -60,9 +74,9 @@ def describe(name: str, ckpt: str | os.PathLike[str] | None = None) -> Descripti
 
     if name in ("fbank", "fbank_no_cmvn"):
         return Description(parameters=0, macs=cost.superb_fbank_macs(), storage_bytes=0)
-    model = checkpoint.load(checkpoint_path(name, ckpt))
+    costs = cost.profile(checkpoint.load(checkpoint_path(name, ckpt)), cost.SUPERB_SAMPLES)
     return Description(
-        parameters=cost.parameters(model),
-        macs=cost.superb_macs(model),
-        storage_bytes=cost.storage_bytes(model),
+        parameters=sum(c.parameters for c in costs),
+        macs=sum(c.macs for c in costs),
+        storage_bytes=sum(c.storage_bytes for c in costs),
     )

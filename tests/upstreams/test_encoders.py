@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import itertools
 import math
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -238,7 +241,7 @@ def test_squeezeformers_published_size(name: str, millions: float, gflops: float
 def test_huberts_published_cost(name: str, gmacs: float, millions: float) -> None:
     with torch.device("meta"):
         model = AudioEncoder(preset(name))
-    assert cost.superb_macs(model) / 1e9 == pytest.approx(gmacs, rel=0.005)
+    assert sum(c.macs for c in cost.profile(model, cost.SUPERB_SAMPLES)) / 1e9 == pytest.approx(gmacs, rel=0.005)
     assert cost.parameters(model) / 1e6 == pytest.approx(millions, rel=0.005)
 
 
@@ -279,20 +282,25 @@ def test_depthwise_convolution_equals_conv1d() -> None:
         torch.testing.assert_close(ours(x), theirs(x.transpose(1, 2)).transpose(1, 2))
 
 
-@pytest.mark.parametrize(
-    "front_end",
-    [
-        FrontEndConfig(stem="convolution", width=8),
-        FrontEndConfig(stem="convolution", width=8, subsampling=2, normalisation="utterance"),
-        FrontEndConfig(stem="stack", subsampling=2),
-        FrontEndConfig(kind="waveform", normalisation="none", width=16),
-        FrontEndConfig(kind="waveform", normalisation="utterance", width=16, feature_norm="layer"),
-    ],
-    ids=lambda f: f"{f.kind}-{f.stem}-{f.normalisation}-{f.subsampling}",
-)
+FRONT_ENDS = {
+    "stack at 40 ms": FrontEndConfig(),
+    "stack at 20 ms": FrontEndConfig(subsampling=2),
+    "convolution at 40 ms": FrontEndConfig(stem="convolution", width=8),
+    "convolution at 20 ms": FrontEndConfig(stem="convolution", width=8, subsampling=2, normalisation="utterance"),
+    "waveform": FrontEndConfig(kind="waveform", normalisation="none", width=16),
+    "normalised waveform": FrontEndConfig(kind="waveform", normalisation="utterance", width=16, feature_norm="layer"),
+}
+
+
+def small_model(kind: str, front_end: str, **changes: object) -> AudioEncoder:
+    return AudioEncoder(ModelConfig("small", FRONT_ENDS[front_end], small(kind, **changes), output_map=False))
+
+
+@pytest.mark.parametrize("front_end", FRONT_ENDS)
+@pytest.mark.parametrize("kind", KINDS)
 @torch.no_grad()
-def test_front_ends_keep_utterances_apart(front_end: FrontEndConfig) -> None:
-    model = AudioEncoder(ModelConfig("small", front_end, small("transformer"), output_map=False)).eval()
+def test_every_encoder_on_every_front_end_keeps_utterances_apart(kind: str, front_end: str) -> None:
+    model = small_model(kind, front_end).eval()
     lengths = torch.tensor([1, 399, 400, 719, 720, 1601, 8000, 8001])
     waveforms = torch.randn(8, 8001) * 0.1
     batch = model(waveforms, lengths)
@@ -303,7 +311,66 @@ def test_front_ends_keep_utterances_apart(front_end: FrontEndConfig) -> None:
         assert abs(frames - round(length / model.config.downsample_rate)) < 5  # s3prl's tolerance
         for ours, reference in zip(batch, alone, strict=True):
             torch.testing.assert_close(ours[row, :frames], reference[0], atol=1e-4, rtol=0)
-    assert all(torch.isfinite(state).all() for state in model(torch.zeros(1, 800)))
+    for unusual in (torch.zeros(1, 800), torch.zeros(1, 1), torch.randn(1, 60 * 16_000) * 0.1):  # silence, a minute
+        assert all(torch.isfinite(state).all() for state in model(unusual))
+
+
+@pytest.mark.parametrize("front_end", ["convolution at 40 ms", "normalised waveform", "waveform"])
+@pytest.mark.parametrize("positions", ["conv", "relative", "rotary"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_bfloat16(kind: str, positions: str, front_end: str) -> None:
+    """Under autocast and with bf16 weights, features are those of fp32 but for rounding, and gradients are finite."""
+    torch.manual_seed(0)
+    model = small_model(kind, front_end, positions=positions).eval()
+    waveforms, lengths = torch.randn(2, 16_000) * 0.1, torch.tensor([16_000, 9_000])
+    with torch.no_grad():
+        wanted = model(waveforms, lengths)
+    with torch.autocast("cpu", torch.bfloat16):
+        under_autocast = model(waveforms, lengths)
+        loss = model.train()(waveforms, lengths)[-1].float().square().mean()
+    loss.backward()
+    assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
+    with torch.no_grad():
+        in_half = model.eval().bfloat16()(waveforms, lengths)
+    assert in_half[-1].dtype == torch.bfloat16
+    for states in (under_autocast, in_half):
+        for state, reference in zip(states, wanted, strict=True):
+            error = (state.float() - reference).square().mean() / reference.square().mean()
+            assert error < 0.03**2
+            assert not state[1, model.frame_count(lengths)[1] :].any()
+
+
+PEAK = """
+import sys, torch
+from upstreams.config import EncoderConfig, FrontEndConfig, ModelConfig
+from upstreams.model import AudioEncoder
+from runners.profile import peak_memory
+
+waveform = {"kind": "waveform", "normalisation": "none", "width": 32}
+front_end = FrontEndConfig(**(waveform if sys.argv[1] == "waveform" else {"stem": "convolution", "width": 32}))
+encoder = EncoderConfig("sparseformer", 4, 128, 8, 256, positions=sys.argv[2], radius=32)
+model = AudioEncoder(ModelConfig("m", front_end, encoder, output_map=False)).eval()
+with torch.inference_mode():
+    model(torch.randn(1, 16_000))
+    before = peak_memory()
+    model(torch.randn(1, int(sys.argv[3]) * 16_000))
+print(peak_memory() - before)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the kernel does not tell the peak of memory")
+@pytest.mark.parametrize("positions", ["conv", "relative"])
+@pytest.mark.parametrize("front_end", ["log_mel", "waveform"])
+def test_local_attentions_memory_is_linear_in_length(front_end: str, positions: str) -> None:
+    """Three minutes take three times what one takes, and not the nine times of a matrix of frames by frames."""
+
+    def peak(seconds: int) -> int:
+        command = [sys.executable, "-c", PEAK, front_end, positions, str(seconds)]
+        return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+    minute, three = peak(60), peak(180)
+    assert minute > 1e6
+    assert three < 3.5 * minute
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -329,9 +396,10 @@ def test_training_with_layerdrop_and_checkpointing(kind: str) -> None:
         assert 60 < left_out < 140  # of 200
 
 
+@pytest.mark.parametrize("front_end", ["stack at 40 ms", "convolution at 40 ms", "waveform"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_exports(kind: str) -> None:
-    model = AudioEncoder(ModelConfig("small", FrontEndConfig(), small(kind))).eval()
+def test_exports(kind: str, front_end: str) -> None:
+    model = small_model(kind, front_end).eval()
     example = (torch.randn(2, 16_000), torch.tensor([16_000, 9_000]))
     exported = torch.export.export(model, example)
     with torch.no_grad():
@@ -352,6 +420,6 @@ def test_mixed_encoders_quantize(name: str, bits: str) -> None:
     with calibrating(model):
         model(waveform)
     assert all(torch.isfinite(state).all() for state in model(waveform))
-    float_bits, bits_now = cost.profile(AudioEncoder(preset(name)), 16_000), cost.profile(model, 16_000)
+    float_bits, bits_now = cost.profile(AudioEncoder(preset(name)), [16_000]), cost.profile(model, [16_000])
     assert sum(c.macs for c in bits_now) == sum(c.macs for c in float_bits)
     assert sum(c.bops for c in bits_now) < 0.5 * sum(c.bops for c in float_bits)

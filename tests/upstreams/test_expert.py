@@ -103,6 +103,22 @@ def test_featurizer_and_deepcopy() -> None:
     assert "transformer_mini" in S3PRLUpstream.available_names()
 
 
+@pytest.mark.parametrize(
+    ("wavs", "message"),
+    [
+        ([], "the list of waveforms is empty"),
+        ([torch.zeros(100), torch.zeros(1, 100)], r"waveform 1 has shape \(1, 100\), but must be 1-D"),
+        ([torch.zeros(100), torch.zeros(0)], "utterance 1 of the batch has length 0"),
+        ([torch.full((100,), float("inf"))], "utterance 0 of the batch holds NaN or infinite samples .* inf"),
+    ],
+)
+def test_bad_waveforms_are_told(wavs: list[torch.Tensor], message: str) -> None:
+    import s3prl.hub
+
+    with pytest.raises(ValueError, match=message):
+        s3prl.hub.transformer_mini()(wavs)
+
+
 def test_unknown_checkpoint_is_one_sentence(tmp_path: Path) -> None:
     import s3prl.hub
 

@@ -17,6 +17,7 @@ from upstreams.model import AudioEncoder
 
 # Every encoder and front-end, at sizes that a test can afford.
 AFFORDABLE = [name for name in preset_names() if name.endswith(("_mini", "_xs")) or name == "distilhubert"]
+EVERY = [pytest.param(name, marks=() if name in AFFORDABLE else pytest.mark.slow) for name in preset_names()]
 AWKWARD = [1, 399, 400, 401, 1599, 1600, 10_000, 10_241, 32_000, 70_001]
 
 
@@ -30,7 +31,7 @@ def random_model(name: str, bits: str = "w32a32") -> AudioEncoder:
     return model.eval()
 
 
-@pytest.mark.parametrize("name", AFFORDABLE)
+@pytest.mark.parametrize("name", EVERY)
 @torch.no_grad()
 def test_features_do_not_depend_on_the_batch(name: str) -> None:
     model = random_model(name)
@@ -49,7 +50,7 @@ def test_features_do_not_depend_on_the_batch(name: str) -> None:
             assert not ours[row, frames:].any()
 
 
-@pytest.mark.parametrize("name", AFFORDABLE)
+@pytest.mark.parametrize("name", EVERY)
 @torch.no_grad()
 def test_silence_and_a_minute_are_finite(name: str) -> None:
     model = random_model(name)
@@ -115,6 +116,8 @@ def test_fit_output_standardises_and_decorrelates_valid_frames_only() -> None:
     [
         (torch.zeros(2, 3, 100), None, "must be .batch, samples. or .samples,."),
         (torch.zeros(1, 100, dtype=torch.int16), None, "floating point"),
+        (torch.zeros(0, 100), None, "the batch holds no utterance"),
+        (torch.zeros(1, 0), None, "utterance 0 of the batch has length 0"),
         (torch.zeros(2, 100), torch.tensor([100]), "one entry an utterance"),
         (torch.zeros(2, 100), torch.tensor([100, 0]), "utterance 1 of the batch has length 0"),
         (

@@ -11,6 +11,10 @@ from torch import Tensor, nn
 
 from upstreams.encoders.positions import RelativePositions, Rotary, skew
 
+# Queries of one block. They see 2 * radius + BLOCK keys, so that smaller blocks compute less that is masked and larger
+# ones are fewer; 32 was fastest on CPUs (benchmarks/encoders.py).
+BLOCK = 32
+
 
 class ScaledDotProduct(nn.Module):
     """softmax(Q K^T / sqrt(head dim) + bias) V, in floating point."""
@@ -55,7 +59,7 @@ def local_attention(
 ) -> Tensor:
     """Every frame sees `radius` frames to either side, in blocks. Shapes as in `full_attention`."""
     batch, frames = query.shape[:2]
-    size = radius
+    size = min(radius, BLOCK)
     blocks = -(-frames // size)
     padded = blocks * size
     window = size + 2 * radius

@@ -8,16 +8,29 @@ import torch
 from torch import Tensor, nn
 
 
-class ConvPositions(nn.Module):
-    """A grouped convolution over frames with GELU, to be added to its input (wav2vec 2.0, arXiv 2006.11477).
+class FrameConvolution(nn.Conv2d):
+    """A convolution along the frames of (batch, channels, frames, 1), by the faster of two equal ways.
 
-    It runs as a 2-D convolution in channels_last: with one group a channel PyTorch's CPU kernels do that many times
-    faster than the same 1-D one, and never slower.
+    With one group a channel PyTorch's CPU kernels are many times faster in 2-D and channels_last than in 1-D; with
+    fewer groups they are three times slower (benchmarks/encoders.py).
     """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(batch, channels, frames, 1) -> (batch, channels, frames, 1), a frame more where the kernel is even."""
+        if self.groups == self.in_channels:
+            return super().forward(x)
+        y = nn.functional.conv1d(
+            x.squeeze(-1), self.weight.squeeze(-1), self.bias, padding=int(self.padding[0]), groups=self.groups
+        )
+        return y.unsqueeze(-1)
+
+
+class ConvPositions(nn.Module):
+    """A grouped convolution over frames with GELU, to be added to its input (wav2vec 2.0, arXiv 2006.11477)."""
 
     def __init__(self, dim: int, kernel: int, groups: int) -> None:
         super().__init__()
-        self.convolution = nn.Conv2d(dim, dim, (kernel, 1), padding=(kernel // 2, 0), groups=groups)
+        self.convolution = FrameConvolution(dim, dim, (kernel, 1), padding=(kernel // 2, 0), groups=groups)
         nn.init.normal_(self.convolution.weight, std=math.sqrt(4 / (kernel * dim)))
         nn.init.zeros_(self.convolution.bias)  # type: ignore[arg-type]
 

@@ -80,9 +80,7 @@ class Squeezeformer(Encoder):
         """As every encoder's; states at half the frame rate are repeated to the full one."""
         frames = x.shape[1]
         padded = padding_mask(lengths, frames)[..., None]
-        x = x.masked_fill(padded, 0.0)
-        if self.positions is not None:
-            x = x + self.positions(x)
+        x = self.enter(x, padded)
         states = [x]
         skip = x
         at = lengths

@@ -42,10 +42,7 @@ class Encoder(nn.Module):
         layers: how many blocks to run, all when None. States are zero where padded.
         """
         padded = padding_mask(lengths, x.shape[1])[..., None]
-        x = x.masked_fill(padded, 0.0)  # the positions' convolution looks across an utterance's end
-        if self.positions is not None:
-            x = x + self.positions(x)
-        x = self.input_norm(x)
+        x = self.enter(x, padded)
         states = [x]
         for number in range(len(self.blocks) if layers is None else layers):
             x = self.run(number, x, lengths)
@@ -53,6 +50,13 @@ class Encoder(nn.Module):
         if len(states) == len(self.blocks) + 1:
             states[-1] = self.norm(x)
         return tuple(state.masked_fill(padded, 0.0) for state in states)
+
+    def enter(self, x: Tensor, padded: Tensor) -> Tensor:
+        """What the first block is given: x with positions, normalised."""
+        x = x.masked_fill(padded, 0.0)  # the positions' convolution looks across an utterance's end
+        if self.positions is not None:
+            x = x + self.positions(x)
+        return self.input_norm(x)
 
     def run(self, number: int, x: Tensor, lengths: Tensor) -> Tensor:
         """Block `number` of x, unless layerdrop leaves it out."""

@@ -1,0 +1,222 @@
+"""`superbit profile`: what upstreams cost on paper, by upstreams/cost.py, and on this machine, by running them."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import multiprocessing
+import os
+import platform
+import time
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from upstreams.config import SAMPLE_RATE
+from upstreams.errors import UserError
+from upstreams.files import atomic_write
+from upstreams.model import AudioEncoder
+
+KINDS = ("linear", "convolution", "attention")
+CALLS = 30  # of the model, about, when no number of repeats is given
+
+
+def profile(
+    targets: Sequence[str], seconds: float | None, measured: bool, batch: int, threads: int, repeats: int | None
+) -> list[dict[str, Any]]:
+    """One record an upstream: name, parameters, macs, bops, storage_bytes and more; `modules` has them by module.
+
+    targets: upstream names, whose checkpoints need not exist, or checkpoint files. seconds: of one utterance; None for
+    the SUPERB leaderboard's 32. measured: also run each in a process of its own, `repeats` times over, with `batch`
+    copies of the utterance and that many CPU threads. Raises UserError on an unknown name or a file that is no
+    checkpoint.
+    """
+    from upstreams import cost
+
+    samples = list(cost.SUPERB_SAMPLES) if seconds is None else [round(seconds * SAMPLE_RATE)]
+    records = []
+    for target in targets:
+        modules = cost.profile(build(target), samples)
+        by_kind = {kind: sum(m.macs for m in modules if m.kind == kind) for kind in KINDS}
+        macs = sum(m.macs for m in modules)
+        record: dict[str, Any] = {
+            "name": target,
+            "audio_seconds": sum(samples) / SAMPLE_RATE,
+            "parameters": sum(m.parameters for m in modules),
+            "macs": macs,
+            **{f"macs_{kind}": count for kind, count in by_kind.items()},
+            "macs_other": macs - sum(by_kind.values()),
+            "bops": sum(m.bops for m in modules),
+            "storage_bytes": sum(m.storage_bytes for m in modules),
+            "estimated_runtime": cost.estimated_runtime(modules),
+        }
+        if measured:
+            rounds = repeats or max(1, CALLS // len(samples))
+            # A process of its own: the peak of its memory is this model's, and no other's threads are in its way.
+            with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+                record |= pool.submit(measure, target, samples, batch, threads, rounds).result()
+        record["modules"] = [
+            {
+                "name": m.name or "(output map)",
+                "kind": m.kind,
+                "parameters": m.parameters,
+                "macs": m.macs,
+                "bops": m.bops,
+                "storage_bytes": m.storage_bytes,
+                "weight_bits": m.weight_bits,
+                "activation_bits": m.activation_bits,
+            }
+            for m in modules
+        ]
+        records.append(record)
+    return records
+
+
+def build(target: str) -> AudioEncoder:
+    """The model of a checkpoint file, or of an upstream name's shape with random weights; in eval mode."""
+    from upstreams import checkpoint, registry
+
+    if target.endswith(".safetensors") or os.sep in target:
+        return checkpoint.load(Path(target))
+    return checkpoint.build(registry.shape(target)).eval()
+
+
+def measure(target: str, samples: Sequence[int], batch: int, threads: int, repeats: int) -> dict[str, Any]:
+    """Run a model on noise; latencies in milliseconds a call, the process's peak memory in bytes.
+
+    real_time_factor: seconds of computing for a second of audio, over all utterances of the batch together.
+    """
+    import torch
+    from tqdm import tqdm
+
+    torch.set_num_threads(threads)
+    model = build(target)
+    calls = [count for _ in range(repeats) for count in samples]
+    times = []
+    with torch.inference_mode():
+        model(torch.randn(batch, max(samples)) * 0.1)  # allocates and chooses kernels
+        for count in tqdm(calls, desc=target, unit="call", leave=False):
+            waveforms = torch.randn(batch, count) * 0.1
+            started = time.perf_counter()
+            model(waveforms)
+            times.append(time.perf_counter() - started)
+    percentiles = torch.quantile(torch.tensor(times), torch.tensor([0.5, 0.9, 0.99]))
+    return {
+        "real_time_factor": sum(times) / (sum(calls) * batch / SAMPLE_RATE),
+        **{f"latency_ms_p{p}": 1000 * float(v) for p, v in zip((50, 90, 99), percentiles, strict=True)},
+        "peak_memory_bytes": peak_memory(),
+        "calls": len(times),
+        "batch": batch,
+        "threads": threads,
+        "machine": f"{platform.machine()}, {processor()}",
+    }
+
+
+def peak_memory() -> int:
+    """The most memory that this process has held at once, in bytes."""
+    try:
+        # Unlike getrusage's, this peak starts anew when a program is started.
+        status = Path("/proc/self/status").read_text(encoding="ascii")
+        return 1024 * int(status.split("VmHWM:")[1].split()[0])
+    except (OSError, IndexError):
+        import resource
+
+        unit = 1 if platform.system() == "Darwin" else 1024
+        return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def processor() -> str:
+    """The processor's name, as far as the system tells."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+        return text.split("model name")[1].split(":")[1].split("\n")[0].strip()
+    except (OSError, IndexError):
+        return platform.processor() or "unknown processor"
+
+
+def show(records: list[dict[str, Any]], by_module: bool, console: Console) -> None:
+    """Print the records as a table, or each one's modules."""
+    if by_module:
+        for record in records:
+            table = _table(record["name"], ("module", "kind", "bits", "parameters", "MACs", "BOPs", "bytes"))
+            for m in record["modules"]:
+                bits = f"w{m['weight_bits']}a{m['activation_bits']}"
+                counts = (f"{m[key]:,}" for key in ("parameters", "macs", "bops", "storage_bytes"))
+                table.add_row(m["name"], m["kind"], bits, *counts)
+            console.print(table)
+    seconds = records[0]["audio_seconds"]
+    heads = ["upstream", "parameters", "GMACs", *KINDS, "other", "TBOPs", "storage", "est. runtime"]
+    measured = "real_time_factor" in records[0]
+    if measured:
+        heads += ["real-time factor", "ms p50", "p90", "p99", "peak memory"]
+    table = _table(f"{seconds:g} s of audio", heads)
+    for r in records:
+        row = [r["name"], f"{r['parameters'] / 1e6:.2f} M"]
+        row += [f"{r[key] / 1e9:.2f}" for key in ("macs", *(f"macs_{k}" for k in (*KINDS, "other")))]
+        row += [f"{r['bops'] / 1e12:.2f}", f"{r['storage_bytes'] / 1e6:.2f} MB", f"{r['estimated_runtime']:.3f}"]
+        if measured:
+            row += [f"{r['real_time_factor']:.4f}", *(f"{r[f'latency_ms_p{p}']:.1f}" for p in (50, 90, 99))]
+            row += [f"{r['peak_memory_bytes'] / 1e6:.0f} MB"]
+        table.add_row(*row)
+    console.print(table)
+    if measured:
+        first = records[0]
+        console.print(f"{first['machine']}; {first['threads']} threads, batch {first['batch']}, noise", highlight=False)
+
+
+def _table(title: str, heads: Sequence[str]) -> Table:
+    table = Table(title=title, title_justify="left")
+    for number, head in enumerate(heads):
+        table.add_column(head, justify="left" if number == 0 else "right", no_wrap=True)
+    return table
+
+
+def write_json(records: list[dict[str, Any]], path: Path) -> None:
+    """A list of the records, their modules inside."""
+    with atomic_write(path) as temporary:
+        temporary.write_text(json.dumps(records, indent=1) + "\n", encoding="utf-8")
+
+
+def write_csv(records: list[dict[str, Any]], by_module: bool, path: Path) -> None:
+    """A row an upstream, or a row a module with its upstream first."""
+    if by_module:
+        rows = [{"upstream": record["name"], **module} for record in records for module in record["modules"]]
+    else:
+        rows = [{key: value for key, value in record.items() if key != "modules"} for record in records]
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    with atomic_write(path) as temporary:
+        temporary.write_text(text.getvalue(), encoding="utf-8")
+
+
+def run(
+    targets: Sequence[str],
+    *,
+    superb: bool,
+    seconds: float | None,
+    by_module: bool,
+    json_file: Path | None,
+    csv_file: Path | None,
+    measured: bool,
+    batch: int,
+    threads: int,
+    repeats: int | None,
+) -> None:
+    """Profile, print and write. Raises UserError when both the 32 utterances and a duration are asked for."""
+    if superb and seconds is not None:
+        raise UserError("--superb means the leaderboard's 32 utterances: leave out --seconds, or --superb")
+    records = profile(targets, seconds, measured, batch, threads, repeats)
+    # Wide enough for every column when the output is a file or a pipe.
+    console = Console()
+    show(records, by_module, console if console.is_terminal else Console(width=200))
+    if json_file:
+        write_json(records, json_file)
+    if csv_file:
+        write_csv(records, by_module, csv_file)
