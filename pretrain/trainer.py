@@ -15,7 +15,7 @@ from tqdm import tqdm
 from pretrain.muon import Muon
 from upstreams.errors import UserError
 from upstreams.files import atomic_write
-from upstreams.quantization.quantizers import ActivationQuantizer
+from upstreams.quantization.quantizers import Quantizer
 
 Losses = tuple[Tensor, dict[str, Tensor]]
 
@@ -29,7 +29,7 @@ def optimizers(
     author advises.
     """
     matrices = {id(p): p for p in matrix_parent.parameters() if p.ndim == 2 and p.requires_grad and min(p.shape) > 1}
-    scales = {id(p): p for m in module.modules() if isinstance(m, ActivationQuantizer) for p in m.parameters()}
+    scales = {id(p): p for m in module.modules() if isinstance(m, Quantizer) for p in m.parameters()}
     others = [p for p in module.parameters() if p.requires_grad and id(p) not in matrices | scales]
     groups: list[dict[str, Any]] = [{"params": others, "weight_decay": weight_decay}]
     if scales:
