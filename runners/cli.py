@@ -100,7 +100,9 @@ def quantize(
     recipe: Annotated[
         Path | None, typer.Option(help="YAML: overrides of bits, learning rates, steps (docs/quantization.md).")
     ] = None,
-    steps: Annotated[int | None, typer.Option(help="Training steps of each step of the schedule.", min=1)] = None,
+    steps: Annotated[
+        int | None, typer.Option(help="Training steps of each step of the schedule; 0 only calibrates.", min=0)
+    ] = None,
     seed: Seed = 0,
     threads: Threads = 1,
 ) -> None:
