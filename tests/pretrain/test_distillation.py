@@ -180,7 +180,7 @@ def refused(arguments: list[object], monkeypatch: pytest.MonkeyPatch, capsys: py
         (["--bits", "w3a1"], "", "bits 'w3a1' are not valid"),
         (["--bits", "w1a1", "--schedule", "w1a1,w1a32"], "", "ends at w1a32, but --bits is w1a1"),
         (["--bits", "w32a32"], "", "the teacher itself"),
-        (["--bits", "w1a1"], "quantization: {overrides: {front_ends: w8a8}}", "the nearest is 'front_end'"),
+        (["--bits", "w1a1"], "quantization: {overrides: {front_ends: w8a8}}", "did you mean 'front_end'"),
         (["--bits", "w1a1"], "quantization: {overrides: {front_end: w5a8}}", "bits 'w5a8' are not valid"),
         (["--bits", "w1a1"], "quantisation: {}", "did you mean 'quantization'"),
         (["--bits", "w1a1"], "quantization: {weight_scales: channel}", "did you mean 'weight_scale'"),
