@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -179,12 +179,13 @@ def compare(model: AudioEncoder, reference: AudioEncoder, waveforms: list[Tensor
         order = order or list(wanted)
         for name, (inputs, output) in wanted.items():
             measurement, module = found[name], model.get_submodule(name)
-            _add(measurement.propagated_input, inputs, heard[name][0], module)
-            _add(measurement.propagated_output, (output,), (heard[name][1],), module)
+            counted = _counted(module, inputs, float_states[0].shape[1])
+            _add(measurement.propagated_input, inputs, heard[name][0], counted)
+            _add(measurement.propagated_output, (output,), (heard[name][1],), counted)
             # The float network with nothing but this module quantized: up to here it is the float network.
-            _add(measurement.local_output, (output,), (module(*inputs),), module)
+            _add(measurement.local_output, (output,), (module(*inputs),), counted)
             if (quantized := _quantized_inputs(module, inputs)) is not None:
-                _add(measurement.local_input, inputs, quantized, module)
+                _add(measurement.local_input, inputs, quantized, counted)
         for layer, (theirs, ours) in enumerate(zip(float_states, states, strict=True)):
             similarity[layer].add(theirs[0], ours[0])
     return Analysis([found[name] for name in order], [s.value for s in similarity])
@@ -222,15 +223,24 @@ def _recording(model: AudioEncoder, names: dict[str, Measurement]) -> Iterator[d
             handle.remove()
 
 
-def _add(ratio: Ratio, reference: Arguments, other: Arguments, module: nn.Module) -> None:
-    """Count the floating-point tensors that carry the signal: Q, K and V of an attention product, else the first."""
-    count = 3 if isinstance(module, QuantMatmul) else 1
-    for ours, theirs in zip(reference[:count], other[:count], strict=True):
-        if isinstance(module, QuantMatmul):
-            # The windows of local attention reach over an utterance's ends, and the last block of queries as well:
-            # those frames are zero, and what a quantizer makes of them goes nowhere.
-            theirs = theirs * (ours != 0).any(-1, keepdim=True)
-        ratio.add(ours, theirs)
+def _add(ratio: Ratio, reference: Arguments, other: Arguments, counted: Sequence[Tensor | None]) -> None:
+    """Count the tensors that carry the signal, as many as there are in `counted`, where those say so (None: all)."""
+    for ours, theirs, mask in zip(reference, other, counted, strict=False):
+        ratio.add(ours, theirs) if mask is None else ratio.add(ours * mask, theirs * mask)
+
+
+def _counted(module: nn.Module, inputs: Arguments, frames: int) -> list[Tensor | None]:
+    """Which entries of each input that carries the signal are of the utterance; the first one's are the output's, too.
+
+    The windows of local attention reach over an utterance's ends, and so does the last block of queries. Keys and
+    values are zero there; what a quantizer makes of them goes nowhere.
+    """
+    if not isinstance(module, QuantMatmul):
+        return [None]
+    query, key, value = inputs[:3]
+    blocks, _, size, _ = query.shape
+    number = torch.arange(blocks * size, device=query.device).view(blocks, 1, size, 1)
+    return [number < frames, (key != 0).any(-1, keepdim=True), (value != 0).any(-1, keepdim=True)]
 
 
 def _quantized_inputs(module: nn.Module, inputs: Arguments) -> Arguments | None:
