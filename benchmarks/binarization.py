@@ -202,3 +202,5 @@ if __name__ == "__main__":
         main()
     except UserError as error:
         sys.exit(f"binarization: {error}")
+    except KeyboardInterrupt:
+        sys.exit("binarization: stopped; the same command goes on")
