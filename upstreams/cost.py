@@ -18,7 +18,8 @@ from upstreams.encoders.attention import ScaledDotProduct
 from upstreams.encoders.positions import RelativePositions
 from upstreams.frontend import FFT, LogMel
 from upstreams.model import AudioEncoder
-from upstreams.quantization.modules import QuantLinear, QuantProduct
+from upstreams.quantization.modules import QuantConv1d, QuantLinear, QuantMatmul
+from upstreams.quantization.quantizers import WeightBinarizer
 
 # Samples of the 32 LibriSpeech test-clean utterances over which the SUPERB leaderboard sums MACs.
 # fmt: off
@@ -74,21 +75,20 @@ def _static(name: str, module: nn.Module) -> ModuleCost | None:
     kind = next((kind for kinds, kind in _KINDS if isinstance(module, kinds)), "other")
     weights = dict(module.named_parameters(recurse=False))
     # Of the buffers, flags and counters are not needed to compute with the model.
-    buffers = [
-        b for key, b in module.named_buffers(recurse=False) if b.is_floating_point() and key in module.state_dict()
-    ]
+    kept = module.state_dict()
+    buffers = [b for key, b in module.named_buffers(recurse=False) if key in kept and b.is_floating_point()]
     if kind == "other" and not weights and not buffers:
         return None
     cost = ModuleCost(name, kind, parameters=sum(p.numel() for p in weights.values()))
-    if isinstance(module, QuantLinear):
+    if isinstance(module, (QuantLinear, QuantConv1d, QuantMatmul)):
         cost.weight_bits, cost.activation_bits = module.bits.weight, module.bits.activation
-    elif isinstance(module, QuantProduct):
-        cost.weight_bits = cost.activation_bits = 1
     floats = cost.parameters + sum(b.numel() for b in buffers)
     if cost.weight_bits < FLOAT_BITS and "weight" in weights:
-        quantized = weights["weight"].numel()
-        floats += 1 - quantized  # the scale
-        cost.storage_bytes = -(-quantized * cost.weight_bits // 8)
+        quantized = weights["weight"]
+        cost.storage_bytes = -(-quantized.numel() * cost.weight_bits // 8)
+        floats -= quantized.numel()
+        if isinstance(module.weight_quantizer, WeightBinarizer):  # whose scale is computed from the weights
+            floats += len(quantized) if module.weight_quantizer.per_channel else 1
     cost.storage_bytes += floats * FLOAT_BITS // 8
     return cost
 
@@ -117,8 +117,8 @@ def _counting(model: AudioEncoder, costs: dict[str, ModuleCost]) -> Iterator[Non
 
 _KINDS: tuple[tuple[tuple[type[nn.Module], ...], str], ...] = (
     ((nn.Linear,), "linear"),
-    ((nn.Conv1d, nn.Conv2d), "convolution"),
-    ((ScaledDotProduct, QuantProduct, RelativePositions), "attention"),
+    ((nn.Conv1d, nn.Conv2d, QuantConv1d), "convolution"),
+    ((ScaledDotProduct, QuantMatmul, RelativePositions), "attention"),
     ((LogMel,), "mel"),
     ((AudioEncoder,), "map"),
 )
@@ -127,7 +127,7 @@ _KINDS: tuple[tuple[tuple[type[nn.Module], ...], str], ...] = (
 def _macs(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> int:
     """Multiply-accumulates of one call of a module of `_KINDS`."""
     match module:
-        case nn.Linear() | nn.Conv1d() | nn.Conv2d():
+        case nn.Linear() | nn.Conv1d() | nn.Conv2d() | QuantConv1d():
             return output.numel() * module.weight[0].numel()
         case RelativePositions():
             return module.macs(*inputs)

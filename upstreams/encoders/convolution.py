@@ -6,20 +6,45 @@ import torch
 from torch import Tensor, nn
 
 
-class DepthwiseConvolution(nn.Module):
-    """One filter a channel along the frames, centred; with stride 2, ceil(frames / 2) of them.
+def convolve_frames(
+    x: Tensor, weight: Tensor, bias: Tensor | None, stride: tuple[int, int], padding: tuple[int, int], groups: int
+) -> Tensor:
+    """nn.functional.conv2d with a kernel of (frames, 1) over (batch, channels, frames, 1), by the faster of equal ways.
 
-    It runs as a 2-D convolution in channels_last, which PyTorch's CPU kernels do many times faster than the same 1-D
-    one.
+    With a filter a channel, frames go along the width in channels_last memory, where PyTorch's CPU kernels are 30
+    times faster than in 1-D and several times faster than along the height; with fewer groups 1-D is the fastest
+    (benchmarks/encoders.py).
     """
+    x, weight = x.squeeze(-1), weight.squeeze(-1)
+    if groups == x.shape[1]:
+        # (batch, frames, dim) seen as (batch, dim, 1, frames) is channels_last already: nothing is copied.
+        x, weight = x.unsqueeze(2), weight.unsqueeze(2)
+        y = nn.functional.conv2d(x, weight, bias, stride[::-1], padding[::-1], groups=groups).squeeze(2)
+    else:
+        y = nn.functional.conv1d(x, weight, bias, stride[0], padding[0], groups=groups)
+    return y.unsqueeze(-1)
+
+
+class FrameConvolution(nn.Conv2d):
+    """A convolution with a kernel of (frames, 1) over (batch, channels, frames, 1)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(batch, channels, frames, 1) -> the same, with the frames that stride and padding leave."""
+        stride, padding = (self.stride[0], 1), (int(self.padding[0]), 0)
+        return convolve_frames(x, self.weight, self.bias, stride, padding, self.groups)
+
+
+class DepthwiseConvolution(nn.Module):
+    """One filter a channel along the frames, centred; with stride 2, ceil(frames / 2) of them."""
 
     def __init__(self, dim: int, kernel: int, stride: int = 1) -> None:
         super().__init__()
-        self.convolution = nn.Conv2d(dim, dim, (kernel, 1), stride=(stride, 1), padding=(kernel // 2, 0), groups=dim)
+        self.convolution = FrameConvolution(
+            dim, dim, (kernel, 1), stride=(stride, 1), padding=(kernel // 2, 0), groups=dim
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """(batch, frames, dim), zero where padded -> (batch, ceil(frames / stride), dim)."""
-        # (batch, frames, dim) seen as (batch, dim, frames, 1) is already channels_last in memory.
         return self.convolution(x.transpose(1, 2).unsqueeze(-1)).squeeze(-1).transpose(1, 2)
 
 
@@ -50,7 +75,7 @@ class ConvolutionModule(nn.Module):
         self.gate: nn.Module = nn.GLU(-1) if gated else nn.SiLU()
         self.depthwise = DepthwiseConvolution(inner, kernel)
         self.norm = BatchNorm(inner)
-        self.activation = nn.SiLU()
+        self.activation: nn.Module = nn.SiLU()
         self.contract = nn.Linear(inner, dim)
 
     def forward(self, x: Tensor, padded: Tensor) -> Tensor:

@@ -7,22 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-
-class FrameConvolution(nn.Conv2d):
-    """A convolution along the frames of (batch, channels, frames, 1), by the faster of two equal ways.
-
-    With one group a channel PyTorch's CPU kernels are many times faster in 2-D and channels_last than in 1-D; with
-    fewer groups they are three times slower (benchmarks/encoders.py).
-    """
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(batch, channels, frames, 1) -> (batch, channels, frames, 1), a frame more where the kernel is even."""
-        if self.groups == self.in_channels:
-            return super().forward(x)
-        y = nn.functional.conv1d(
-            x.squeeze(-1), self.weight.squeeze(-1), self.bias, padding=int(self.padding[0]), groups=self.groups
-        )
-        return y.unsqueeze(-1)
+from upstreams.encoders.convolution import FrameConvolution
 
 
 class ConvPositions(nn.Module):
@@ -36,7 +21,6 @@ class ConvPositions(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(batch, frames, dim), zero where padded -> (batch, frames, dim)."""
-        # (batch, frames, dim) seen as (batch, dim, frames, 1) is already channels_last in memory.
         y = self.convolution(x.transpose(1, 2).unsqueeze(-1)).squeeze(-1).transpose(1, 2)
         return nn.functional.gelu(y[:, : x.shape[1]])  # an even kernel gives one frame more
 
