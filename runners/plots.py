@@ -60,23 +60,19 @@ def _figure(table: Table) -> Figure:
     # Figure alone, without pyplot, needs no display and keeps no global state.
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(8, 5), layout="constrained")
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.add_subplot()
     scores = {upstream: table.score(upstream) for upstream in table.upstreams}
-    largest = 10.0
-    for upstream, score in scores.items():
-        storage = table.cost(upstream, "storage_bytes")
-        if score is None or storage is None:
-            continue
-        kilobytes = storage / 1000
-        largest = max(largest, kilobytes)
-        axes.plot(kilobytes, score, "o")
-        axes.annotate(upstream, (kilobytes, score), xytext=(6, 4), textcoords="offset points", fontsize=8)
+    best_first = sorted((u for u in scores if scores[u] is not None), key=lambda u: -(scores[u] or 0.0))
+    for number, upstream in enumerate(best_first):
+        if (storage := table.cost(upstream, "storage_bytes")) is not None:
+            # Ten colours, then the same with other marks.
+            axes.plot(storage / 1000, scores[upstream], "osD^v"[number // 10 % 5], label=upstream)
+    if axes.lines:
+        figure.legend(loc="outside right upper", fontsize=8, title="best first", title_fontsize=8)
     # Upstreams without weights have storage 0, which a plain logarithmic axis cannot show.
     axes.set_xscale("symlog", linthresh=10)
-    axes.margins(y=0.15)
-    # Room for the names, which stand to the right of their points.
-    axes.set_xlim(-1, 10 * largest)
+    axes.margins(x=0.1, y=0.15)
     axes.set_xlabel("storage of the upstream's weights (kB)")
     axes.set_ylabel(f"mean of {len(table.tasks)} tasks (%)")
     left_out = len(scores) - len(axes.lines)
