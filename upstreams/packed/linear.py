@@ -19,7 +19,7 @@ class Packed:
     """The canonical tensors of one quantized linear layer.
 
     codes: (outputs, bytes), whole numbers of bits.weight bits, the lowest bit first; with one bit 1 is +1 and 0 is -1.
-    scale: of the weights, () or (outputs,). alpha: scale of the input, beta: its shift (inputs,); None where it has none.
+    scale: of the weights, () or (outputs,). alpha: scale of the input; beta: its shift (inputs,), None where it has none.
     non_negative: the input's levels start at 0.
     """
 

@@ -142,7 +142,7 @@ def slow_attention(
     scales: tuple[float, float, float],
     relative: np.ndarray | None,
 ) -> np.ndarray:
-    """One utterance, frame by frame; query, key, value (frames, heads, dim) of +1 and -1, relative (heads, q, offsets)."""
+    """One utterance, frame by frame; query, key, value (frames, heads, dim), relative (heads, queries, offsets)."""
     score_scale, threshold, value_scale = scales
     out = np.zeros(query.shape)
     for i in range(len(query)):
