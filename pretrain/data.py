@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from pretrain import distributed
 from pretrain.manifest import Manifest, load_audio
 from upstreams.config import SAMPLE_RATE
 from upstreams.errors import UserError
@@ -25,6 +26,10 @@ class Batch:
     lengths: Tensor
     labels: Tensor
     skipped: int  # files of this batch that could not be read
+
+    def to(self, device: torch.device) -> Batch:
+        """The same batch on another device."""
+        return Batch(self.waveforms.to(device), self.lengths.to(device), self.labels.to(device), self.skipped)
 
 
 class Crops(Dataset[tuple[np.ndarray, np.ndarray] | None]):
@@ -125,8 +130,10 @@ def collate(items: list[tuple[np.ndarray, np.ndarray] | None]) -> Batch:
 
 
 def loader(crops: Crops, order: BatchOrder, first: int, last: int) -> DataLoader[Batch]:
-    """Batches of steps first ... last - 1."""
-    return DataLoader(crops, batch_sampler=list(order.steps(first, last)), collate_fn=collate)  # type: ignore[arg-type]
+    """Batches of steps first ... last - 1; of several processes, each gets its own ones of the same order."""
+    world = distributed.world()
+    batches = list(order.steps(first * world, last * world))[distributed.rank() :: world]
+    return DataLoader(crops, batch_sampler=batches, collate_fn=collate)  # type: ignore[arg-type]
 
 
 def read_labels(path: Path) -> list[np.ndarray]:

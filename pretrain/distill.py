@@ -3,38 +3,50 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
+import yaml
 from torch import Tensor, nn
+from tqdm import tqdm
 
+from pretrain import distributed
 from pretrain.data import Batch, BatchOrder, Crops, loader
 from pretrain.hubert import CodewordHead
 from pretrain.manifest import Manifest
-from pretrain.pretraining import calibration_batches, is_finished
+from pretrain.monitor import SignFlips, scales
+from pretrain.pretraining import calibration_batches, is_finished, same_settings
 from pretrain.trainer import fit, optimizers
 from upstreams import checkpoint
+from upstreams.config import QuantizationConfig, from_dict, preset
 from upstreams.errors import UserError
+from upstreams.files import atomic_write
 from upstreams.frontend import padding_mask
 from upstreams.model import AudioEncoder
-from upstreams.quantization.convert import calibrating
-from upstreams.quantization.spec import Bits
+from upstreams.quantization.convert import calibrate, inherit, quantize, summary
+from upstreams.quantization.spec import FLOAT, Bits
 from upstreams.versions import versions
 
 
 @dataclass(frozen=True)
 class Distillation:
-    """What one step of the schedule is trained with."""
+    """What each step of the schedule is trained with: the defaults, or a recipe's YAML file."""
 
+    model: str = ""  # the preset that a recipe is made for; any when empty
+    quantization: QuantizationConfig = field(default_factory=QuantizationConfig)
     steps: int = 120
-    lr: float = 1e-3
-    matrix_lr: float = 5e-3
+    lr: float = 1e-3  # of AdamW: norms, biases, convolutions, heads
+    matrix_lr: float = 5e-3  # of Muon: the blocks' weight matrices
+    scale_lr: float = 1e-4  # of the quantizers' scales and shifts
     weight_decay: float = 0.0
     warm_up: float = 0.1
     batch_seconds: float = 60.0
     crop_seconds: float = 4.0
+    save_every: int = 100  # steps between states that an interrupted run goes on from
 
 
 class Student(nn.Module):
@@ -69,7 +81,21 @@ class Student(nn.Module):
             "hidden_error": torch.stack(errors).mean().detach(),
         }
         scalars |= {f"hidden_error_layer/{k}": error.detach() for k, error in enumerate(errors)}
-        return loss, scalars
+        return loss * distributed.share(frames.sum()), scalars
+
+
+def read_distillation(path: Path) -> Distillation:
+    """The recipe in a YAML file. Raises UserError when there is none, on unknown keys and on bad values."""
+    if not path.is_file():
+        raise UserError(f"there is no distillation recipe at {path}: a YAML file is expected")
+    try:
+        settings = from_dict(Distillation, yaml.safe_load(path.read_text(encoding="utf-8")) or {}, f"recipe {path}")
+    except yaml.YAMLError as error:
+        raise UserError(f"recipe {path} is no valid YAML: {error}") from error
+    for key in ("steps", "save_every", "batch_seconds", "crop_seconds"):
+        if getattr(settings, key) <= 0:
+            raise UserError(f"{key} is {getattr(settings, key)} in recipe {path}, but must be more than 0")
+    return settings
 
 
 def quantize_checkpoint(
@@ -79,16 +105,17 @@ def quantize_checkpoint(
 
     Every step writes OUT/checkpoints/<model>_<bits>.safetensors and is skipped when that is done
     already; a step that was interrupted goes on. Raises UserError when the teacher was not
-    pre-trained or bits are invalid.
+    pre-trained, or is of another architecture than the recipe is for, and on invalid bits and overrides.
     """
     for bits in schedule:
-        if Bits.parse(bits) == Bits(32, 32):
+        if Bits.parse(bits) == FLOAT:
             raise UserError("w32a32 in a schedule is the teacher itself: name the bits to distil to, such as w1a1")
     if not schedule:
         raise UserError("the schedule names no bits: give at least one, such as w1a1")
+    device = distributed.join()
     manifest = Manifest.read(manifest_path)
     for bits in schedule:
-        teacher_path = _distil(teacher_path, bits, manifest, out, seed, settings)
+        teacher_path = _distil(teacher_path, bits, manifest, out, seed, settings, device)
     return teacher_path
 
 
@@ -105,11 +132,36 @@ def load_with_head(path: Path) -> Student:
     return Student(model, head)
 
 
-def _distil(teacher_path: Path, bits: str, manifest: Manifest, out: Path, seed: int, settings: Distillation) -> Path:
+def start_student(teacher: Student, bits: str, settings: Distillation) -> tuple[Student, list[str]]:
+    """The teacher's copy in other bits, its new scales not yet calibrated, and what became what, in lines.
+
+    Raises UserError on an override that matches no module, and when the recipe is for another architecture.
+    """
+    config = teacher.model.config
+    if settings.model:
+        wanted = preset(settings.model)
+        if (config.encoder, config.front_end) != (wanted.encoder, wanted.front_end):
+            raise UserError(f"the teacher {config.name} is of another architecture than the recipe's {settings.model}")
+    model = AudioEncoder(config)
+    sites = quantize(model, bits, settings.quantization)
+    student = Student(model, CodewordHead(config.encoder.dim, *teacher.head.codewords.shape))
+    inherit(student, teacher)
+    return student, summary(sites)
+
+
+def _distil(
+    teacher_path: Path,
+    bits: str,
+    manifest: Manifest,
+    out: Path,
+    seed: int,
+    settings: Distillation,
+    device: torch.device,
+) -> Path:
     """One step of the schedule."""
-    teacher = load_with_head(teacher_path).eval().requires_grad_(False)
-    name = teacher.model.config.name
-    final = out / "checkpoints" / f"{name}_{bits}.safetensors"
+    teacher = load_with_head(teacher_path).eval().requires_grad_(False).to(device)
+    name, hop = teacher.model.config.name, teacher.model.config.downsample_rate
+    final, run = out / "checkpoints" / f"{name}_{bits}.safetensors", out / "quantize" / f"{name}_{bits}"
     about = {
         "distillation": dataclasses.asdict(settings),
         "bits": bits,
@@ -118,45 +170,60 @@ def _distil(teacher_path: Path, bits: str, manifest: Manifest, out: Path, seed: 
         "manifest": {"utterances": len(manifest), "hours": round(manifest.hours, 4)},
         **versions(),
     }
-    if is_finished(final, about, ("distillation", "seed", "teacher_sha256", "manifest")):
+    keys = ("seed", "teacher_sha256", "manifest")
+    if is_finished(final, about, keys, settings, "distillation"):
         return final
 
     torch.manual_seed(seed)
-    config = dataclasses.replace(teacher.model.config, bits=bits)
-    student = Student(checkpoint.build(config), CodewordHead(config.encoder.dim, *teacher.head.codewords.shape))
-    state = teacher.state_dict()
-    # What the teacher lacks are the scales of quantizers that are new in this step; calibration sets them.
-    missing, unexpected = student.load_state_dict(state, strict=False)
-    quantizers = ("alpha", "beta", "calibrated")
-    if unexpected or any(key.rpartition(".")[2] not in quantizers for key in missing):
-        raise UserError(f"{teacher_path} cannot teach {bits}: its modules are not those of the student")
-    statistics = calibration_batches(manifest, settings, config.downsample_rate, seed)
-    with torch.no_grad(), calibrating(student):
-        waveforms, lengths = max(statistics, key=lambda batch: batch[0].shape[1])
-        whole = lengths == waveforms.shape[1]
-        student.model(waveforms[whole], lengths[whole])
+    student, changes = start_student(teacher, bits, settings)
+    student.to(device)
+    if distributed.rank() == 0:
+        tqdm.write("\n".join(f"{name} {bits}: {line}" for line in changes))
+        _start_anew_if_changed(run, {**about, "processes": distributed.world()}, (*keys, "processes"), settings)
+    distributed.wait()
+    statistics = [(w.to(device), n.to(device)) for w, n in calibration_batches(manifest, settings, hop, seed)]
+    # Of the batches the one of the longest crops: one utterance or more without padding.
+    calibrate(student.model, *max(statistics, key=lambda batch: batch[0].shape[1]))
 
-    crops = Crops(manifest, None, config.downsample_rate)
-    order = BatchOrder(manifest, config.downsample_rate, settings.batch_seconds, settings.crop_seconds, seed)
+    crops = Crops(manifest, None, hop)
+    order = BatchOrder(manifest, hop, settings.batch_seconds, settings.crop_seconds, seed)
+    flips = SignFlips(student.model)
 
     def batches(first: int) -> Iterable[Batch]:
         return loader(crops, order, first, settings.steps)
 
     def losses(batch: Batch, step: int) -> tuple[Tensor, dict[str, Tensor]]:
-        return student(teacher, batch)
+        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+            loss, scalars = student(teacher, batch.to(device))
+        return loss, scalars | scales(student.model) | flips()
 
     student.train()
+    blocks = student.model.encoder.blocks
     fit(
         student,
-        optimizers(student, settings.lr, settings.matrix_lr, settings.weight_decay, student.model.encoder.blocks),
+        optimizers(student, settings.lr, settings.matrix_lr, settings.weight_decay, blocks, settings.scale_lr),
         batches,
         losses,
         settings.steps,
-        out / "quantize" / f"{name}_{bits}",
+        run,
         warm_up=settings.warm_up,
+        save_every=settings.save_every,
         title=f"{name} {bits}",
     )
     student.eval()
     student.model.fit_output(statistics)
-    checkpoint.save(final, student.model, student.head, {**about, "stage": "distilled"})
+    if distributed.rank() == 0:
+        checkpoint.save(final, student.model, student.head, {**about, "stage": "distilled"})
+    distributed.wait()
     return final
+
+
+def _start_anew_if_changed(run: Path, about: dict[str, Any], keys: tuple[str, ...], settings: Distillation) -> None:
+    """Forget the state of an earlier run in this folder that had another teacher, seed, data or settings."""
+    file = run / "config.json"
+    before = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    same = same_settings(before.get("distillation"), settings) and all(before.get(k) == about[k] for k in keys)
+    if not same:
+        (run / "state.pt").unlink(missing_ok=True)
+    with atomic_write(file) as temporary:
+        temporary.write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")

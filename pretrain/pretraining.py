@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 from collections.abc import Iterable
@@ -10,6 +11,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from pretrain.data import Batch, BatchOrder, Crops, loader, read_labels
 from pretrain.hubert import HubertPretraining
@@ -19,9 +21,12 @@ from pretrain.masking import span_mask
 from pretrain.recipes import Iteration, Recipe
 from pretrain.trainer import fit, optimizers
 from upstreams import checkpoint
+from upstreams.config import from_dict
+from upstreams.errors import UserError
 from upstreams.files import atomic_write
 from upstreams.frontend import HOP, LogMelFrontEnd
 from upstreams.model import AudioEncoder
+from upstreams.quantization.convert import calibrate, inherit, quantize, summary
 from upstreams.versions import versions
 
 CALIBRATION_BATCHES = 8
@@ -30,11 +35,12 @@ CALIBRATION_BATCHES = 8
 def pretrain(recipe: Recipe, manifest_path: Path, out: Path, labels: Path, seed: int) -> Path:
     """Pre-train `recipe.model` on a manifest and return its checkpoint, OUT/checkpoints/<model>.safetensors.
 
-    Beside it lies <model>_untrained.safetensors, the very initialisation that training started from. `labels` is where
-    MFCC targets are kept, which runs of one seed share; OUT/<model> holds the run. A run that was interrupted goes on.
-    Raises UserError on bad data or a loss that is not finite.
+    With `quantization` in the recipe the model is quantized from the first step and the checkpoint is <model>_<bits>.
+    Beside it lies <model>_untrained.safetensors, the float initialisation that training started from. `labels` is where
+    MFCC targets are kept, which runs of one seed share; OUT/pretrain holds the run. A run that was interrupted goes on.
+    Raises UserError on bad data, bad bits or overrides, or a loss that is not finite.
     """
-    name = recipe.model
+    name = recipe.name
     final = out / "checkpoints" / f"{name}.safetensors"
     run = out / "pretrain" / name
     manifest = Manifest.read(manifest_path)
@@ -44,17 +50,24 @@ def pretrain(recipe: Recipe, manifest_path: Path, out: Path, labels: Path, seed:
         "manifest": {"utterances": len(manifest), "hours": round(manifest.hours, 4)},
         **versions(),
     }
-    if is_finished(final, about, ("recipe", "seed", "manifest")):
+    if is_finished(final, about, ("seed", "manifest"), recipe, "recipe"):
         return final
-    with atomic_write(run / "config.json") as temporary:
-        temporary.write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
-
     torch.manual_seed(seed)
     model = AudioEncoder(recipe.config)
+    quantized = copy.deepcopy(model)
+    sites = quantize(quantized, recipe.quantization.bits, recipe.quantization.config)
+    with atomic_write(run / "config.json") as temporary:
+        temporary.write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
     statistics = calibration_batches(manifest, recipe, recipe.config.downsample_rate, seed)
     fit_log_mel(model, statistics)
     model.fit_output(statistics)
-    checkpoint.save(out / "checkpoints" / f"{name}_untrained.safetensors", model, None, {**about, "stage": "untrained"})
+    untrained = out / "checkpoints" / f"{recipe.model}_untrained.safetensors"
+    checkpoint.save(untrained, model, None, {**about, "stage": "untrained"})
+    if sites:
+        inherit(quantized, model)
+        model = quantized
+        calibrate(model, *max(statistics, key=lambda batch: batch[0].shape[1]))
+        tqdm.write("\n".join(f"{name}: {line}" for line in summary(sites)))
 
     first, second = recipe.iterations.mfcc, recipe.iterations.features
     fraction, subsampling = recipe.cluster_fraction, recipe.config.downsample_rate // HOP
@@ -77,13 +90,21 @@ def pretrain(recipe: Recipe, manifest_path: Path, out: Path, labels: Path, seed:
     return final
 
 
-def is_finished(final: Path, about: dict[str, Any], keys: tuple[str, ...]) -> bool:
-    """Whether the checkpoint `final` exists with the same provenance under `keys`."""
+def is_finished(final: Path, about: dict[str, Any], keys: tuple[str, ...], settings: Any, key: str) -> bool:
+    """Whether the checkpoint `final` exists with the same provenance under `keys` and `settings` under `key`."""
     if not final.is_file():
         return False
     _, _, provenance = checkpoint.read(final)
     same = json.loads(json.dumps(about))
-    return all(provenance.get(key) == same[key] for key in keys)
+    return all(provenance.get(k) == same[k] for k in keys) and same_settings(provenance.get(key), settings)
+
+
+def same_settings(saved: Any, settings: Any) -> bool:
+    """Whether `saved`, the dictionary of an earlier run, means `settings`; keys it lacks had their defaults then."""
+    try:
+        return from_dict(type(settings), saved, "saved settings") == settings
+    except UserError:
+        return False
 
 
 def _iterate(
@@ -115,14 +136,16 @@ def _iterate(
 
     fit(
         module,
-        optimizers(module, recipe.lr, recipe.matrix_lr, recipe.weight_decay, model.encoder.blocks),
+        optimizers(
+            module, recipe.lr, recipe.matrix_lr, recipe.weight_decay, model.encoder.blocks, recipe.quantization.scale_lr
+        ),
         batches,
         losses,
         iteration.steps,
         folder,
         warm_up=recipe.warm_up,
         clip=recipe.clip,
-        title=f"{recipe.model} {folder.name}",
+        title=f"{recipe.name} {folder.name}",
     )
     return module
 

@@ -9,8 +9,9 @@ from pathlib import Path
 import yaml
 
 from pretrain.hubert import Objective
-from upstreams.config import ModelConfig, from_dict, preset
+from upstreams.config import ModelConfig, QuantizationConfig, from_dict, preset
 from upstreams.errors import UserError, nearest
+from upstreams.quantization.spec import FLOAT, Bits
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,15 @@ class Iterations:
 
 
 @dataclass(frozen=True)
+class FromScratch:
+    """Quantization from the first step of pre-training on, for comparison with distillation."""
+
+    bits: str = "w32a32"
+    config: QuantizationConfig = field(default_factory=QuantizationConfig)
+    scale_lr: float = 1e-4  # of the quantizers' scales and shifts
+
+
+@dataclass(frozen=True)
 class Recipe:
     """Everything that `superbit pretrain` needs besides data, folder and seed."""
 
@@ -47,10 +57,17 @@ class Recipe:
     clip: float = 1.0
     cluster_fraction: float = 0.2  # of the utterances, to fit k-means on
     objective: Objective = field(default_factory=Objective)
+    quantization: FromScratch = field(default_factory=FromScratch)
+
+    @property
+    def name(self) -> str:
+        """Of the checkpoint: the model's, with its bits when it is quantized."""
+        bits = self.quantization.bits
+        return self.model if Bits.parse(bits) == FLOAT else f"{self.model}_{bits}"
 
     @property
     def config(self) -> ModelConfig:
-        """The model that is pre-trained."""
+        """The model that is pre-trained, in float."""
         return preset(self.model)
 
 
@@ -75,6 +92,7 @@ def read_recipe(name: str) -> Recipe:
         recipe = from_dict(Recipe, yaml.safe_load(text), f"recipe {name}")
     except yaml.YAMLError as error:
         raise UserError(f"recipe {name} is no valid YAML: {error}") from error
+    Bits.parse(recipe.quantization.bits)
     layers = recipe.config.encoder.layers
     for what, layer in (
         ("iterations.features.layer", recipe.iterations.features.layer),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -12,29 +13,34 @@ from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
+from pretrain import distributed
 from pretrain.muon import Muon
 from upstreams.errors import UserError
 from upstreams.files import atomic_write
-from upstreams.quantization.quantizers import ActivationQuantizer
+from upstreams.quantization.quantizers import Quantizer
 
 Losses = tuple[Tensor, dict[str, Tensor]]
 
 
 def optimizers(
-    module: nn.Module, lr: float, matrix_lr: float, weight_decay: float, matrix_parent: nn.Module
+    module: nn.Module,
+    lr: float,
+    matrix_lr: float,
+    weight_decay: float,
+    matrix_parent: nn.Module,
+    scale_lr: float = 1e-4,
 ) -> list[torch.optim.Optimizer]:
     """Muon on the weight matrices inside `matrix_parent`, AdamW on everything else that is trained.
 
     `matrix_lr` is in units of AdamW's update size. Vectors, scales, embeddings and heads are left to AdamW, as Muon's
-    author advises.
+    author advises; BiT trains quantizers' scales and shifts at a rate of their own, `scale_lr`, without decay.
     """
+    scales = {id(p): p for m in module.modules() if isinstance(m, Quantizer) for p in m.parameters()}
     matrices = {id(p): p for p in matrix_parent.parameters() if p.ndim == 2 and p.requires_grad and min(p.shape) > 1}
-    scales = {id(p): p for m in module.modules() if isinstance(m, ActivationQuantizer) for p in m.parameters()}
     others = [p for p in module.parameters() if p.requires_grad and id(p) not in matrices | scales]
     groups: list[dict[str, Any]] = [{"params": others, "weight_decay": weight_decay}]
     if scales:
-        # BiT trains scales and shifts at a rate of their own, without decay.
-        groups.append({"params": list(scales.values()), "lr": min(lr, 1e-4), "weight_decay": 0.0})
+        groups.append({"params": list(scales.values()), "lr": scale_lr, "weight_decay": 0.0})
     return [
         Muon(matrices.values(), lr=matrix_lr, weight_decay=weight_decay),
         torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.98), eps=1e-6),
@@ -64,6 +70,7 @@ def fit(
 
     batches(first) iterates the batches from step `first` on; losses(batch, step) -> (loss, scalars to log). What is
     random in a step is drawn after `torch.manual_seed` with the step, so that a resumed run equals one never stopped.
+    Under torchrun gradients are averaged over the processes, of which the first one logs and saves.
     Raises UserError when the loss stops being finite; on Ctrl-C or SIGTERM saves its state and re-raises.
     """
     state_file = folder / "state.pt"
@@ -73,8 +80,14 @@ def fit(
     base = [[g["lr"] for g in o.param_groups] for o in groups] if first == 0 else _base_rates(state_file)
     trained = [p for p in module.parameters() if p.requires_grad]
     stop = _StopSignal()
-    with SummaryWriter(str(folder), purge_step=first) as writer, stop:
-        bar = tqdm(batches(first), total=steps, initial=first, desc=title, unit="step", mininterval=2.0)
+    device = trained[0].device
+    main = distributed.rank() == 0
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(stop)
+        writer = stack.enter_context(SummaryWriter(str(folder), purge_step=first)) if main else None
+        bar = tqdm(
+            batches(first), total=steps, initial=first, desc=title, unit="step", mininterval=2.0, disable=not main
+        )
         for step, batch in enumerate(bar, start=first):
             torch.manual_seed(step)
             factor = warm_up_decay(step, steps, warm_up)
@@ -85,19 +98,21 @@ def fit(
             if not torch.isfinite(loss):
                 raise UserError(f"the loss became {float(loss)} at step {step} of {folder}: lower the learning rate")
             loss.backward()
+            distributed.average_gradients(trained)
             norm = nn.utils.clip_grad_norm_(trained, clip)
             for optimizer in groups:
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
-            if step % 10 == 0 or step == steps - 1:
+            if writer is not None and (step % 10 == 0 or step == steps - 1):
                 for name, value in scalars.items():
                     writer.add_scalar(name, float(value), step)
                 writer.add_scalar("gradient_norm", float(norm), step)
                 writer.add_scalar("learning_rate", base[0][0] * factor, step)
                 bar.set_postfix({k: f"{float(v):.3f}" for k, v in list(scalars.items())[:3]}, refresh=False)
-            if stop.raised or (step + 1) % save_every == 0 or step + 1 == steps:
+            stopping = distributed.any_process(stop.raised, device)
+            if main and (stopping or (step + 1) % save_every == 0 or step + 1 == steps):
                 _save(state_file, module, groups, base, step + 1)
-            if stop.raised:
+            if stopping:
                 raise KeyboardInterrupt
 
 
@@ -131,14 +146,14 @@ def _save(
 
 
 def _base_rates(path: Path) -> list[list[float]]:
-    return torch.load(path, weights_only=True)["base_rates"]
+    return torch.load(path, weights_only=True, map_location="cpu")["base_rates"]
 
 
 def _load(path: Path, module: nn.Module, groups: list[torch.optim.Optimizer]) -> int:
     """Restore an earlier run's state; returns the next step, 0 when there is none."""
     if not path.is_file():
         return 0
-    state = torch.load(path, weights_only=True)
+    state = torch.load(path, weights_only=True, map_location="cpu")  # loading into module and optimizers moves it
     module.load_state_dict(state["module"])
     for optimizer, saved in zip(groups, state["optimizers"], strict=True):
         optimizer.load_state_dict(saved)

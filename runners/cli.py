@@ -97,20 +97,25 @@ def quantize(
     schedule: Annotated[
         str | None, typer.Option(help="Comma-separated steps that end at BITS, each teaching the next.")
     ] = None,
+    recipe: Annotated[
+        Path | None, typer.Option(help="YAML: overrides of bits, learning rates, steps (docs/quantization.md).")
+    ] = None,
     steps: Annotated[int | None, typer.Option(help="Training steps of each step of the schedule.", min=1)] = None,
     seed: Seed = 0,
     threads: Threads = 1,
 ) -> None:
-    """Binarize a checkpoint by BiT's distillation; every bit-width on the way is a checkpoint of its own."""
+    """Quantize a checkpoint by BiT's distillation; every bit-width on the way is a checkpoint of its own."""
     import dataclasses
 
-    from pretrain.distill import Distillation, quantize_checkpoint
+    from pretrain.distill import Distillation, quantize_checkpoint, read_distillation
 
     _use_threads(threads)
     stages = schedule.split(",") if schedule else [bits]
     if stages[-1] != bits:
         raise UserError(f"the schedule {schedule} ends at {stages[-1]}, but --bits is {bits}")
-    settings = Distillation() if steps is None else dataclasses.replace(Distillation(), steps=steps)
+    settings = Distillation() if recipe is None else read_distillation(recipe)
+    if steps is not None:
+        settings = dataclasses.replace(settings, steps=steps)
     typer.echo(f"checkpoint: {quantize_checkpoint(checkpoint, stages, manifest, out, seed, settings)}")
 
 

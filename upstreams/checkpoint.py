@@ -8,6 +8,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -27,10 +28,11 @@ def save(path: Path, model: AudioEncoder, head: nn.Module | None, provenance: di
 
     provenance: how it came to be (recipe, seed, steps, versions ...), kept as JSON.
     """
-    tensors = {f"model.{k}": v.contiguous() for k, v in model.state_dict().items()}
+    tensors = {f"model.{k}": v.cpu().contiguous() for k, v in model.state_dict().items()}
     if head is not None:
-        tensors |= {f"head.{k}": v.contiguous() for k, v in head.state_dict().items()}
+        tensors |= {f"head.{k}": v.cpu().contiguous() for k, v in head.state_dict().items()}
     about = {"format": FORMAT, "config": dataclasses.asdict(model.config), "provenance": provenance}
+    about["digest"] = _digest(tensors, about)
     with atomic_write(path) as temporary:
         save_file(tensors, temporary, metadata={KEY: json.dumps(about)})
 
@@ -38,7 +40,8 @@ def save(path: Path, model: AudioEncoder, head: nn.Module | None, provenance: di
 def read(path: Path) -> tuple[ModelConfig, dict[str, Tensor], dict[str, Any]]:
     """The configuration, all tensors and the provenance of a checkpoint.
 
-    Raises UserError when the file is missing, truncated, or no checkpoint of this project.
+    Raises UserError when the file is missing, truncated, altered since it was written, or no checkpoint of this
+    project.
     """
     if not path.is_file():
         raise UserError(f"no checkpoint at {path}: a .safetensors file that `superbit pretrain` wrote is expected")
@@ -52,13 +55,25 @@ def read(path: Path) -> tuple[ModelConfig, dict[str, Tensor], dict[str, Any]]:
         raise UserError(f"{path} is damaged or is no superbit checkpoint ({type(error).__name__}: {error})") from error
     if about.get("format") != FORMAT:
         raise UserError(f"{path} has checkpoint format {about.get('format')}, but this version reads {FORMAT}")
+    digest = about.pop("digest", None)  # the first checkpoints have none
+    if digest not in (None, _digest(tensors, about)):
+        raise UserError(f"{path} was altered after it was written: its contents do not fit its digest; get it anew")
     return config, tensors, about["provenance"]
+
+
+def _digest(tensors: dict[str, Tensor], about: dict[str, Any]) -> str:
+    """SHA-256 of all tensors, their names, types and shapes, and of what is said about them."""
+    digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def build(config: ModelConfig) -> AudioEncoder:
     """The model of that configuration, quantized to its bits, randomly initialised."""
     model = AudioEncoder(config)
-    quantize(model, config.bits)
+    quantize(model, config.bits, config.quantization)
     return model
 
 

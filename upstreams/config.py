@@ -47,6 +47,20 @@ class EncoderConfig:
     layerdrop: float = 0.0
 
 
+@dataclass(frozen=True)
+class QuantizationConfig:
+    """How a model's bits are laid out over its modules (upstreams/quantization); nothing of it matters to w32a32."""
+
+    overrides: dict[str, str] = field(default_factory=dict)  # kind or pattern of module names -> bits; the last wins
+    weight_scale: str = (
+        "tensor"  # scales of weights: one a tensor or one an output channel; depthwise always the latter
+    )
+    # Where a quantized layer's input is no ReLU's: "relu" puts one there, "signed" takes the values as they are. "auto"
+    # is relu where weights or input have 1 bit, as BiT, and signed otherwise.
+    feed_forward_input: str = "auto"  # GELU or Swish in the feed-forward
+    convolution_input: str = "signed"  # GLU and Swish in the convolution module
+
+
 CHOICES: dict[type, dict[str, tuple[str | int, ...]]] = {
     FrontEndConfig: {
         "kind": ("log_mel", "waveform"),
@@ -61,6 +75,11 @@ CHOICES: dict[type, dict[str, tuple[str | int, ...]]] = {
         "norm": ("pre", "post"),
         "positions": ("conv", "relative", "rotary", "none"),
     },
+    QuantizationConfig: {
+        "weight_scale": ("tensor", "channel"),
+        "feed_forward_input": ("auto", "relu", "signed"),
+        "convolution_input": ("auto", "relu", "signed"),
+    },
 }
 
 
@@ -72,11 +91,13 @@ class ModelConfig:
     front_end: FrontEndConfig = field(default_factory=FrontEndConfig)
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
     bits: str = "w32a32"
+    quantization: QuantizationConfig = field(default_factory=QuantizationConfig)
     output_map: bool = True  # standardise and decorrelate hidden states; not those of published checkpoints
     source: str = ""  # where the shape comes from, its parameters and MACs, what it is for
 
     def __post_init__(self) -> None:
-        for owner, part in ((self.front_end, "front_end"), (self.encoder, "encoder")):
+        for part in ("front_end", "encoder", "quantization"):
+            owner = getattr(self, part)
             for key, choices in CHOICES[type(owner)].items():
                 value = getattr(owner, key)
                 if value not in choices:
@@ -146,6 +167,10 @@ def from_dict(cls: type[T], values: Any, where: str) -> T:
             arguments[key] = from_dict(kind, value, f"{where}.{key}")  # type: ignore[arg-type]
         elif kind is float and isinstance(value, int) and not isinstance(value, bool):
             arguments[key] = float(value)
+        elif kind == dict[str, str]:
+            if not isinstance(value, dict) or not all(isinstance(item, str) for pair in value.items() for item in pair):
+                raise UserError(f"{where}.{key} is {value!r}, but must be a mapping of names to names")
+            arguments[key] = value
         elif kind in (int, float, str, bool) and type(value) is not kind:
             raise UserError(f"{where}.{key} is {value!r}, but must be of type {kind.__name__}")
         else:

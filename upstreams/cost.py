@@ -18,7 +18,8 @@ from upstreams.encoders.attention import ScaledDotProduct
 from upstreams.encoders.positions import RelativePositions
 from upstreams.frontend import FFT, LogMel
 from upstreams.model import AudioEncoder
-from upstreams.quantization.modules import QuantLinear, QuantProduct
+from upstreams.quantization.modules import QuantConv1d, QuantLinear, QuantMatmul
+from upstreams.quantization.quantizers import WeightBinarizer
 
 # Samples of the 32 LibriSpeech test-clean utterances over which the SUPERB leaderboard sums MACs.
 # fmt: off
@@ -74,10 +75,8 @@ def _counting(model: AudioEncoder, costs: dict[str, ModuleCost]) -> Iterator[Non
         def count(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
             cost = costs.setdefault(name, ModuleCost(name, kind))
             cost.macs += _macs(module, inputs, output)
-            if isinstance(module, QuantLinear):
+            if isinstance(module, (QuantLinear, QuantConv1d, QuantMatmul)):
                 cost.bits, cost.weight_bits = module.bits.weight * module.bits.activation, module.bits.weight
-            elif isinstance(module, QuantProduct):
-                cost.bits = 1
 
         return count
 
@@ -96,8 +95,8 @@ def _counting(model: AudioEncoder, costs: dict[str, ModuleCost]) -> Iterator[Non
 
 _KINDS: tuple[tuple[tuple[type[nn.Module], ...], str], ...] = (
     ((nn.Linear,), "linear"),
-    ((nn.Conv1d, nn.Conv2d), "convolution"),
-    ((ScaledDotProduct, QuantProduct, RelativePositions), "attention"),
+    ((nn.Conv1d, nn.Conv2d, QuantConv1d), "convolution"),
+    ((ScaledDotProduct, QuantMatmul, RelativePositions), "attention"),
     ((LogMel,), "mel"),
     ((AudioEncoder,), "map"),
 )
@@ -106,7 +105,7 @@ _KINDS: tuple[tuple[tuple[type[nn.Module], ...], str], ...] = (
 def _macs(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> int:
     """Multiply-accumulates of one call of a module of `_KINDS`."""
     match module:
-        case nn.Linear() | nn.Conv1d() | nn.Conv2d():
+        case nn.Linear() | nn.Conv1d() | nn.Conv2d() | QuantConv1d():
             return output.numel() * module.weight[0].numel()
         case RelativePositions():
             return module.macs(*inputs)
@@ -154,15 +153,19 @@ def estimated_runtime(costs: list[ModuleCost]) -> float:
 
 
 def storage_bytes(model: nn.Module) -> int:
-    """Bytes of the weights: one bit for each of a binarized linear's and 4 bytes for its scale, 4 for every other.
+    """Bytes of the weights: `bits.weight` bits for each of a quantized module's, 4 bytes for everything else.
+
+    BiT's scale of 1-bit weights, which is computed from them, takes 4 bytes more.
 
     Buffers that a checkpoint carries, such as the output's map, count as weights do.
     """
     total = 0
-    binary = set()
+    quantized = set()
     for module in model.modules():
-        if isinstance(module, QuantLinear) and module.bits.weight == 1:
-            binary.add(id(module.weight))
-            total += -(-module.weight.numel() // 8) + 4
+        if isinstance(module, (QuantLinear, QuantConv1d)) and module.bits.weight < FLOAT_BITS:
+            quantized.add(id(module.weight))
+            total += -(-module.weight.numel() * module.bits.weight // 8)
+            if isinstance(module.weight_quantizer, WeightBinarizer):
+                total += 4 * (len(module.weight) if module.weight_quantizer.per_channel else 1)
     tensors: list[Tensor] = list(model.state_dict(keep_vars=True).values())
-    return total + sum(4 * t.numel() for t in tensors if id(t) not in binary)
+    return total + sum(4 * t.numel() for t in tensors if id(t) not in quantized)

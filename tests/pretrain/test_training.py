@@ -13,39 +13,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from pretrain.distill import load_with_head
 from pretrain.hubert import CodewordHead, HubertPretraining, Objective, UtteranceHead
 from pretrain.recipes import read_recipe, recipe_names
-from tests.pretrain.audio import write_corpus, write_recipe
+from tests.pretrain.audio import write_recipe
+from tests.pretrain.command import superbit, weights
 from upstreams import checkpoint
 from upstreams.config import preset
 from upstreams.errors import UserError
-
-
-def superbit(*arguments: object, **options: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "runners.cli", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, **options)  # type: ignore[call-overload]
-
-
-@pytest.fixture(scope="module")
-def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("pretrain")
-    write_corpus(folder / "audio", utterances=10)
-    write_recipe(folder / "recipe.yaml")
-    done = superbit(
-        "pretrain",
-        folder / "recipe.yaml",
-        "--manifest",
-        folder / "audio/train.tsv",
-        "--out",
-        folder / "run",
-    )
-    assert done.returncode == 0, done.stderr
-    return folder
-
-
-def weights(path: Path) -> dict[str, torch.Tensor]:
-    return checkpoint.read(path)[1]
 
 
 def test_pretraining_leaves_both_checkpoints_and_logs(work: Path) -> None:
@@ -105,42 +79,6 @@ def test_a_finished_run_is_not_run_again(work: Path) -> None:
     before = path.stat().st_mtime_ns
     done = superbit("pretrain", work / "recipe.yaml", "--manifest", work / "audio/train.tsv", "--out", work / "run")
     assert done.returncode == 0 and path.stat().st_mtime_ns == before
-
-
-def test_distillation_schedule(work: Path) -> None:
-    teacher = work / "run/checkpoints/sparseformer_dn_mini.safetensors"
-    arguments = ["--bits", "w1a1", "--schedule", "w1a32,w1a1", "--manifest", work / "audio/train.tsv"]
-    done = superbit("quantize", teacher, *arguments, "--out", work / "run", "--steps", 4)
-    assert done.returncode == 0, done.stderr
-    middle, final = (work / f"run/checkpoints/sparseformer_dn_mini_{b}.safetensors" for b in ("w1a32", "w1a1"))
-    assert checkpoint.read(final)[2]["teacher_sha256"] == checkpoint.sha256(middle)
-    assert checkpoint.read(middle)[2]["teacher_sha256"] == checkpoint.sha256(teacher)
-    model = checkpoint.load(final)
-    assert all(bool(v) for k, v in model.state_dict().items() if k.endswith("calibrated"))
-    with torch.no_grad():
-        assert all(torch.isfinite(state).all() for state in model(torch.randn(2, 9000) * 0.1))
-    assert load_with_head(final).head.codewords.shape[0] == 10
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--bits", "w2a1"], "bits 'w2a1' are not valid"),
-        (["--bits", "w1a1", "--schedule", "w1a1,w1a32"], "ends at w1a32, but --bits is w1a1"),
-        (["--bits", "w32a32"], "the teacher itself"),
-    ],
-)
-def test_bad_bits_end_with_one_sentence(work: Path, tmp_path: Path, arguments: list[str], message: str) -> None:
-    teacher = work / "run/checkpoints/sparseformer_dn_mini.safetensors"
-    done = superbit("quantize", teacher, *arguments, "--manifest", work / "audio/train.tsv", "--out", tmp_path / "x")
-    assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr
-    assert not (tmp_path / "x").exists()
-
-
-def test_an_untrained_checkpoint_cannot_teach(work: Path, tmp_path: Path) -> None:
-    teacher = work / "run/checkpoints/sparseformer_dn_mini_untrained.safetensors"
-    done = superbit("quantize", teacher, "--bits", "w1a32", "--manifest", work / "audio/train.tsv", "--out", tmp_path)
-    assert done.returncode == 2 and "has no pre-training head" in done.stderr
 
 
 def test_unknown_recipe_keys_name_the_nearest(tmp_path: Path) -> None:

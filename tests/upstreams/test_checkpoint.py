@@ -55,6 +55,30 @@ def test_damaged_checkpoints_are_refused(saved: Path, damage: str) -> None:
         checkpoint.load(saved)
 
 
+@pytest.mark.parametrize("part", ["weights", "bits", "provenance"])
+def test_altered_checkpoints_are_refused(saved: Path, part: str) -> None:
+    """One bit of one weight, or a word of the metadata, changed in place: the file itself is still a valid one."""
+    data = bytearray(saved.read_bytes())
+    if part == "weights":
+        data[-5] ^= 1
+    else:
+        old, new = {"bits": (b"w1a32", b"w1a8 "), "provenance": (b'seed\\": 3', b'seed\\": 4')}[part]
+        assert data.count(old) == 1
+        data = data.replace(old, new)
+    saved.write_bytes(data)
+    with pytest.raises(UserError, match="was altered after it was written"):
+        checkpoint.load(saved)
+
+
+def test_a_checkpoint_without_digest_still_loads(saved: Path) -> None:
+    config, tensors, _ = checkpoint.read(saved)
+    about = {"format": 1, "config": dataclasses.asdict(config), "provenance": {"seed": 3}}
+    del about["config"]["quantization"]  # which the first checkpoints do not have either
+    save_file(tensors, saved, metadata={"superbit": json.dumps(about)})
+    again, loaded, _ = checkpoint.read(saved)
+    assert again == config and all(torch.equal(loaded[key], tensors[key]) for key in tensors)
+
+
 def test_a_checkpoint_that_does_not_fit_its_configuration_is_refused(saved: Path) -> None:
     config, tensors, _ = checkpoint.read(saved)
     about = {"format": 1, "config": dataclasses.asdict(config), "provenance": {}}

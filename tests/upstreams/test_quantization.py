@@ -1,97 +1,48 @@
-"""BiT's quantizers against their formulas, and models in 1 bit."""
+"""Models in few bits: which module becomes what, what stays float, and what must not change."""
 
 from __future__ import annotations
 
 import dataclasses
-import math
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from upstreams import checkpoint, registry
 from upstreams.checkpoint import build
-from upstreams.config import preset, preset_names
+from upstreams.config import ModelConfig, QuantizationConfig, from_dict, preset, preset_names
 from upstreams.encoders.convolution import ConvolutionModule
 from upstreams.encoders.feed_forward import FeedForward
 from upstreams.errors import UserError
 from upstreams.model import AudioEncoder
-from upstreams.quantization.convert import calibrating, quantize
-from upstreams.quantization.modules import QuantLinear, QuantProduct
-from upstreams.quantization.quantizers import (
-    ActivationQuantizer,
-    BinarizeSigned,
-    BinarizeUnsigned,
-    BinarizeWeight,
-    sign,
-)
+from upstreams.quantization.convert import calibrate, inherit, kinds, quantize, summary
+from upstreams.quantization.modules import QuantLinear, QuantMatmul
+from upstreams.quantization.quantizers import ActivationQuantizer, Quantizer
 from upstreams.quantization.spec import Bits
 
-
-def test_sign_has_two_levels() -> None:
-    assert sign(torch.tensor([-1.0, -0.0, 0.0, 2.0])).tolist() == [-1.0, 1.0, 1.0, 1.0]
+MINIS = [name for name in preset_names() if name.endswith("_mini")]
 
 
-def test_weight_is_centred_sign_times_mean_magnitude_and_gradient_passes() -> None:
-    weight = torch.tensor([[1.0, 2.0], [-4.0, 5.0]], dtype=torch.float64, requires_grad=True)
-    output = BinarizeWeight.apply(weight)
-    # mean 1 (so that the weight 1 lies on the threshold and counts as +), mean magnitude 3
-    assert output.tolist() == [[3.0, 3.0], [-3.0, 3.0]]
-    grad = torch.randn(2, 2, dtype=torch.float64)
-    output.backward(grad)
-    torch.testing.assert_close(weight.grad, grad)
-
-
-def test_signed_activation_gradients_at_every_boundary() -> None:
-    x = torch.tensor([-2.0, -1.5, -1.0, -0.0, 0.0, 1.0, 1.5, 2.0], dtype=torch.float64, requires_grad=True)
-    alpha = torch.tensor(1.5, dtype=torch.float64, requires_grad=True)
-    output = BinarizeSigned.apply(x, alpha, 0.25)
-    assert output.tolist() == [-1.5, -1.5, -1.5, 1.5, 1.5, 1.5, 1.5, 1.5]
-    grad = torch.arange(1.0, 9.0, dtype=torch.float64)
-    output.backward(grad)
-    assert x.grad.tolist() == [0, 2, 3, 4, 5, 6, 7, 0]  # |x| <= alpha, the boundary included
-    assert float(alpha.grad) == pytest.approx(0.25 * (-1 - 2 - 3 + 4 + 5 + 6 + 7 + 8))
-
-
-def test_unsigned_activation_gradients_at_every_boundary() -> None:
-    # x / alpha:   -0.5  0    0.25  0.5  0.75  1    1.25
-    x = torch.tensor([-1.0, 0.0, 0.5, 1.0, 1.5, 2.0, 2.5], dtype=torch.float64, requires_grad=True)
-    alpha = torch.tensor(2.0, dtype=torch.float64, requires_grad=True)
-    output = BinarizeUnsigned.apply(x, alpha, 0.5)
-    assert output.tolist() == [0, 0, 0, 0, 2, 2, 2]  # round half to even: 0.5 -> 0
-    grad = torch.ones(7, dtype=torch.float64)
-    output.backward(grad)
-    assert x.grad.tolist() == [0, 1, 1, 1, 1, 1, 0]
-    assert float(alpha.grad) == pytest.approx(0.5 * (0 + 0 - 0.25 - 0.5 + 0.25 + 0 + 1))
-
-
-def test_gradient_scale_does_not_depend_on_the_batch() -> None:
-    """With a loss that is a mean over frames, four copies of a batch give the same gradient of alpha and beta."""
+def make(name: str, bits: str, **quantization: object) -> AudioEncoder:
     torch.manual_seed(0)
-    quantizer = ActivationQuantizer(8, signed=True, shift=True).double()
-    x, target = torch.randn(2, 3, 5, 8, dtype=torch.float64)
-    quantizer.calibrate(x)
-    grads = []
-    for repeat in (1, 4):
-        quantizer.zero_grad()
-        error = quantizer(x.repeat(repeat, 1, 1)) - target.repeat(repeat, 1, 1)
-        error.square().mean().backward()
-        assert quantizer.beta is not None
-        grads.append((quantizer.alpha.grad.clone(), quantizer.beta.grad.clone()))
-    torch.testing.assert_close(grads[0], grads[1])
+    config = QuantizationConfig(**quantization)  # type: ignore[arg-type]
+    return build(dataclasses.replace(preset(name), bits=bits, quantization=config)).eval()
 
 
-@pytest.mark.parametrize("signed", [True, False])
-def test_calibration_sets_alpha_from_mean_magnitude(signed: bool) -> None:
-    quantizer = ActivationQuantizer(4, signed=signed, shift=False)
-    x = torch.rand(3, 7, 4)
-    quantizer.calibrate(x)
-    assert float(quantizer.alpha) == pytest.approx((2 if signed else 4) * float(x.abs().mean()))
-    assert bool(quantizer.calibrated)
+def speech(utterances: int, samples: int, seed: int) -> Tensor:
+    """Harmonics of a moving pitch in noise."""
+    random = np.random.default_rng(seed)
+    rows = []
+    for _ in range(utterances):
+        pitch = np.cumsum(120 + 80 * np.sin(np.arange(samples) / random.uniform(900, 4000))) / 16_000
+        rows.append(sum(np.sin(2 * np.pi * k * pitch) / k for k in range(1, 8)) + random.normal(0, 0.1, samples))
+    return 0.1 * torch.tensor(np.array(rows), dtype=torch.float32)
 
 
-def make(name: str, bits: str) -> AudioEncoder:
-    torch.manual_seed(0)
-    return build(dataclasses.replace(preset(name), bits=bits)).eval()
+def decibels(signal: Tensor, other: Tensor) -> float:
+    return float(10 * torch.log10(signal.square().sum() / (signal - other).square().sum()))
 
 
 @torch.no_grad()
@@ -103,22 +54,36 @@ def test_float_weights_load_under_their_own_names() -> None:
     assert {key.rpartition(".")[2] for key in missing} == {"alpha", "beta", "calibrated"}
 
 
+@pytest.mark.parametrize("name", MINIS)
 @torch.no_grad()
-def test_w32a32_is_bit_identical() -> None:
-    model = make("transformer_mini", "w32a32")
+def test_w32a32_is_bit_identical(name: str) -> None:
+    model = make(name, "w32a32")
     waveforms = torch.randn(2, 16_000) * 0.1
     before = model(waveforms)
-    quantize(model, "w32a32")
+    assert quantize(model, "w32a32", QuantizationConfig({"feed_forward": "w32a32"})) == []
     assert all(torch.equal(a, b) for a, b in zip(before, model(waveforms), strict=True))
 
 
-@pytest.mark.parametrize("name", [name for name in preset_names() if name.endswith("_mini")])
+@pytest.mark.parametrize("name", MINIS)
+@torch.no_grad()
+def test_w8a8_by_calibration_alone_keeps_20_decibels(name: str) -> None:
+    """Calibrated on some utterances, measured on others; front-end and depthwise convolutions in 8 bits as well."""
+    model = make(name, "w32a32")
+    heard = speech(2, 32_000, seed=1)
+    reference = model(heard)
+    overrides = {"front_end": "w8a8"} | ({"depthwise": "w8a8"} if "former_mini" in name and name[0] in "cq" else {})
+    quantize(model, "w8a8", QuantizationConfig(overrides))
+    calibrate(model, speech(4, 48_000, seed=2), torch.full((4,), 48_000))
+    assert all(bool(m.calibrated) for m in model.modules() if isinstance(m, Quantizer))
+    assert 20 < decibels(reference[-1], model(heard)[-1]) < 100
+
+
+@pytest.mark.parametrize("name", MINIS)
 @torch.no_grad()
 def test_w1a1_computes_on_two_levels_everywhere(name: str) -> None:
     model = make(name, "w1a1")
     waveforms = torch.randn(2, 24_000) * 0.1
-    with calibrating(model):
-        model(waveforms)
+    calibrate(model, waveforms, torch.tensor([24_000, 24_000]))
     seen: list[tuple[str, Tensor]] = []
     for label, module in model.named_modules():
         if isinstance(module, ActivationQuantizer):
@@ -126,7 +91,7 @@ def test_w1a1_computes_on_two_levels_everywhere(name: str) -> None:
             module.register_forward_hook(lambda m, i, o, label=label: seen.append((label, o)))
     model(waveforms)
     linears = sum(isinstance(m, QuantLinear) for m in model.modules())
-    products = sum(isinstance(m, QuantProduct) for m in model.modules())
+    products = sum(isinstance(m, QuantMatmul) for m in model.modules())
     blocks = model.config.encoder.layers
     convolutions = sum(isinstance(m, ConvolutionModule) for m in model.modules())
     feed_forwards = sum(isinstance(m, FeedForward) for m in model.modules())
@@ -142,12 +107,21 @@ def test_w1a1_computes_on_two_levels_everywhere(name: str) -> None:
             assert (levels >= 0).all() == non_negative, label
 
 
+@pytest.mark.parametrize(
+    ("name", "bits", "overrides"),
+    [
+        ("sparseformer_dn_mini", "w1a1", {}),
+        ("sparseformer_dn_mini", "w1a1", {"front_end": "w1a1", "positions": "w1a1"}),
+        ("conformer_mini", "w1a1", {"depthwise": "w1a1"}),
+        ("squeezeformer_mini", "w2a2", {"depthwise": "w1a1", "resampling": "w4a4"}),
+        ("transformer_mini", "w4a4", {"encoder.blocks.1.*": "w8a8"}),
+    ],
+)
 @torch.no_grad()
-def test_w1a1_features_do_not_depend_on_the_batch() -> None:
-    model = make("sparseformer_dn_mini", "w1a1").double()
+def test_features_do_not_depend_on_the_batch(name: str, bits: str, overrides: dict[str, str]) -> None:
+    model = make(name, bits, overrides=overrides).double()
     waveforms = torch.randn(2, 24_000, dtype=torch.float64) * 0.1
-    with calibrating(model):
-        model(waveforms)
+    calibrate(model, waveforms, torch.tensor([24_000, 24_000]))
     lengths = torch.tensor([24_000, 15_000])
     states = model(waveforms, lengths)
     alone = model(waveforms[1:, :15_000])
@@ -156,27 +130,155 @@ def test_w1a1_features_do_not_depend_on_the_batch() -> None:
         torch.testing.assert_close(ours[1, :frames], reference[0], atol=1e-4, rtol=0)
 
 
+def test_overrides_reach_their_modules_and_the_last_wins() -> None:
+    overrides = {"depthwise": "w8a8", "encoder.blocks.0.*": "w4a32", "encoder.blocks.0.attention.product": "w2a2"}
+    model = make("conformer_mini", "w1a1", overrides=overrides | {"front_end": "w2a8"})
+    found = {name: module.bits for name, module in model.named_modules() if hasattr(module, "weight_quantizer")}
+    assert found["front_end.projection"] == Bits(2, 8)
+    assert found["encoder.blocks.1.convolution.depthwise.convolution"] == Bits(8, 8)
+    assert found["encoder.blocks.0.convolution.depthwise.convolution"] == Bits(4, 32)
+    assert found["encoder.blocks.0.first.expand"] == Bits(4, 32)
+    assert found["encoder.blocks.1.first.expand"] == Bits(1, 1)
+    assert "encoder.positions.convolution" not in found
+    assert model.get_submodule("encoder.blocks.0.attention.product").bits == Bits(2, 2)
+    assert model.get_submodule("encoder.blocks.1.attention.product").bits == Bits(1, 1)
+    depthwise = model.get_submodule("encoder.blocks.1.convolution.depthwise.convolution")
+    assert depthwise.weight_quantizer.alpha.shape == (96, 1, 1, 1)  # one scale a filter
+
+
+def test_every_linear_and_convolution_has_a_kind_and_can_be_quantized() -> None:
+    for name in ("squeezeformer_xs", "conformer_s", "distilhubert"):
+        model = AudioEncoder(preset(name))
+        computing = {n for n, m in model.named_modules() if isinstance(m, (nn.Linear, nn.Conv1d, nn.Conv2d))}
+        assert computing <= set(kinds(model))
+        before = model.state_dict()
+        sites = quantize(model, "w4a4", QuantizationConfig({"*": "w8a8"}))
+        assert {site.name for site in sites} == set(kinds(model))
+        assert not any(type(m) in (nn.Linear, nn.Conv1d, nn.Conv2d) for m in model.modules())
+        assert all(torch.equal(value, model.state_dict()[key]) for key, value in before.items())
+
+
+def test_sites_behind_swish_and_glu_by_choice() -> None:
+    """ReLU with levels from 0 up, or signed levels and the activation as it was."""
+
+    def blocks(bits: str, **choices: object) -> tuple[FeedForward, ConvolutionModule]:
+        block = make("conformer_mini", bits, overrides={"depthwise": bits}, **choices).encoder.blocks[0]
+        return block.first, block.convolution
+
+    feed_forward, convolution = blocks("w1a1")
+    assert isinstance(feed_forward.activation, nn.ReLU) and not feed_forward.contract.input.signed
+    assert isinstance(convolution.activation, nn.SiLU) and convolution.contract.input.signed
+    assert isinstance(convolution.gate, nn.GLU) and convolution.depthwise.convolution.input.signed
+    feed_forward, convolution = blocks("w8a8")
+    assert isinstance(feed_forward.activation, nn.SiLU) and feed_forward.contract.input.signed
+    feed_forward, convolution = blocks("w1a1", feed_forward_input="signed", convolution_input="relu")
+    assert isinstance(feed_forward.activation, nn.SiLU) and feed_forward.contract.input.signed
+    assert isinstance(convolution.activation, nn.ReLU) and not convolution.contract.input.signed
+    assert not convolution.depthwise.convolution.input.signed
+    gated = convolution.gate(torch.randn(7, 192))
+    assert gated.shape == (7, 96) and (gated >= 0).all()
+
+
 @torch.no_grad()
-def test_quantized_linear_against_loops() -> None:
-    torch.manual_seed(1)
-    layer = QuantLinear(6, 3, Bits(1, 1))
-    x = torch.randn(4, 6)
-    assert layer.input is not None and layer.input.beta is not None
-    layer.input.beta.normal_()
-    layer.input.calibrate(x)
-    output = layer(x)
-    alpha, beta, w = float(layer.input.alpha), layer.input.beta.tolist(), layer.weight.flatten().tolist()
-    mean, scale = sum(w) / len(w), sum(map(abs, w)) / len(w)
-    for row in range(4):
-        for column in range(3):
-            total = float(layer.bias[column])
-            for k in range(6):
-                bit = alpha if float(x[row, k]) + beta[k] >= 0 else -alpha
-                total += bit * (scale if float(layer.weight[column, k]) >= mean else -scale)
-            assert math.isclose(float(output[row, column]), total, abs_tol=1e-5)
+def test_the_convolutional_stem_is_non_negative_where_it_is() -> None:
+    """Behind its two ReLUs and nowhere else; the quantized stem sees no negative value there."""
+    model = AudioEncoder(preset("squeezeformer_xs"))
+    sites = {s.name: s for s in quantize(model, "w32a32", QuantizationConfig({"front_end": "w4a4"}))}
+    behind = {name for name, site in sites.items() if site.non_negative}
+    assert behind == {"front_end.stem.depthwise", "front_end.projection"}
+    inputs: dict[str, Tensor] = {}
+    for name in sites:
+        model.get_submodule(name).register_forward_pre_hook(lambda m, i, n=name: inputs.__setitem__(n, i[0]))
+    model.embed(torch.randn(1, 8000) * 0.1)
+    assert {name for name, x in inputs.items() if (x >= 0).all()} == behind
 
 
-@pytest.mark.parametrize("text", ["w3a1", "1a1", "w1", "w1a1x", "", "w1a0"])
+def test_padding_touches_no_scale() -> None:
+    """Two whole utterances calibrate to the same scales, bit for bit, beside a shorter one and behind more padding."""
+    waveforms, lengths = speech(3, 16_000, seed=3), torch.tensor([16_000, 9_000, 16_000])
+    waveforms[1, 9_000:] = 0.7  # whatever lies in the padding
+    scales = []
+    for batch, count in ((waveforms, lengths), (waveforms[[0, 2]], lengths[[0, 2]])):
+        model = make("sparseformer_dn_mini", "w2a8")
+        calibrate(model, nn.functional.pad(batch, (0, 500)), count)
+        scales.append([q.alpha for q in model.modules() if isinstance(q, Quantizer)])
+    assert len(scales[0]) > 50 and all(torch.equal(a, b) for a, b in zip(*scales, strict=True))
+
+
+def test_a_students_quantizers_inherit_only_what_is_alike() -> None:
+    waveforms, lengths = speech(1, 16_000, seed=4), torch.tensor([16_000])
+    teacher = make("sparseformer_dn_mini", "w1a2")
+    calibrate(teacher, waveforms, lengths)
+    student = make("sparseformer_dn_mini", "w1a1", overrides={"encoder.blocks.0.*": "w1a2"})
+    inherit(student, teacher)
+    inputs = [block.attention.query.input for block in student.encoder.blocks]
+    assert [bool(quantizer.calibrated) for quantizer in inputs] == [True] + [False] * 7
+    assert torch.equal(inputs[0].alpha, teacher.encoder.blocks[0].attention.query.input.alpha)
+    assert torch.equal(student.front_end.projection.weight, teacher.front_end.projection.weight)
+    with pytest.raises(UserError, match="different architectures"):
+        inherit(make("transformer_mini", "w1a1"), teacher)
+
+
+@torch.no_grad()
+def test_a_checkpoint_rebuilds_overrides_and_one_without_them_still_loads(tmp_path: Path) -> None:
+    model = make(
+        "conformer_mini", "w2a2", overrides={"depthwise": "w1a1"}, convolution_input="relu", weight_scale="channel"
+    )
+    waveforms = speech(1, 8_000, seed=5)
+    calibrate(model, waveforms, torch.tensor([8_000]))
+    checkpoint.save(tmp_path / "a.safetensors", model, None, {})
+    again = checkpoint.load(tmp_path / "a.safetensors")
+    assert again.config == model.config
+    assert all(torch.equal(a, b) for a, b in zip(model(waveforms), again(waveforms), strict=True))
+    old = dataclasses.asdict(preset("conformer_mini"))
+    del old["quantization"]
+    assert from_dict(ModelConfig, old, "old") == preset("conformer_mini")
+
+
+@pytest.mark.parametrize("text", ["w3a1", "1a1", "w1", "w1a1x", "", "w1a0", "w16a16", "W1A1"])
 def test_bits_outside_the_grammar_are_refused(text: str) -> None:
-    with pytest.raises(UserError, match="w1a32"):
+    with pytest.raises(UserError, match="1, 2, 4, 8 or 32 bits"):
         Bits.parse(text)
+
+
+def test_every_width_is_in_the_grammar_and_a_name() -> None:
+    names = registry.names()
+    for weight in (1, 2, 4, 8, 32):
+        for activation in (1, 2, 4, 8, 32):
+            text = f"w{weight}a{activation}"
+            assert str(Bits.parse(text)) == text
+            assert (f"conformer_mini_{text}" in names) == (text != "w32a32")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"depthwis": "w8a8"}, "'depthwis' matches no module of conformer_mini: the nearest is 'depthwise'"),
+        ({"encoder.block.0.*": "w8a8"}, r"the nearest is 'encoder\.blocks\.0"),
+        ({"front_end": "w9a8"}, "'w9a8' are not valid"),
+    ],
+)
+def test_bad_overrides_name_what_is_wrong(overrides: dict[str, str], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        make("conformer_mini", "w1a1", overrides=overrides)
+    # A Sparseformer has no depthwise convolution to quantize.
+    with pytest.raises(UserError, match="matches no module"):
+        make("sparseformer_dn_mini", "w1a1", overrides={"depthwise": "w8a8"})
+
+
+def test_bad_configuration_is_refused() -> None:
+    with pytest.raises(UserError, match=r"weight_scale 'chanel' .*did you mean 'channel'"):
+        make("conformer_mini", "w1a1", weight_scale="chanel")
+    with pytest.raises(UserError, match="mapping"):
+        from_dict(ModelConfig, {"name": "m", "quantization": {"overrides": {"front_end": 8}}}, "x")
+    with pytest.raises(UserError, match="quantized already"):
+        quantize(make("conformer_mini", "w1a1"), "w1a1")
+
+
+def test_summary_counts_what_became_what() -> None:
+    model = make("sparseformer_dn_mini", "w32a32")
+    assert summary(quantize(model, "w1a1")) == [
+        "attention: 40 modules w1a1, input signed",
+        "feed_forward: 8 modules w1a1, input signed",
+        "feed_forward: 8 modules w1a1, input from 0 up (behind a ReLU)",
+    ]

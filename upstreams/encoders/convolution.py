@@ -50,7 +50,7 @@ class ConvolutionModule(nn.Module):
         self.gate: nn.Module = nn.GLU(-1) if gated else nn.SiLU()
         self.depthwise = DepthwiseConvolution(inner, kernel)
         self.norm = BatchNorm(inner)
-        self.activation = nn.SiLU()
+        self.activation: nn.Module = nn.SiLU()
         self.contract = nn.Linear(inner, dim)
 
     def forward(self, x: Tensor, padded: Tensor) -> Tensor:

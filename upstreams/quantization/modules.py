@@ -6,43 +6,87 @@ import math
 
 from torch import Tensor, nn
 
-from upstreams.quantization.quantizers import ActivationQuantizer, BinarizeWeight
+from upstreams.quantization.quantizers import ActivationQuantizer, WeightBinarizer, WeightQuantizer, WholeNumbers
 from upstreams.quantization.spec import Bits
 
 
-class QuantLinear(nn.Linear):
-    """A linear layer with 1-bit weights, and 1-bit input when `bits.activation` is 1.
+def _weight_quantizer(weight: Tensor, bits: int, per_channel: bool) -> nn.Module:
+    if bits == 32:
+        return nn.Identity()
+    return WeightBinarizer(per_channel) if bits == 1 else WeightQuantizer(weight.shape, bits, per_channel)
 
-    `weight` and `bias` keep their names and full-precision values, so a float checkpoint loads.
-    non_negative: the input comes out of a ReLU, so its two levels are {0, alpha} instead of {-alpha, +alpha}.
+
+def _input_quantizer(channels: int, bits: int, non_negative: bool) -> ActivationQuantizer | None:
+    if bits == 32:
+        return None
+    return ActivationQuantizer(channels, bits, signed=not non_negative, shift=bits == 1 and not non_negative)
+
+
+class QuantLinear(nn.Linear):
+    """A linear layer with quantized weights, and quantized input unless `bits.activation` is 32.
+
+    It takes over the float layer's `weight` and `bias`, under their names and in full precision. per_channel: a scale
+    for each output's weights. non_negative: the input comes out of a ReLU, so its levels start at 0.
     """
 
-    def __init__(self, inputs: int, outputs: int, bits: Bits, non_negative: bool = False) -> None:
-        super().__init__(inputs, outputs)
+    def __init__(self, linear: nn.Linear, bits: Bits, per_channel: bool = False, non_negative: bool = False) -> None:
+        # On the meta device, as the parameters are replaced at once.
+        super().__init__(linear.in_features, linear.out_features, linear.bias is not None, device="meta")
+        self.weight, self.bias = linear.weight, linear.bias
         self.bits = bits
-        self.input = (
-            ActivationQuantizer(inputs, signed=not non_negative, shift=not non_negative)
-            if bits.activation == 1
-            else None
-        )
+        self.weight_quantizer = _weight_quantizer(self.weight, bits.weight, per_channel)
+        self.input = _input_quantizer(self.in_features, bits.activation, non_negative)
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., inputs) -> (..., outputs)."""
-        if self.input is not None:
-            x = self.input(x)
-        weight = BinarizeWeight.apply(self.weight) if self.bits.weight == 1 else self.weight
-        return nn.functional.linear(x, weight, self.bias)
+        x = x if self.input is None else self.input(x)
+        return nn.functional.linear(x, self.weight_quantizer(self.weight), self.bias)
 
 
-class QuantProduct(nn.Module):
-    """Attention's two products on 1-bit operands: Q, K and V in {-alpha, +alpha}, probabilities in {0, alpha}."""
+class QuantConv1d(nn.Module):
+    """A convolution along frames, of any stride and grouping, with quantized weights and input.
 
-    def __init__(self, head_dim: int, heads: int) -> None:
+    It takes over the parameters of an nn.Conv1d, or of an nn.Conv2d, whose kernel this project's encoders make
+    (frames, 1) for speed. per_channel and non_negative as in QuantLinear.
+    """
+
+    def __init__(
+        self, convolution: nn.Conv1d | nn.Conv2d, bits: Bits, per_channel: bool = False, non_negative: bool = False
+    ) -> None:
         super().__init__()
-        self.query = ActivationQuantizer(head_dim * heads, signed=True, shift=False)
-        self.key = ActivationQuantizer(head_dim * heads, signed=True, shift=False)
-        self.value = ActivationQuantizer(head_dim * heads, signed=True, shift=False)
-        self.probability = ActivationQuantizer(head_dim * heads, signed=False, shift=False)
+        self.weight, self.bias = convolution.weight, convolution.bias
+        self.convolve = nn.functional.conv1d if isinstance(convolution, nn.Conv1d) else nn.functional.conv2d
+        self.stride, self.padding, self.groups = convolution.stride, convolution.padding, convolution.groups
+        self.bits = bits
+        self.weight_quantizer = _weight_quantizer(self.weight, bits.weight, per_channel)
+        self.input = _input_quantizer(convolution.in_channels, bits.activation, non_negative)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(batch, inputs, frames) or (batch, inputs, frames, any), zero where padded -> the same with outputs."""
+        if self.input is not None:
+            # {-alpha, +alpha} has no zero, but neighbours must find none but zeros behind an utterance's end.
+            silent = (x == 0).all(1, keepdim=True) if self.input.beta is not None else None
+            x = self.input(x.movedim(1, -1)).movedim(-1, 1)
+            x = x if silent is None else x.masked_fill(silent, 0.0)
+        return self.convolve(
+            x, self.weight_quantizer(self.weight), self.bias, self.stride, self.padding, groups=self.groups
+        )
+
+
+class QuantMatmul(nn.Module):
+    """Attention's two products on quantized operands: Q, K and V signed, probabilities from 0 up.
+
+    Nothing but its operands is quantized: the softmax and the scores' bias are float.
+    """
+
+    def __init__(self, dim: int, bits: int) -> None:
+        """dim: of all heads together; bits of every operand."""
+        super().__init__()
+        self.bits = Bits(bits, bits)
+        self.query = ActivationQuantizer(dim, bits, signed=True)
+        self.key = ActivationQuantizer(dim, bits, signed=True)
+        self.value = ActivationQuantizer(dim, bits, signed=True)
+        self.probability = ActivationQuantizer(dim, bits, signed=False)
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor, visible: Tensor, bias: Tensor | None = None) -> Tensor:
         """query (n, heads, q, d), key, value (n, heads, k, d), visible (n, 1, 1 or q, k) bool -> like query.
@@ -56,12 +100,24 @@ class QuantProduct(nn.Module):
 
 
 def _product(left: ActivationQuantizer, x: Tensor, right: ActivationQuantizer, y: Tensor, transpose: bool) -> Tensor:
-    """left(x) @ right(y), or its transpose, through whole numbers.
+    """left(x) @ right(y), or its transpose, through whole numbers, which float32 adds up exactly below 2^24.
 
     As many +alpha as -alpha then add up to exactly 0, whose sign the next quantizer takes; rounding, which depends on
     the batch's shape, would decide it otherwise.
     """
-    # The scales learn through the quantizers; dividing by them and multiplying again has no gradient of its own.
-    alpha, beta = left.scale.detach(), right.scale.detach()
-    signs = right(y) / beta
-    return (left(x) / alpha) @ (signs.transpose(-1, -2) if transpose else signs) * (alpha * beta)
+    second, beta = _whole(right, y)
+    first, alpha = _whole(left, x)
+    return first @ (second.transpose(-1, -2) if transpose else second) * (alpha * beta)
+
+
+def _whole(quantizer: ActivationQuantizer, x: Tensor) -> tuple[Tensor, Tensor]:
+    """What quantizer(x) is as whole numbers, and what to multiply them by.
+
+    The scale learns through the quantizer: dividing by it and multiplying again has no gradient of its own.
+    """
+    if quantizer.bits == 1:
+        scale = quantizer.scale.detach()
+        return quantizer(x) / scale, scale  # alpha / alpha needs no rounding to be 1
+    quantized = quantizer(x)
+    scale = quantizer.scale.detach()  # after the call, which may have been the one that calibrated it
+    return WholeNumbers.apply(quantized, scale), scale

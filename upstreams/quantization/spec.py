@@ -7,25 +7,28 @@ from dataclasses import dataclass
 
 from upstreams.errors import UserError
 
-WIDTHS = (1, 32)
+WIDTHS = (1, 2, 4, 8, 32)
 
 
 @dataclass(frozen=True)
 class Bits:
-    """Bits of the weights and activations of the encoder's blocks; 32 is float."""
+    """Bits of weights and activations; 32 is float."""
 
     weight: int
     activation: int
 
     @staticmethod
     def parse(text: str) -> Bits:
-        """Read "w1a32"; raises UserError on what is not of the grammar w{1,32}a{1,32}."""
-        match = re.fullmatch(r"w(\d+)a(\d+)", text)
+        """Read "w1a32"; raises UserError on what is not of the grammar w{1,2,4,8,32}a{1,2,4,8,32}."""
+        match = re.fullmatch(r"w(\d+)a(\d+)", str(text))
         if not match or int(match[1]) not in WIDTHS or int(match[2]) not in WIDTHS:
             raise UserError(
-                f"bits {text!r} are not valid: write w<bits>a<bits> with 1 or 32 bits, such as w1a32 or w1a1"
+                f"bits {text!r} are not valid: write w<bits>a<bits> with 1, 2, 4, 8 or 32 bits, such as w1a32 or w8a8"
             )
         return Bits(int(match[1]), int(match[2]))
 
     def __str__(self) -> str:
         return f"w{self.weight}a{self.activation}"
+
+
+FLOAT = Bits(32, 32)

@@ -1,0 +1,22 @@
+"""The command line in a process of its own, and what it leaves."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+from upstreams import checkpoint
+
+
+def superbit(*arguments: object, **options: object) -> subprocess.CompletedProcess[str]:
+    """Run the command line and capture what it prints."""
+    command = [sys.executable, "-m", "runners.cli", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, **options)  # type: ignore[call-overload]
+
+
+def weights(path: Path) -> dict[str, torch.Tensor]:
+    """All tensors of a checkpoint."""
+    return checkpoint.read(path)[1]

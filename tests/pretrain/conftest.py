@@ -1,0 +1,23 @@
+"""A tiny pre-trained checkpoint that several files of tests start from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.pretrain.audio import write_corpus, write_recipe
+from tests.pretrain.command import superbit
+
+
+@pytest.fixture(scope="session")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with audio/train.tsv, recipe.yaml and run/, whose checkpoints are not to be changed by a test."""
+    folder = tmp_path_factory.mktemp("pretrain")
+    write_corpus(folder / "audio", utterances=10)
+    write_recipe(folder / "recipe.yaml")
+    done = superbit(
+        "pretrain", folder / "recipe.yaml", "--manifest", folder / "audio/train.tsv", "--out", folder / "run"
+    )
+    assert done.returncode == 0, done.stderr
+    return folder

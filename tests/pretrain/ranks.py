@@ -1,0 +1,46 @@
+"""Run by torchrun: do two processes with a batch each get the gradients of one process with both batches?"""
+
+from __future__ import annotations
+
+import copy
+import sys
+
+import torch
+import torch.distributed as dist
+
+from pretrain import distributed
+from pretrain.data import Batch
+from pretrain.distill import Distillation, Student, start_student
+from pretrain.hubert import CodewordHead
+from upstreams.checkpoint import build
+from upstreams.config import preset
+from upstreams.quantization.convert import calibrate
+
+
+def main() -> None:
+    """Exit with 0 when they are alike, with 1 and the names of those that are not otherwise."""
+    torch.manual_seed(0)
+    device = distributed.join()
+    teacher = Student(build(preset("sparseformer_sw_mini")), CodewordHead(256, 9)).double().eval().requires_grad_(False)
+    student = start_student(teacher, "w2a2", Distillation())[0].double().eval()
+    waveforms = torch.randn(3, 12_000, dtype=torch.float64) * 0.1
+    lengths = torch.tensor([12_000, 5_000, 9_000])
+    calibrate(student.model, waveforms, lengths)
+    alone = copy.deepcopy(student)
+
+    mine = slice(0, 1) if distributed.rank() == 0 else slice(1, 3)
+    loss, _ = student(teacher, Batch(waveforms[mine], lengths[mine], torch.zeros(0), 0))
+    loss.backward()
+    distributed.average_gradients(student.parameters())
+    assert distributed.any_process(distributed.rank() == 1, device) and not distributed.any_process(False, device)
+    dist.destroy_process_group()
+
+    loss, _ = alone(teacher, Batch(waveforms, lengths, torch.zeros(0), 0))
+    loss.backward()
+    pairs = zip(student.named_parameters(), alone.parameters(), strict=True)
+    wrong = [name for (name, p), q in pairs if p.grad is not None and not torch.allclose(p.grad, q.grad, atol=1e-9)]
+    sys.exit(", ".join(wrong) if wrong else 0)
+
+
+if __name__ == "__main__":
+    main()

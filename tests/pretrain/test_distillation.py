@@ -1,0 +1,320 @@
+"""Distillation through the command line: every step a checkpoint, resumed to the bit, bad input refused."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from pretrain import distributed
+from pretrain.data import Batch, BatchOrder, Crops, loader
+from pretrain.distill import Distillation, Student, load_with_head, read_distillation, start_student
+from pretrain.hubert import CodewordHead
+from pretrain.manifest import Manifest
+from pretrain.monitor import SignFlips
+from pretrain.recipes import read_recipe
+from pretrain.trainer import optimizers
+from runners.cli import main
+from tests.pretrain.audio import write_recipe
+from tests.pretrain.command import superbit, weights
+from upstreams import checkpoint
+from upstreams.checkpoint import build
+from upstreams.config import preset
+from upstreams.errors import UserError
+from upstreams.quantization.convert import calibrate
+from upstreams.quantization.modules import QuantLinear
+from upstreams.quantization.quantizers import Quantizer
+from upstreams.quantization.spec import Bits
+
+RECIPE = """
+model: sparseformer_dn_mini
+steps: 12
+save_every: 1
+batch_seconds: 3
+crop_seconds: 1.0
+quantization:
+  overrides: {front_end: w8a8, "encoder.blocks.0.*": w4a4}
+  weight_scale: channel
+"""
+
+
+def teacher_path(work: Path) -> Path:
+    return work / "run/checkpoints/sparseformer_dn_mini.safetensors"
+
+
+@pytest.fixture(scope="module")
+def distilled(work: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run folder of the schedule w2a8, w1a1 by RECIPE, which lies beside it."""
+    out = tmp_path_factory.mktemp("distilled")
+    (out / "recipe.yaml").write_text(RECIPE)
+    done = superbit("quantize", *arguments(work, out), "--out", out / "run")
+    assert done.returncode == 0, done.stderr
+    assert "sparseformer_dn_mini w1a1: front_end: 1 modules w8a8, input signed" in done.stdout + done.stderr
+    return out
+
+
+def arguments(work: Path, out: Path) -> list[object]:
+    bits = ["--bits", "w1a1", "--schedule", "w2a8,w1a1"]
+    return [teacher_path(work), *bits, "--manifest", work / "audio/train.tsv", "--recipe", out / "recipe.yaml"]
+
+
+def test_every_step_is_a_checkpoint_and_teaches_the_next(work: Path, distilled: Path) -> None:
+    middle, final = (
+        distilled / f"run/checkpoints/sparseformer_dn_mini_{bits}.safetensors" for bits in ("w2a8", "w1a1")
+    )
+    assert checkpoint.read(final)[2]["teacher_sha256"] == checkpoint.sha256(middle)
+    assert checkpoint.read(middle)[2]["teacher_sha256"] == checkpoint.sha256(teacher_path(work))
+    model = checkpoint.load(final)
+    assert all(bool(m.calibrated) for m in model.modules() if isinstance(m, Quantizer))
+    expected = {"front_end.projection": Bits(8, 8), "encoder.blocks.0.attention.key": Bits(4, 4)}
+    expected["encoder.blocks.1.attention.key"] = Bits(1, 1)
+    assert {name: model.get_submodule(name).bits for name in expected} == expected
+    with torch.no_grad():
+        assert all(torch.isfinite(state).all() for state in model(torch.randn(2, 9000) * 0.1))
+    assert load_with_head(final).head.codewords.shape[0] == 10
+
+
+def test_what_tensorboard_shows(distilled: Path) -> None:
+    events = EventAccumulator(str(distilled / "run/quantize/sparseformer_dn_mini_w1a1"))
+    events.Reload()
+    tags = set(events.Tags()["scalars"])
+    assert {"loss", "divergence", *(f"hidden_error_layer/{k}" for k in range(9))} <= tags
+    assert "scale/encoder.blocks.3.attention.product.query" in tags
+    assert {"sign_flips/attention", "sign_flips/feed_forward"} <= tags
+    # The first layers are of several bits: only those of one bit have signs to flip.
+    flips = [event.value for event in events.Scalars("sign_flips/attention")]
+    assert all(0 <= value < 0.5 for value in flips) and any(value > 0 for value in flips)
+
+
+def test_a_killed_distillation_resumes_to_the_same_curve(work: Path, distilled: Path) -> None:
+    """kill -9 between two steps of w1a1's training; weights and logged losses equal the uninterrupted run's."""
+    out = distilled / "killed"
+    command = [
+        sys.executable,
+        "-m",
+        "runners.cli",
+        "quantize",
+        *map(str, arguments(work, distilled)),
+        "--out",
+        str(out),
+    ]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    state = out / "quantize/sparseformer_dn_mini_w1a1/state.pt"
+    while not state.exists() and process.poll() is None:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert 0 < torch.load(state, weights_only=True)["step"] < 12
+    done = superbit("quantize", *arguments(work, distilled), "--out", out)
+    assert done.returncode == 0, done.stderr
+    name = "checkpoints/sparseformer_dn_mini_w1a1.safetensors"
+    ours, reference = weights(out / name), weights(distilled / "run" / name)
+    assert ours.keys() == reference.keys() and all(torch.equal(ours[key], reference[key]) for key in ours)
+    curves = []
+    for folder in (out, distilled / "run"):
+        events = EventAccumulator(str(folder / "quantize/sparseformer_dn_mini_w1a1"))
+        events.Reload()
+        curves.append({event.step: event.value for event in events.Scalars("loss")})
+    assert curves[0] == curves[1] and set(curves[0]) == {0, 10, 11}
+
+
+def test_finished_steps_are_kept_and_a_state_of_other_settings_is_not(
+    work: Path, distilled: Path, tmp_path: Path
+) -> None:
+    final = distilled / "run/checkpoints/sparseformer_dn_mini_w1a1.safetensors"
+    before = final.stat().st_mtime_ns
+    assert superbit("quantize", *arguments(work, distilled), "--out", distilled / "run").returncode == 0
+    assert final.stat().st_mtime_ns == before
+    # The state of a run by another recipe lies where this one's would: it is not gone on from.
+    run = tmp_path / "quantize/sparseformer_dn_mini_w2a8"
+    run.mkdir(parents=True)
+    (run / "state.pt").write_bytes((distilled / "run/quantize/sparseformer_dn_mini_w2a8/state.pt").read_bytes())
+    config = json.loads((distilled / "run/quantize/sparseformer_dn_mini_w2a8/config.json").read_text())
+    config["distillation"]["lr"] = 7.0
+    (run / "config.json").write_text(json.dumps(config))
+    options = ["--bits", "w2a8", "--recipe", distilled / "recipe.yaml", "--manifest", work / "audio/train.tsv"]
+    done = superbit("quantize", teacher_path(work), *options, "--out", tmp_path)
+    assert done.returncode == 0, done.stderr
+    name = "checkpoints/sparseformer_dn_mini_w2a8.safetensors"
+    ours, reference = weights(tmp_path / name), weights(distilled / "run" / name)
+    assert all(torch.equal(ours[key], reference[key]) for key in ours)
+
+
+def refused(arguments: list[object], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> str:
+    """What the command line says of bad input, having checked that it ends with 2."""
+    monkeypatch.setattr(sys, "argv", ["superbit", *map(str, arguments)])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    assert stopped.value.code == 2
+    return capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "recipe", "message"),
+    [
+        (["--bits", "w3a1"], "", "bits 'w3a1' are not valid"),
+        (["--bits", "w1a1", "--schedule", "w1a1,w1a32"], "", "ends at w1a32, but --bits is w1a1"),
+        (["--bits", "w32a32"], "", "the teacher itself"),
+        (["--bits", "w1a1"], "quantization: {overrides: {front_ends: w8a8}}", "the nearest is 'front_end'"),
+        (["--bits", "w1a1"], "quantization: {overrides: {front_end: w5a8}}", "bits 'w5a8' are not valid"),
+        (["--bits", "w1a1"], "quantisation: {}", "did you mean 'quantization'"),
+        (["--bits", "w1a1"], "quantization: {weight_scales: channel}", "did you mean 'weight_scale'"),
+        (["--bits", "w1a1"], "steps: 0", "must be more than 0"),
+        (["--bits", "w1a1"], "steps: [", "no valid YAML"),
+        (["--bits", "w1a1"], "model: transformer_mini", "of another architecture than the recipe's transformer_mini"),
+    ],
+)
+def test_bad_input_ends_with_one_sentence(
+    work: Path,
+    tmp_path: Path,
+    options: list[str],
+    recipe: str,
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "recipe.yaml").write_text(recipe)
+    where = ["--manifest", work / "audio/train.tsv", "--out", tmp_path / "x", "--recipe", tmp_path / "recipe.yaml"]
+    error = refused(["quantize", teacher_path(work), *options, *where], monkeypatch, capsys)
+    assert message in error and ("YAML" in message or len(error.strip().splitlines()) == 1)
+    assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"), [("untrained", "has no pre-training head"), ("truncated", "damaged"), ("altered", "altered")]
+)
+def test_a_checkpoint_that_cannot_teach(
+    work: Path,
+    tmp_path: Path,
+    damage: str,
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    data = bytearray(teacher_path(work).read_bytes())
+    if damage == "untrained":
+        data = bytearray(teacher_path(work).with_name("sparseformer_dn_mini_untrained.safetensors").read_bytes())
+    elif damage == "truncated":
+        data = data[: len(data) // 2]
+    else:
+        data[-100] ^= 1
+    (tmp_path / "teacher.safetensors").write_bytes(data)
+    where = ["--manifest", work / "audio/train.tsv", "--out", tmp_path / "x"]
+    command = ["quantize", tmp_path / "teacher.safetensors", "--bits", "w1a32", *where]
+    assert message in refused(command, monkeypatch, capsys)
+    assert not (tmp_path / "x").exists()
+
+
+def test_a_missing_recipe_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no distillation recipe at"):
+        read_distillation(tmp_path / "none.yaml")
+
+
+def student_and_teacher(bits: str) -> tuple[Student, Student, Batch]:
+    """Of the smallest preset; a batch with padding."""
+    torch.manual_seed(0)
+    head = CodewordHead(256, 9)
+    teacher = Student(build(preset("sparseformer_sw_mini")), head).eval().requires_grad_(False)
+    student, _ = start_student(teacher, bits, Distillation())
+    waveforms, lengths = torch.randn(2, 12_000) * 0.1, torch.tensor([12_000, 7_000])
+    calibrate(student.model, waveforms, lengths)
+    return student, teacher, Batch(waveforms, lengths, torch.zeros(0), 0)
+
+
+def test_padding_takes_no_part_in_the_loss_or_its_gradients() -> None:
+    student, teacher, batch = student_and_teacher("w2a2")
+    student.double(), teacher.double()
+    wide = torch.nn.functional.pad(batch.waveforms.double(), (0, 9_000), value=0.4)
+    results = []
+    for waveforms in (batch.waveforms.double(), wide):
+        student.zero_grad()
+        loss, _ = student(teacher, replace(batch, waveforms=waveforms))
+        loss.backward()
+        results.append([loss, *(p.grad for p in student.parameters() if p.grad is not None)])
+    for ours, reference in zip(*results, strict=True):
+        torch.testing.assert_close(ours, reference, atol=1e-8, rtol=1e-6)
+
+
+@pytest.mark.parametrize("bits", ["w1a1", "w2a4", "w8a8"])
+def test_a_step_in_bfloat16_has_full_precision_gradients(bits: str) -> None:
+    """As distillation runs on a GPU: the loss is close to float32's, gradients of weights and scales are float32."""
+    student, teacher, batch = student_and_teacher(bits)
+    exact, _ = student(teacher, batch)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss, _ = student(teacher, batch)
+    loss.backward()
+    assert float((loss - exact).detach().abs()) < 0.3 * float(exact.detach())
+    gradients = [p.grad for p in student.parameters() if p.grad is not None]
+    assert len(gradients) > 40
+    assert all(g.dtype == torch.float32 and torch.isfinite(g).all() for g in gradients)
+
+
+def test_scales_have_a_rate_of_their_own_and_no_decay() -> None:
+    student, _, _ = student_and_teacher("w2a2")
+    muon, adam = optimizers(student, 1e-3, 5e-3, 0.1, student.model.encoder.blocks, scale_lr=2e-5)
+    others, scales = adam.param_groups
+    expected = {id(p) for m in student.modules() if isinstance(m, Quantizer) for p in m.parameters()}
+    assert {id(p) for p in scales["params"]} == expected
+    assert (scales["lr"], scales["weight_decay"], others["weight_decay"]) == (2e-5, 0.0, 0.1)
+    weight = student.model.encoder.blocks[0].attention.query.weight
+    assert any(weight is p for p in muon.param_groups[0]["params"])
+    everything = [*muon.param_groups[0]["params"], *others["params"], *scales["params"]]
+    assert len(everything) == len({id(p) for p in everything}) == len(list(student.parameters()))
+
+
+def test_sign_flips_are_counted() -> None:
+    model = build(replace(preset("sparseformer_sw_mini"), bits="w1a32"))
+    flips = SignFlips(model)
+    assert flips() == {}
+    assert all(float(value) == 0 for value in flips().values())
+    layer = model.encoder.blocks[0].attention.query
+    assert isinstance(layer, QuantLinear)
+    with torch.no_grad():
+        layer.weight[:64] = layer.weight[:64].neg()  # a quarter of the weights, about a centre that hardly moves
+    found = flips()
+    weights_of_kind = 2 * 4 * 256 * 256
+    assert float(found["sign_flips/attention"]) == pytest.approx(64 * 256 / weights_of_kind, rel=0.02)
+    assert float(found["sign_flips/feed_forward"]) == 0
+
+
+def test_processes_share_an_epochs_batches(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    manifest = Manifest.read(work / "audio/train.tsv")
+    order, crops = BatchOrder(manifest, 640, 3.0, 1.0, seed=1), Crops(manifest, None, 640)
+    alone = [batch.waveforms for batch in loader(crops, order, 4, 10)]
+    monkeypatch.setattr(distributed, "world", lambda: 2)
+    for rank in range(2):
+        monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
+        ours = [batch.waveforms for batch in loader(crops, order, 2, 5)]
+        assert len(ours) == 3 and all(torch.equal(a, b) for a, b in zip(ours, alone[rank::2], strict=True))
+
+
+def test_two_processes_get_the_gradients_of_one() -> None:
+    launch = ["torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "tests.pretrain.ranks"]
+    done = subprocess.run([sys.executable, "-m", *launch], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_quantization_from_the_first_step_of_pretraining(work: Path, tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path / "recipe.yaml", first=2, second=2)
+    recipe.write_text(recipe.read_text() + "quantization: {bits: w1a2, config: {overrides: {front_end: w8a32}}}\n")
+    done = superbit("pretrain", recipe, "--manifest", work / "audio/train.tsv", "--out", tmp_path / "run")
+    assert done.returncode == 0, done.stderr
+    model = checkpoint.load(tmp_path / "run/checkpoints/sparseformer_dn_mini_w1a2.safetensors")
+    assert model.get_submodule("encoder.blocks.0.attention.query").bits == Bits(1, 2)
+    assert model.get_submodule("front_end.projection").bits == Bits(8, 32)
+    assert all(bool(m.calibrated) for m in model.modules() if isinstance(m, Quantizer))
+    # The float initialisation is that of the float recipe, bit for bit.
+    name = "checkpoints/sparseformer_dn_mini_untrained.safetensors"
+    ours, reference = weights(tmp_path / "run" / name), weights(work / "run" / name)
+    assert all(torch.equal(ours[key], reference[key]) for key in reference)
+    recipe.write_text(recipe.read_text().replace("w1a2", "w1a3"))
+    with pytest.raises(UserError, match="'w1a3' are not valid"):
+        read_recipe(str(recipe))
