@@ -119,6 +119,18 @@ def quantize(
     typer.echo(f"checkpoint: {quantize_checkpoint(checkpoint, stages, manifest, out, seed, settings)}")
 
 
+@app.command()
+def pack(
+    checkpoint: Annotated[Path, typer.Argument(help="A checkpoint of `superbit quantize`.")],
+    out: Annotated[Path, typer.Option(help="The packed file (.safetensors).")],
+) -> None:
+    """Pack a quantized checkpoint: its bits become bits on disk, and it runs on them, here and without torch."""
+    from upstreams.packed.convert import pack_checkpoint
+
+    pack_checkpoint(checkpoint, out)
+    typer.echo(f"packed: {out} ({checkpoint.stat().st_size / 1e6:.2f} MB -> {out.stat().st_size / 1e6:.2f} MB)")
+
+
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []})
 def downstream(context: typer.Context) -> None:
     """s3prl's run_downstream with this project's upstreams: -m train|evaluate -u NAME -d TASK --root DIR ..."""

@@ -57,10 +57,13 @@ def describe(name: str, ckpt: str | os.PathLike[str] | None = None) -> Descripti
     Knows this project's names and s3prl's fbank and fbank_no_cmvn; raises UserError on any other.
     """
     from upstreams import checkpoint, cost
+    from upstreams.packed import file
 
     if name in ("fbank", "fbank_no_cmvn"):
         return Description(parameters=0, macs=cost.superb_fbank_macs(), storage_bytes=0)
-    model = checkpoint.load(checkpoint_path(name, ckpt))
+    path = checkpoint_path(name, ckpt)
+    # A packed model costs what the quantized one does that it was packed from.
+    model = checkpoint.build(file.read(path)[0]) if file.is_packed(path) else checkpoint.load(path)
     return Description(
         parameters=cost.parameters(model),
         macs=cost.superb_macs(model),

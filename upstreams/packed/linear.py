@@ -19,7 +19,7 @@ class Packed:
     """The canonical tensors of one quantized linear layer.
 
     codes: (outputs, bytes), whole numbers of bits.weight bits, the lowest bit first; with one bit 1 is +1 and 0 is -1.
-    scale: of the weights, () or (outputs,). alpha: scale of the input; beta: its shift (inputs,), None where it has none.
+    scale: of the weights, () or (outputs,). alpha: scale of the input, None if it is float; beta: its shift (inputs,).
     non_negative: the input's levels start at 0.
     """
 
@@ -160,7 +160,12 @@ class FloatLinear:
 
 
 Linear = BinaryLinear | ByteLinear | SignLinear
-NATIVE = {Bits(1, 1): BinaryLinear, Bits(1, 8): ByteLinear, Bits(1, 32): SignLinear}  # widths the kernel knows
+# The widths that the native kernel knows.
+NATIVE: dict[Bits, type[BinaryLinear] | type[ByteLinear] | type[SignLinear]] = {
+    Bits(1, 1): BinaryLinear,
+    Bits(1, 8): ByteLinear,
+    Bits(1, 32): SignLinear,
+}
 
 
 class BinaryFeedForward:

@@ -1,0 +1,161 @@
+"""A quantized model -> its packed twin, and packed files to and from models.
+
+`packed_module` is the only place that reads the modules of upstreams/quantization.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from upstreams import checkpoint
+from upstreams.config import ModelConfig
+from upstreams.encoders.attention import Attention
+from upstreams.encoders.feed_forward import FeedForward
+from upstreams.errors import UserError
+from upstreams.frontend import build_front_end
+from upstreams.model import AudioEncoder
+from upstreams.packed import file
+from upstreams.packed.modules import (
+    PackedAttention,
+    PackedConv1d,
+    PackedFeedForward,
+    PackedLinear,
+    PackedMatmul,
+    _Codes,
+    pack_codes,
+)
+from upstreams.quantization.modules import QuantConv1d, QuantLinear, QuantMatmul
+from upstreams.quantization.quantizers import ActivationQuantizer, WeightBinarizer, WeightQuantizer
+
+
+@torch.no_grad()
+def packed_module(module: QuantLinear | QuantConv1d | QuantMatmul) -> nn.Module:
+    """The packed twin of one quantized module; on the meta device its shape alone."""
+    if isinstance(module, QuantMatmul):
+        product = PackedMatmul(module.bits.activation)
+        for name in ("query", "key", "value", "probability"):
+            setattr(product, name, getattr(module, name).scale.detach().clone())
+        return product
+    weight, quantizer = module.weight.detach(), module.weight_quantizer
+    if isinstance(quantizer, WeightBinarizer):
+        whole = quantizer.positive(weight) * 2 - 1
+        scale = weight.abs().flatten(1).mean(1) if quantizer.per_channel else weight.abs().mean()
+    else:
+        assert isinstance(quantizer, WeightQuantizer)
+        scale = quantizer.scale.detach()
+        whole = (weight / scale).round().clamp(quantizer.low, quantizer.high)
+        scale = scale.flatten() if scale.ndim else scale
+    signed = module.input is None or module.input.signed
+    common = (module.bits, scale.ndim > 0, signed)
+    packed: _Codes
+    if isinstance(module, QuantLinear):
+        packed = PackedLinear(module.in_features, module.out_features, *common)
+    else:
+        packed = PackedConv1d(weight.shape, module.stride, module.padding, module.groups, *common)  # type: ignore[arg-type]
+    packed.codes = pack_codes(whole.flatten(1), module.bits.weight)
+    packed.weight_scale = scale.clone()
+    packed.bias = (
+        torch.zeros(len(weight), device=weight.device) if module.bias is None else module.bias.detach().clone()
+    )
+    if isinstance(module.input, ActivationQuantizer):
+        packed.alpha = module.input.scale.detach().clone()
+        packed.beta = None if module.input.beta is None else module.input.beta.detach().clone()
+    return packed
+
+
+def pack(model: AudioEncoder) -> AudioEncoder:
+    """Replace a model's quantized modules by packed ones, in place, and return it.
+
+    Raises UserError when nothing is quantized, and on quantized modules of float weights.
+    """
+    found = False
+    for name, module in list(model.named_modules()):
+        parent, _, child = name.rpartition(".")
+        if isinstance(module, (QuantLinear, QuantConv1d)):
+            if module.bits.weight == 32:
+                raise UserError(
+                    f"{model.config.name} has {module.bits} at {name}: only quantized weights can be packed"
+                )
+        elif not isinstance(module, QuantMatmul):
+            continue
+        setattr(model.get_submodule(parent), child, packed_module(module))
+        found = True
+    if not found:
+        raise UserError(
+            f"{model.config.name} is {model.config.bits}: there is nothing to pack before `superbit quantize`"
+        )
+    for name, module in list(model.named_modules()):
+        parent, _, child = name.rpartition(".")
+        if isinstance(module, FeedForward):
+            setattr(model.get_submodule(parent), child, PackedFeedForward(module))
+        elif isinstance(module, Attention):
+            setattr(model.get_submodule(parent), child, PackedAttention(module))
+    return model.eval()
+
+
+def save(path: Path, model: AudioEncoder, provenance: dict[str, Any]) -> None:
+    """Write a packed model."""
+    tensors = {
+        name: t.detach().cpu().contiguous().numpy()
+        for name, t in model.state_dict().items()
+        if name.rpartition(".")[2] != "num_batches_tracked"  # of training
+    }
+    file.write(path, model.config, tensors, provenance)
+
+
+def pack_checkpoint(path: Path, out: Path) -> None:
+    """Pack a quantized checkpoint into the file `out`. Raises UserError when it cannot be read or is not quantized."""
+    if file.is_packed(path):
+        raise UserError(f"{path} is packed already")
+    _, _, provenance = checkpoint.read(path)
+    model = checkpoint.load(path)
+    save(out, pack(model), {**provenance, "packed_from": checkpoint.sha256(path)})
+
+
+def build(config: ModelConfig) -> AudioEncoder:
+    """The packed model of that configuration without values: its encoder is on the meta device."""
+    with torch.device("meta"):
+        model = pack(checkpoint.build(config))
+    # The front-end's filters are computed, not loaded.
+    computed = build_front_end(config.front_end, config.encoder.dim)
+    for name, buffer in computed.named_buffers():
+        parent, _, child = name.rpartition(".")
+        model.front_end.get_submodule(parent).register_buffer(child, buffer, persistent=child in ("mean", "std"))
+    return model
+
+
+def load(path: Path) -> AudioEncoder:
+    """The model of a packed file or of any other checkpoint, in eval mode.
+
+    Raises UserError when it cannot be read or its tensors do not fit its configuration.
+    """
+    if not file.is_packed(path):
+        return checkpoint.load(path)
+    config, arrays, _ = file.read(path)
+    model = build(config)
+    wanted = {k: t for k, t in model.state_dict().items() if k.rpartition(".")[2] != "num_batches_tracked"}
+    for name, tensor in wanted.items():
+        _check(path, name, tensor, arrays.get(name))
+    for name in arrays.keys() - wanted.keys():
+        raise UserError(f"{path} holds {name}, which its configuration does not have")
+    for name, module in model.named_modules():
+        if isinstance(module, _Codes):
+            file.check_codes(f"{name}.codes in {path}", arrays[f"{name}.codes"], module.columns, module.bits.weight)
+    state: dict[str, Tensor] = {name: torch.from_numpy(array) for name, array in arrays.items()}
+    for name in model.state_dict().keys() - wanted.keys():
+        state[name] = torch.tensor(0)
+    model.load_state_dict(state, assign=True)
+    return model.eval()
+
+
+def _check(path: Path, name: str, wanted: Tensor, found: Any) -> None:
+    if found is None:
+        raise UserError(f"{path} lacks {name}, which its configuration has")
+    dtype = str(wanted.dtype).removeprefix("torch.")
+    if tuple(wanted.shape) != found.shape or str(found.dtype) != dtype:
+        shape = tuple(wanted.shape)
+        raise UserError(f"{name} in {path} is {found.dtype} {found.shape}, but its configuration has {dtype} {shape}")
