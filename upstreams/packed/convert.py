@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,19 +16,13 @@ from upstreams import checkpoint
 from upstreams.config import ModelConfig
 from upstreams.encoders.attention import Attention
 from upstreams.encoders.feed_forward import FeedForward
+from upstreams.encoders.positions import ConvPositions
 from upstreams.errors import UserError
 from upstreams.frontend import build_front_end
 from upstreams.model import AudioEncoder
 from upstreams.packed import file
-from upstreams.packed.modules import (
-    PackedAttention,
-    PackedConv1d,
-    PackedFeedForward,
-    PackedLinear,
-    PackedMatmul,
-    _Codes,
-    pack_codes,
-)
+from upstreams.packed.blocks import PackedAttention, PackedAudioEncoder, PackedFeedForward, PackedPositions
+from upstreams.packed.modules import PackedConv1d, PackedLinear, PackedMatmul, _Codes, pack_codes
 from upstreams.quantization.modules import QuantConv1d, QuantLinear, QuantMatmul
 from upstreams.quantization.quantizers import ActivationQuantizer, WeightBinarizer, WeightQuantizer
 
@@ -67,14 +62,20 @@ def packed_module(module: QuantLinear | QuantConv1d | QuantMatmul) -> nn.Module:
     return packed
 
 
-def pack(model: AudioEncoder) -> AudioEncoder:
-    """Replace a model's quantized modules by packed ones, in place, and return it.
+BLOCKS: dict[type[nn.Module], Callable[[Any], nn.Module]] = {
+    FeedForward: PackedFeedForward,
+    Attention: PackedAttention,
+    ConvPositions: PackedPositions,
+}
+
+
+def pack(model: AudioEncoder) -> PackedAudioEncoder:
+    """The packed twin of a quantized model, in eval mode; it takes over the parts of `model`, which is used up.
 
     Raises UserError when nothing is quantized, and on quantized modules of float weights.
     """
     found = False
     for name, module in list(model.named_modules()):
-        parent, _, child = name.rpartition(".")
         if isinstance(module, (QuantLinear, QuantConv1d)):
             if module.bits.weight == 32:
                 raise UserError(
@@ -82,19 +83,21 @@ def pack(model: AudioEncoder) -> AudioEncoder:
                 )
         elif not isinstance(module, QuantMatmul):
             continue
-        setattr(model.get_submodule(parent), child, packed_module(module))
+        _replace(model, name, packed_module(module))
         found = True
     if not found:
         raise UserError(
             f"{model.config.name} is {model.config.bits}: there is nothing to pack before `superbit quantize`"
         )
     for name, module in list(model.named_modules()):
-        parent, _, child = name.rpartition(".")
-        if isinstance(module, FeedForward):
-            setattr(model.get_submodule(parent), child, PackedFeedForward(module))
-        elif isinstance(module, Attention):
-            setattr(model.get_submodule(parent), child, PackedAttention(module))
-    return model.eval()
+        if type(module) in BLOCKS:
+            _replace(model, name, BLOCKS[type(module)](module))
+    return PackedAudioEncoder(model).eval()
+
+
+def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
+    parent, _, child = name.rpartition(".")
+    setattr(model.get_submodule(parent), child, module)
 
 
 def save(path: Path, model: AudioEncoder, provenance: dict[str, Any]) -> None:

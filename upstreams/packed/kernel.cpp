@@ -438,22 +438,63 @@ INLINE float exponential(float x) {
     return p * scale;
 }
 
-// Self-attention with both products on bits. An item is one head of one utterance.
-struct BinaryAttention {
-    const u32 *query, *key, *value;  // (batch, queries or keys, heads, words of a head)
+// Which keys a query sees, and what is added to its scores.
+struct Window {
     i64 queries, keys, heads, dim;
     const int64_t* lengths;  // keys of each utterance that are not padding
     i64 first;               // the key that stands where the first query stands
     i64 radius;              // frames seen to either side; negative: all
-    float score_scale;       // of a score's whole number: alpha of query and key over sqrt(dim)
-    float threshold;         // of a probability to count as 1: half its alpha
-    float value_scale;       // alpha of probability and value
     const f32* relative;     // (batch, heads, queries, 2 reach + 1) added to the scores by offset, or null
     i64 reach;
-    f32* out;  // (batch, queries, heads, dim)
+
+    // Keys from low up to high; none where a padded frame sees nothing.
+    INLINE void range(i64 batch, i64 frame, i64& low, i64& high) const {
+        low = 0;
+        high = std::min<i64>(lengths[batch], keys);
+        if (radius < 0) return;
+        low = std::max<i64>(low, first + frame - radius);
+        high = std::min(high, first + frame + radius + 1);
+    }
+
+    // score -> exp(score - highest) of the keys from low up to high, where score[0] is that of key `from`, and 0 up to
+    // `until`; returns their sum.
+    INLINE float exponentiate(i64 item, i64 frame, i64 low, i64 high, i64 from, i64 until, float* score) const {
+        if (relative) {
+            const f32* bias = relative + (item * queries + frame) * (2 * reach + 1);
+            for (i64 j = low; j < high; ++j) score[j - from] += bias[j - first - frame + reach];
+        }
+        const float nothing = -std::numeric_limits<float>::infinity();
+        std::fill(score, score + (low - from), nothing);
+        std::fill(score + (high - from), score + (until - from), nothing);
+        float lane_highest[LANES], lane_sum[LANES] = {}, sum = 0.0f;
+        std::fill(lane_highest, lane_highest + LANES, nothing);
+        for (i64 j = 0; j < until - from; j += LANES)
+            for (int lane = 0; lane < LANES; ++lane)
+                lane_highest[lane] = score[j + lane] > lane_highest[lane] ? score[j + lane] : lane_highest[lane];
+        float highest = lane_highest[0];
+        for (int lane = 1; lane < LANES; ++lane) highest = std::max(highest, lane_highest[lane]);
+        for (i64 j = 0; j < until - from; j += LANES)
+            for (int lane = 0; lane < LANES; ++lane) {
+                score[j + lane] = exponential(score[j + lane] - highest);
+                lane_sum[lane] += score[j + lane];
+            }
+        for (int lane = 0; lane < LANES; ++lane) sum += lane_sum[lane];
+        return sum;
+    }
+};
+
+// Self-attention with both products on bits. An item is one head of one utterance.
+struct BinaryAttention {
+    const u32 *query, *key, *value;  // (batch, queries or keys, heads, words of a head)
+    Window window;
+    float score_scale;  // of a score's whole number: alpha of query and key over sqrt(dim)
+    float threshold;    // of a probability to count as 1: half its alpha
+    float value_scale;  // alpha of probability and value
+    f32* out;           // (batch, queries, heads, dim)
 
     template <Level level>
     INLINE void run(i64 begin, i64 end) const {
+        const i64 queries = window.queries, keys = window.keys, heads = window.heads, dim = window.dim;
         const i64 words = (dim + 31) / 32, wide = words * 32, key_words = (keys + 31) / 32, padded = key_words * 32;
         std::vector<uint32_t> k(words * padded), v(key_words * wide), chosen(key_words);
         std::vector<float> score(padded);
@@ -467,11 +508,8 @@ struct BinaryAttention {
                 for (i64 w = 0; w < words; ++w) k[w * padded + frame] = row(key, keys, frame)[w];
             transpose(row(value, keys, 0), heads * words, words, v.data());
             for (i64 frame = 0; frame < queries; ++frame) {
-                i64 low = 0, high = std::min(lengths[batch], keys);
-                if (radius >= 0) {
-                    low = std::max<i64>(low, first + frame - radius);
-                    high = std::min(high, first + frame + radius + 1);
-                }
+                i64 low, high;
+                window.range(batch, frame, low, high);
                 f32* to = out + ((batch * queries + frame) * heads + head) * dim;
                 if (low >= high) {  // a padded frame that sees nothing
                     for (i64 c = 0; c < dim; ++c) to[c] = 0.0f;
@@ -479,13 +517,7 @@ struct BinaryAttention {
                 }
                 i64 from = low / 32 * 32, until = std::min(padded, (high + 31) / 32 * 32);
                 scores<level>(row(query, queries, frame), k.data(), padded, words, from, until, score.data());
-                if (relative) {
-                    const f32* bias = relative + ((batch * heads + head) * queries + frame) * (2 * reach + 1);
-                    for (i64 j = low; j < high; ++j) score[j] += bias[j - first - frame + reach];
-                }
-                for (i64 j = from; j < low; ++j) score[j] = -std::numeric_limits<float>::infinity();
-                for (i64 j = high; j < until; ++j) score[j] = -std::numeric_limits<float>::infinity();
-                float total = exponentiate(score.data(), from, until);
+                float total = window.exponentiate(item, frame, low, high, from, until, score.data() + from);
                 pack<level>()(score.data() + from, until - from, nullptr, threshold * total, true, &chosen[from / 32]);
                 add_values<level>(chosen.data(), v.data(), wide, from / 32, until / 32, sum.data(), to);
             }
@@ -494,8 +526,8 @@ struct BinaryAttention {
 
     // Bit `frame` of v[frame / 32][channel] = bit `channel` of the value at that frame.
     INLINE void transpose(const u32* values, i64 stride, i64 words, uint32_t* v) const {
-        std::fill(v, v + (keys + 31) / 32 * words * 32, 0u);
-        for (i64 frame = 0; frame < keys; ++frame)
+        std::fill(v, v + (window.keys + 31) / 32 * words * 32, 0u);
+        for (i64 frame = 0; frame < window.keys; ++frame)
             for (i64 w = 0; w < words; ++w) {
                 uint32_t word = values[frame * stride + w];
                 uint32_t* to = v + (frame / 32 * words + w) * 32;
@@ -510,26 +542,8 @@ struct BinaryAttention {
             for (i64 w = 0; w < words; ++w)
                 for (int lane = 0; lane < LANES; ++lane) count[lane] += ones<level>(q[w] ^ k[w * padded + j + lane]);
             for (int lane = 0; lane < LANES; ++lane)
-                score[j + lane] = score_scale * float(int32_t(dim) - 2 * int32_t(count[lane]));
+                score[j + lane] = score_scale * float(int32_t(window.dim) - 2 * int32_t(count[lane]));
         }
-    }
-
-    // score -> exp(score - highest); returns their sum.
-    INLINE static float exponentiate(float* score, i64 from, i64 until) {
-        float lane_highest[LANES], lane_sum[LANES] = {};
-        std::fill(lane_highest, lane_highest + LANES, -std::numeric_limits<float>::infinity());
-        for (i64 j = from; j < until; j += LANES)
-            for (int lane = 0; lane < LANES; ++lane)
-                lane_highest[lane] = score[j + lane] > lane_highest[lane] ? score[j + lane] : lane_highest[lane];
-        float highest = lane_highest[0], sum = 0.0f;
-        for (int lane = 1; lane < LANES; ++lane) highest = std::max(highest, lane_highest[lane]);
-        for (i64 j = from; j < until; j += LANES)
-            for (int lane = 0; lane < LANES; ++lane) {
-                score[j + lane] = exponential(score[j + lane] - highest);
-                lane_sum[lane] += score[j + lane];
-            }
-        for (int lane = 0; lane < LANES; ++lane) sum += lane_sum[lane];
-        return sum;
     }
 
     template <Level level>
@@ -543,7 +557,7 @@ struct BinaryAttention {
             for (i64 c = 0; c < wide; c += LANES)
                 for (int lane = 0; lane < LANES; ++lane) sum[c + lane] += ones<level>(chosen[w] & v[w * wide + c + lane]);
         }
-        for (i64 c = 0; c < dim; ++c) to[c] = value_scale * float(2 * int32_t(sum[c]) - int32_t(count));
+        for (i64 c = 0; c < window.dim; ++c) to[c] = value_scale * float(2 * int32_t(sum[c]) - int32_t(count));
     }
 };
 
@@ -700,13 +714,14 @@ struct Register<avx512> {
     using type = float __attribute__((vector_size(64), aligned(1), may_alias));
 };
 
-// out = x w + bias in floating point. w: [block][input][output], bias padded to blocks. Rows of x may overlap, as the
-// windows of a convolution do: `stride` floats lie between their beginnings.
+// out = x w + bias in floating point. w: [block][input][output], `panel` inputs to a block of which the first `inputs`
+// are used; bias padded to blocks. Rows of x may overlap, as the windows of a convolution do: `stride` floats lie between
+// their beginnings.
 struct FloatProduct {
     const f32* x;
     i64 stride, inputs;
     const f32* weights;
-    i64 outputs, blocks;
+    i64 panel, outputs, blocks;
     const f32* bias;
     f32* out;
     i64 out_stride;
@@ -753,13 +768,13 @@ struct FloatProduct {
         for (int r = 0; r < rows; ++r)
             for (int b = 0; b < wide * parts; ++b)
                 sum[r][b] = *(const Vector*)(k == 0 ? start + b * length : sums + r * wide * LANES + b * length);
-        const f32* w = weights + (block * inputs + k) * LANES;
+        const f32* w = weights + (block * panel + k) * LANES;
         const f32* from = x + row * stride + k;
         for (i64 i = 0; i < count; ++i) {
             Vector weight[wide * parts];
 #pragma GCC unroll 4
             for (int b = 0; b < wide * parts; ++b)
-                weight[b] = *(const Vector*)(w + (b / parts * inputs + i) * LANES + b % parts * length);
+                weight[b] = *(const Vector*)(w + (b / parts * panel + i) * LANES + b % parts * length);
 #pragma GCC unroll 8
             for (int r = 0; r < rows; ++r)
 #pragma GCC unroll 4
@@ -767,6 +782,73 @@ struct FloatProduct {
         }
         for (int r = 0; r < rows; ++r)
             for (int b = 0; b < wide * parts; ++b) *(Vector*)(sums + r * wide * LANES + b * length) = sum[r][b];
+    }
+};
+
+// Self-attention in floating point. An item is one head of one utterance. Where `highest` is not 0 the probabilities
+// become whole numbers, clip(round(p / alpha), 0, highest), for queries, keys and values that are such numbers too.
+struct FloatAttention {
+    const f32 *query, *key, *value;  // (batch, queries or keys, heads, dim)
+    Window window;
+    float score_scale, alpha, highest, value_scale;
+    f32* out;  // (batch, queries, heads, dim)
+
+    static constexpr i64 TALL = 24;  // queries at a time
+
+    template <Level level>
+    INLINE void run(i64 begin, i64 end) const {
+        const i64 queries = window.queries, keys = window.keys, heads = window.heads, dim = window.dim;
+        const i64 padded = (keys + LANES - 1) / LANES * LANES, wide = (dim + LANES - 1) / LANES * LANES;
+        std::vector<float> k(padded * dim), v(wide * padded), score(TALL * padded), zeros(std::max(padded, wide));
+        for (i64 item = begin; item < end; ++item) {
+            i64 batch = item / heads, head = item % heads;
+            const i64 stride = heads * dim;
+            const f32* q = query + batch * queries * stride + head * dim;
+            f32* to = out + batch * queries * stride + head * dim;
+            for (i64 frame = 0; frame < keys; ++frame)
+                for (i64 c = 0; c < dim; ++c) {
+                    i64 from = ((batch * keys + frame) * heads + head) * dim + c;
+                    k[(frame / LANES * dim + c) * LANES + frame % LANES] = key[from];
+                    v[(c / LANES * padded + frame) * LANES + c % LANES] = value[from];
+                }
+            for (i64 frame = 0; frame < queries; frame += TALL) {
+                i64 rows = std::min(TALL, queries - frame), from = padded, until = 0;
+                for (i64 r = 0; r < rows; ++r) {
+                    i64 low, high;
+                    window.range(batch, frame + r, low, high);
+                    if (low >= high) continue;
+                    from = std::min(from, low / LANES * LANES);
+                    until = std::max(until, (high + LANES - 1) / LANES * LANES);
+                }
+                i64 width = std::max<i64>(0, until - from);
+                FloatProduct scores{q + frame * stride, stride, dim, k.data() + from * dim, dim, width, width / LANES,
+                                    zeros.data(), score.data(), width};
+                scores.run<level>(0, rows);
+                for (i64 r = 0; r < rows; ++r) probabilities(item, frame + r, from, until, score.data() + r * width);
+                FloatProduct context{score.data(), width, width, v.data() + from * LANES, padded, dim, wide / LANES,
+                                     zeros.data(), to + frame * stride, stride};
+                context.run<level>(0, rows);
+            }
+            for (i64 frame = 0; frame < queries; ++frame)
+                for (i64 c = 0; c < dim; ++c) to[frame * stride + c] *= value_scale;
+        }
+    }
+
+    INLINE void probabilities(i64 item, i64 frame, i64 from, i64 until, float* score) const {
+        const i64 width = until - from;
+        const float scale = score_scale, step = alpha, most = highest;
+        i64 low, high;
+        window.range(item / window.heads, frame, low, high);
+        if (low >= high) return std::fill(score, score + std::max<i64>(0, width), 0.0f);
+        for (i64 j = 0; j < width; ++j) score[j] *= scale;
+        float total = window.exponentiate(item, frame, low, high, from, until, score);
+        for (i64 j = 0; j < width; ++j) score[j] /= total;
+        if (most == 0.0f) return;
+        for (i64 j = 0; j < width; ++j) {
+            float x = score[j] / step;
+            x = x < most ? x : most;
+            score[j] = (x + 12582912.0f) - 12582912.0f;
+        }
     }
 };
 
@@ -797,7 +879,7 @@ struct SignProduct {
         const i64 words = (inputs + 31) / 32;
         std::vector<float> panel(inputs * LANES), result((end - begin) * LANES);
         const float zeros[LANES] = {};
-        FloatProduct product{x + begin * inputs, inputs, inputs, panel.data(), LANES, 1, zeros, result.data(), LANES};
+        FloatProduct product{x + begin * inputs, inputs, inputs, panel.data(), inputs, LANES, 1, zeros, result.data(), LANES};
         for (i64 block = 0; block < blocks; ++block) {
             for (i64 k = 0; k < inputs; ++k)
                 for (int lane = 0; lane < LANES; ++lane)
@@ -1017,10 +1099,19 @@ EXPORT void superbit_binary_to_bits(int level, int threads, const u32* bits, i64
 
 EXPORT void superbit_binary_attention(int level, int threads, const u32* query, const u32* key, const u32* value,
                                       i64 batch, i64 queries, i64 keys, i64 heads, i64 dim, const int64_t* lengths,
-                                      i64 first, i64 radius, float score_scale, float threshold, float value_scale,
-                                      const f32* relative, i64 reach, f32* out) {
-    BinaryAttention attention{query,  key,         value,     queries,     keys,     heads, dim, lengths, first,
-                              radius, score_scale, threshold, value_scale, relative, reach, out};
+                                      i64 first, i64 radius, const f32* relative, i64 reach, float score_scale,
+                                      float threshold, float value_scale, f32* out) {
+    Window window{queries, keys, heads, dim, lengths, first, radius, relative, reach};
+    BinaryAttention attention{query, key, value, window, score_scale, threshold, value_scale, out};
+    parallel(level, threads, batch * heads, 1, attention);
+}
+
+EXPORT void superbit_float_attention(int level, int threads, const f32* query, const f32* key, const f32* value,
+                                     i64 batch, i64 queries, i64 keys, i64 heads, i64 dim, const int64_t* lengths,
+                                     i64 first, i64 radius, const f32* relative, i64 reach, float score_scale,
+                                     float alpha, float highest, float value_scale, f32* out) {
+    Window window{queries, keys, heads, dim, lengths, first, radius, relative, reach};
+    FloatAttention attention{query, key, value, window, score_scale, alpha, highest, value_scale, out};
     parallel(level, threads, batch * heads, 1, attention);
 }
 
@@ -1045,7 +1136,7 @@ EXPORT void superbit_sign_product(int level, int threads, const f32* x, i64 rows
 EXPORT void superbit_float_product(int level, int threads, const f32* x, i64 rows, i64 stride, i64 inputs,
                                    const f32* weights, i64 outputs, const f32* bias, f32* out, i64 out_stride) {
     i64 blocks = (outputs + LANES - 1) / LANES;
-    parallel(level, threads, rows, 8, FloatProduct{x, stride, inputs, weights, outputs, blocks, bias, out, out_stride});
+    parallel(level, threads, rows, 8, FloatProduct{x, stride, inputs, weights, inputs, outputs, blocks, bias, out, out_stride});
 }
 
 EXPORT void superbit_layer_norm(int level, int threads, const f32* x, i64 rows, i64 dim, const f32* weight,

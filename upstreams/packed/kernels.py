@@ -34,7 +34,8 @@ _SIGNATURES: dict[str, str] = {  # of p(ointer), l(ong), f(loat) and i(nt), afte
     "binarize": "pllpfip",
     "binary_to_floats": "pllplpppp",
     "binary_to_bits": "pllplpp",
-    "binary_attention": "ppplllllpllfffplp",
+    "binary_attention": "ppplllllpllplfffp",
+    "float_attention": "ppplllllpllplffffp",
     "quantize_bytes": "pllfffp",
     "byte_product": "pllplpppp",
     "sign_product": "pllplppp",
@@ -74,6 +75,11 @@ def in_float_blocks(weight: Floats) -> Floats:
 def padded_to_block(values: NDArray[Any]) -> NDArray[Any]:
     """(outputs,) -> the same with zeros up to a whole block."""
     return np.concatenate([values, np.zeros(-len(values) % LANES, values.dtype)])
+
+
+def _window(lengths: Any, first: int, radius: int | None, relative: Floats | None) -> tuple[Any, ...]:
+    reach = 0 if relative is None else relative.shape[-1] // 2
+    return lengths, first, -1 if radius is None else radius, relative, reach
 
 
 def _address(array: NDArray[Any] | None) -> int | None:
@@ -132,12 +138,31 @@ class Native:
         lengths: (batch,) keys that are not padding; first: the key where the first query stands; radius: None for all.
         scales: of scores, the threshold of probabilities, of values. relative: (batch, heads, queries, 2 reach + 1).
         """
-        batch, queries, heads, _ = query.shape
-        out = np.empty((batch, queries, heads, dim), np.float32)
-        reach = 0 if relative is None else relative.shape[-1] // 2
-        shape = (batch, queries, key.shape[1], heads, dim)
-        window = (first, -1 if radius is None else radius)
-        self._call("binary_attention", query, key, value, *shape, lengths, *window, *scales, relative, reach, out)
+        out = np.empty((*query.shape[:3], dim), np.float32)
+        shape = (query.shape[0], query.shape[1], key.shape[1], query.shape[2], dim)
+        window = _window(lengths, first, radius, relative)
+        self._call("binary_attention", query, key, value, *shape, *window, *scales, out)
+        return out
+
+    def float_attention(
+        self,
+        query: Floats,
+        key: Floats,
+        value: Floats,
+        lengths: NDArray[np.int64],
+        first: int,
+        radius: int | None,
+        scales: tuple[float, float, int, float],
+        relative: Floats | None = None,
+    ) -> Floats:
+        """As `binary_attention`, on floats (batch, queries or keys, heads, dim), or on whole numbers.
+
+        scales: of scores; of probabilities, which become whole numbers up to the third unless that is 0; of values.
+        """
+        out = np.empty_like(query)
+        shape = (query.shape[0], query.shape[1], key.shape[1], *query.shape[2:])
+        window = _window(lengths, first, radius, relative)
+        self._call("float_attention", query, key, value, *shape, *window, *scales, out)
         return out
 
     def quantize_bytes(self, x: Floats, alpha: float, low: int, high: int) -> Bytes:

@@ -159,6 +159,41 @@ class FloatLinear:
         return kernel.float_product(x, self.weights, self.outputs, self.bias)
 
 
+class FloatConvolution:
+    """A convolution along frames in floating point, from where all its taps find a frame.
+
+    weight: (outputs, inputs of a group, taps).
+    """
+
+    def __init__(self, weight: Floats, bias: Floats, groups: int) -> None:
+        outputs, inputs, self.taps = weight.shape
+        self.groups, self.each = groups, outputs // groups
+        self.bias, self.depthwise = bias, inputs == 1 and outputs == groups
+        # (outputs, taps, inputs): a window of frames that lie one after the other is one row of a product.
+        windows = np.ascontiguousarray(weight.transpose(0, 2, 1)).reshape(groups, self.each, -1)
+        self.weights = (
+            np.ascontiguousarray(weight[:, 0].T)
+            if self.depthwise
+            else np.stack([in_float_blocks(group) for group in windows])
+        )
+        self.biases = [padded_to_block(group) for group in bias.reshape(groups, self.each)]
+
+    def __call__(self, x: Floats, kernel: Native) -> Floats:
+        """(frames, inputs) -> (frames - taps + 1, outputs)."""
+        if self.depthwise:
+            return kernel.depthwise(x, self.weights, self.bias)
+        if self.groups == 1:
+            return kernel.float_product(x, self.weights[0], self.each, self.biases[0], self.taps)
+        groups = x.reshape(len(x), self.groups, -1)
+        parts = [
+            kernel.float_product(
+                np.ascontiguousarray(groups[:, g]), self.weights[g], self.each, self.biases[g], self.taps
+            )
+            for g in range(self.groups)
+        ]
+        return np.concatenate(parts, axis=1)
+
+
 Linear = BinaryLinear | ByteLinear | SignLinear
 # The widths that the native kernel knows.
 NATIVE: dict[Bits, type[BinaryLinear] | type[ByteLinear] | type[SignLinear]] = {

@@ -1,4 +1,4 @@
-"""Inference modules that hold packed bits, under the float modules' names. What they compute has no gradient.
+"""Packed layers, under the float layers' names. What they compute has no gradient.
 
 On a CPU in float32 they call the native kernel where there is one, or numba's for w1a1; elsewhere they unpack and
 multiply in torch, to the same whole numbers.
@@ -13,12 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from upstreams.encoders.attention import Attention
-from upstreams.encoders.feed_forward import FeedForward
-from upstreams.encoders.positions import RelativePositions, Rotary
 from upstreams.packed import kernels
 from upstreams.packed.file import code_bytes
-from upstreams.packed.linear import NATIVE, BinaryBits, BinaryFeedForward, Linear, Packed
+from upstreams.packed.linear import NATIVE, Linear, Packed
 from upstreams.quantization.quantizers import integer_range, sign
 from upstreams.quantization.spec import Bits
 
@@ -192,9 +189,9 @@ class PackedMatmul(nn.Module):
             self.register_buffer(name, torch.ones(()))
 
     def scales(self, dim: int) -> tuple[float, float, float]:
-        """What the native kernel multiplies scores of heads of width dim by, its threshold, and the values' scale."""
+        """What scores of heads of width dim are multiplied by, the probabilities' scale, and the context's."""
         query, key, value, probability = (float(t) for t in (self.query, self.key, self.value, self.probability))
-        return query * key / math.sqrt(dim), probability / 2, value * probability
+        return query * key / math.sqrt(dim), probability, value * probability
 
     @torch.no_grad()
     def forward(self, query: Tensor, key: Tensor, value: Tensor, visible: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -208,96 +205,3 @@ class PackedMatmul(nn.Module):
         probability = scores.masked_fill(~visible, float("-inf")).softmax(-1)
         chosen = to_whole(probability, self.bits, False, self.probability)
         return chosen @ to_whole(value, self.bits, True, self.value) * (self.probability * self.value)
-
-
-class PackedFeedForward(FeedForward):
-    """A feed-forward module of packed layers; with ReLU and one bit throughout, the hidden layer is never but bits."""
-
-    def __init__(self, module: FeedForward) -> None:
-        nn.Module.__init__(self)
-        self.expand, self.activation, self.contract = module.expand, module.activation, module.contract
-        self._native: BinaryFeedForward | None = None
-        self.register_load_state_dict_post_hook(PackedFeedForward._forget)
-
-    def _forget(self, *_: object) -> None:
-        self._native = None
-
-    @torch.no_grad()
-    def forward(self, x: Tensor) -> Tensor:
-        """(..., dim) -> (..., dim)."""
-        kernel = native_kernel(x)
-        expand, contract = self.expand, self.contract
-        if (
-            kernel is None
-            or not (isinstance(expand, PackedLinear) and isinstance(contract, PackedLinear))
-            or (expand.bits, contract.bits, contract.signed) != (ONE_BIT, ONE_BIT, False)
-        ):
-            return super().forward(x)
-        if self._native is None:
-            self._native = BinaryFeedForward(expand.packed(), contract.packed())
-        return torch.from_numpy(self._native(rows_of(x), kernel)).view_as(x)
-
-
-class PackedAttention(Attention):
-    """Self-attention of packed layers; with one bit throughout, queries, keys and values are never but bits.
-
-    Relative and rotary positions need the queries and keys in floating point before they become bits.
-    """
-
-    def __init__(self, module: Attention) -> None:
-        nn.Module.__init__(self)
-        self.heads, self.radius, self.positions = module.heads, module.radius, module.positions
-        self.query, self.key, self.value = module.query, module.key, module.value
-        self.product, self.output = module.product, module.output
-        self._native: dict[str, BinaryBits] = {}
-        self.register_load_state_dict_post_hook(PackedAttention._forget)
-
-    def _forget(self, *_: object) -> None:
-        self._native = {}
-
-    def _is_binary(self) -> bool:
-        layers = (self.query, self.key, self.value)
-        product = isinstance(self.product, PackedMatmul) and self.product.bits == 1
-        return product and all(isinstance(layer, PackedLinear) and layer.bits == ONE_BIT for layer in layers)
-
-    @torch.no_grad()
-    def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
-        """(batch, frames, dim), (batch,) frames -> (batch, frames, dim)."""
-        kernel = native_kernel(x)
-        if kernel is None or not self._is_binary():
-            return super().forward(x, lengths)
-        assert isinstance(self.product, PackedMatmul)
-        batch, frames = x.shape[:2]
-        rows = rows_of(x)
-        bits: dict[str, Any] = {}
-        relative = None
-        for name in ("query", "key", "value"):
-            layer = getattr(self, name)
-            assert isinstance(layer, PackedLinear)
-            if self.positions is None or name == "value":
-                if name not in self._native:
-                    self._native[name] = BinaryBits(layer.packed(), 0.0, False, self.heads)
-                bits[name] = self._native[name](rows, kernel)
-                continue
-            y = layer(x).unflatten(-1, (self.heads, -1))
-            if isinstance(self.positions, Rotary):
-                y = self.positions(y)
-            elif isinstance(self.positions, RelativePositions) and name == "query":
-                relative = self.positions(y, frames - 1 if self.radius is None else self.radius).contiguous()
-                y = self.positions.content(y)
-            bits[name] = kernel.binarize(rows_of(y), None)
-        assert isinstance(self.value, PackedLinear)
-        dim = len(self.value.codes) // self.heads
-        query, key, value = (bits[name].reshape(batch, frames, self.heads, -1) for name in ("query", "key", "value"))
-        context = kernel.binary_attention(
-            query,
-            key,
-            value,
-            dim,
-            lengths.to(torch.int64).contiguous().numpy(),
-            first=0,
-            radius=self.radius,
-            scales=self.product.scales(dim),
-            relative=None if relative is None else relative.detach().numpy(),
-        )
-        return self.output(torch.from_numpy(context).flatten(2))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -139,11 +140,11 @@ def slow_attention(
     length: int,
     first: int,
     radius: int | None,
-    scales: tuple[float, float, float],
+    score_scale: float,
+    quantize: Callable[[np.ndarray], np.ndarray],
     relative: np.ndarray | None,
 ) -> np.ndarray:
     """One utterance, frame by frame; query, key, value (frames, heads, dim), relative (heads, queries, offsets)."""
-    score_scale, threshold, value_scale = scales
     out = np.zeros(query.shape)
     for i in range(len(query)):
         low = 0 if radius is None else max(0, first + i - radius)
@@ -151,11 +152,11 @@ def slow_attention(
         if low >= high:
             continue
         for head in range(query.shape[1]):
-            score = score_scale * (key[low:high, head] @ query[i, head]).astype(np.float64)
+            score = score_scale * (key[low:high, head].astype(np.float64) @ query[i, head])
             if relative is not None:
                 score += relative[head, i, np.arange(low, high) - first - i + relative.shape[-1] // 2]
             e = np.exp(score - score.max())
-            out[i, head] = value_scale * (e / e.sum() > threshold) @ value[low:high, head]
+            out[i, head] = quantize(e / e.sum()) @ value[low:high, head]
     return out
 
 
@@ -167,33 +168,50 @@ def bits_of(signs: np.ndarray) -> np.ndarray:
 
 
 @every_level
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=90, deadline=None)
 @given(
     st.integers(1, 80),
     st.integers(1, 3),
     st.one_of(st.integers(1, 70), st.sampled_from([36, 49, 64])),
     st.one_of(st.none(), st.integers(1, 40)),
     st.booleans(),
+    st.sampled_from([1, 8, 32]),
     SEEDS,
 )
-def test_binary_attention(
-    level: str, keys: int, heads: int, dim: int, radius: int | None, is_relative: bool, seed: int
+def test_attention(
+    level: str, keys: int, heads: int, dim: int, radius: int | None, is_relative: bool, bits: int, seed: int
 ) -> None:
     """Two utterances, the second one shorter; the queries begin somewhere among the keys, as when streaming."""
     rng = np.random.default_rng(seed)
     first = int(rng.integers(0, keys))
     queries = int(rng.integers(1, keys - first + 1))
     lengths = np.array([keys, rng.integers(1, keys + 1)], np.int64)
-    query, key, value = (rng.integers(0, 2, (2, n, heads, dim)) * 2 - 1 for n in (queries, keys, keys))
-    # An irrational threshold, so that no probability lies on it.
-    scales = (1.3 / math.sqrt(dim), float(rng.uniform(0.3, 2.0)) / keys + math.sqrt(2) * 1e-3, 0.7)
     relative = rng.standard_normal((2, heads, queries, 2 * keys + 1)).astype(np.float32) if is_relative else None
-    bits = [bits_of(x) for x in (query, key, value)]
-    out = native(level).binary_attention(*bits, dim, lengths, first, radius, scales, relative)
+    score_scale = 1.3 / math.sqrt(dim)
+    # An irrational scale, so that no probability lies on a threshold.
+    alpha = float(rng.uniform(0.6, 4.0)) / keys / (1 if bits == 1 else 200) + math.sqrt(2) * 1e-4
+    shapes = [(2, n, heads, dim) for n in (queries, keys, keys)]
+    if bits == 1:
+        query, key, value = (rng.integers(0, 2, shape) * 2 - 1 for shape in shapes)
+        packed = [bits_of(x) for x in (query, key, value)]
+        scales = (score_scale, alpha / 2, 0.7)
+        out = native(level).binary_attention(*packed, dim, lengths, first, radius, scales, relative)
+    else:
+        query, key, value = (rng.standard_normal(shape).astype(np.float32) for shape in shapes)
+        steps = (score_scale, alpha, 255 if bits == 8 else 0, 0.7)
+        out = native(level).float_attention(query, key, value, lengths, first, radius, steps, relative)
+
+    def quantize(p: np.ndarray) -> np.ndarray:
+        return 0.7 * (p if bits == 32 else np.minimum(np.round(p / alpha), 2**bits - 1))
+
     for b in range(2):
         bias = None if relative is None else relative[b]
-        expected = slow_attention(query[b], key[b], value[b], lengths[b], first, radius, scales, bias)
-        np.testing.assert_allclose(out[b], expected, atol=1e-4)
+        utterance = query[b], key[b], value[b], int(lengths[b])
+        expected = slow_attention(*utterance, first, radius, score_scale, quantize, bias)
+        if bits == 8:  # a probability between two steps may fall to either side
+            assert np.mean(np.abs(out[b] - expected) > 1e-2) < 0.05
+        else:
+            np.testing.assert_allclose(out[b], expected, atol=1e-4)
 
 
 @every_level
