@@ -411,6 +411,20 @@ struct BinaryToBits {
 
 // ---------------------------------------------------------------------------------------------- 1-bit attention
 
+// As many floats as a register holds.
+template <Level>
+struct Register {
+    using type = float __attribute__((vector_size(16), aligned(1), may_alias));
+};
+template <>
+struct Register<avx2> {
+    using type = float __attribute__((vector_size(32), aligned(1), may_alias));
+};
+template <>
+struct Register<avx512> {
+    using type = float __attribute__((vector_size(64), aligned(1), may_alias));
+};
+
 // Vectorized where there is an instruction for it; by adding neighbours where there is none.
 template <Level level>
 INLINE uint32_t ones(uint32_t x) {
@@ -458,6 +472,7 @@ struct Window {
 
     // score -> exp(score - highest) of the keys from low up to high, where score[0] is that of key `from`, and 0 up to
     // `until`; returns their sum.
+    template <Level level>
     INLINE float exponentiate(i64 item, i64 frame, i64 low, i64 high, i64 from, i64 until, float* score) const {
         if (relative) {
             const f32* bias = relative + (item * queries + frame) * (2 * reach + 1);
@@ -466,13 +481,15 @@ struct Window {
         const float nothing = -std::numeric_limits<float>::infinity();
         std::fill(score, score + (low - from), nothing);
         std::fill(score + (high - from), score + (until - from), nothing);
-        float lane_highest[LANES], lane_sum[LANES] = {}, sum = 0.0f;
-        std::fill(lane_highest, lane_highest + LANES, nothing);
-        for (i64 j = 0; j < until - from; j += LANES)
-            for (int lane = 0; lane < LANES; ++lane)
-                lane_highest[lane] = score[j + lane] > lane_highest[lane] ? score[j + lane] : lane_highest[lane];
-        float highest = lane_highest[0];
-        for (int lane = 1; lane < LANES; ++lane) highest = std::max(highest, lane_highest[lane]);
+        using Vector = typename Register<level>::type;
+        constexpr int length = sizeof(Vector) / sizeof(float);
+        Vector highest_lanes = *(const Vector*)score;
+        for (i64 j = length; j < until - from; j += length) {
+            Vector next = *(const Vector*)(score + j);
+            highest_lanes = next > highest_lanes ? next : highest_lanes;
+        }
+        float highest = highest_lanes[0], lane_sum[LANES] = {}, sum = 0.0f;
+        for (int lane = 1; lane < length; ++lane) highest = std::max(highest, highest_lanes[lane]);
         for (i64 j = 0; j < until - from; j += LANES)
             for (int lane = 0; lane < LANES; ++lane) {
                 score[j + lane] = exponential(score[j + lane] - highest);
@@ -498,7 +515,7 @@ struct BinaryAttention {
         const i64 words = (dim + 31) / 32, wide = words * 32, key_words = (keys + 31) / 32, padded = key_words * 32;
         std::vector<uint32_t> k(words * padded), v(key_words * wide), chosen(key_words);
         std::vector<float> score(padded);
-        std::vector<uint32_t> sum(wide);
+        std::vector<uint32_t> sum(wide), count(padded);
         for (i64 item = begin; item < end; ++item) {
             i64 batch = item / heads, head = item % heads;
             auto row = [&](const u32* x, i64 frames, i64 frame) ALWAYS {
@@ -516,8 +533,8 @@ struct BinaryAttention {
                     continue;
                 }
                 i64 from = low / 32 * 32, until = std::min(padded, (high + 31) / 32 * 32);
-                scores<level>(row(query, queries, frame), k.data(), padded, words, from, until, score.data());
-                float total = window.exponentiate(item, frame, low, high, from, until, score.data() + from);
+                scores<level>(row(query, queries, frame), k.data(), padded, words, from, until, count.data(), score.data());
+                float total = window.exponentiate<level>(item, frame, low, high, from, until, score.data() + from);
                 pack<level>()(score.data() + from, until - from, nullptr, threshold * total, true, &chosen[from / 32]);
                 add_values<level>(chosen.data(), v.data(), wide, from / 32, until / 32, sum.data(), to);
             }
@@ -536,26 +553,30 @@ struct BinaryAttention {
     }
 
     template <Level level>
-    INLINE void scores(const u32* q, const uint32_t* k, i64 padded, i64 words, i64 from, i64 until, float* score) const {
-        for (i64 j = from; j < until; j += LANES) {
-            uint32_t count[LANES] = {};
-            for (i64 w = 0; w < words; ++w)
-                for (int lane = 0; lane < LANES; ++lane) count[lane] += ones<level>(q[w] ^ k[w * padded + j + lane]);
-            for (int lane = 0; lane < LANES; ++lane)
-                score[j + lane] = score_scale * float(int32_t(window.dim) - 2 * int32_t(count[lane]));
+    INLINE void scores(const u32* q, const uint32_t* k, i64 padded, i64 words, i64 from, i64 until,
+                       uint32_t* __restrict count, float* __restrict score) const {
+        std::fill(count + from, count + until, 0u);
+        for (i64 w = 0; w < words; ++w) {
+            const uint32_t word = q[w];
+            const uint32_t* __restrict keys = k + w * padded;
+            for (i64 j = from; j < until; ++j) count[j] += ones<level>(word ^ keys[j]);
         }
+        const float scale = score_scale;
+        const int32_t most = int32_t(window.dim);
+        for (i64 j = from; j < until; ++j) score[j] = scale * float(most - 2 * int32_t(count[j]));
     }
 
     template <Level level>
-    INLINE void add_values(const uint32_t* chosen, const uint32_t* v, i64 wide, i64 from, i64 until, uint32_t* sum,
-                           f32* to) const {
+    INLINE void add_values(const uint32_t* chosen, const uint32_t* v, i64 wide, i64 from, i64 until,
+                           uint32_t* __restrict sum, f32* to) const {
         std::fill(sum, sum + wide, 0u);
         uint32_t count = 0;
         for (i64 w = from; w < until; ++w) {
             if (chosen[w] == 0) continue;
             count += uint32_t(__builtin_popcount(chosen[w]));
-            for (i64 c = 0; c < wide; c += LANES)
-                for (int lane = 0; lane < LANES; ++lane) sum[c + lane] += ones<level>(chosen[w] & v[w * wide + c + lane]);
+            const uint32_t word = chosen[w];
+            const uint32_t* __restrict values = v + w * wide;
+            for (i64 c = 0; c < wide; ++c) sum[c] += ones<level>(word & values[c]);
         }
         for (i64 c = 0; c < window.dim; ++c) to[c] = value_scale * float(2 * int32_t(sum[c]) - int32_t(count));
     }
@@ -700,20 +721,6 @@ struct ByteProduct {
 
 // ---------------------------------------------------------------------------------------------- float products
 
-// As many floats as a register holds.
-template <Level>
-struct Register {
-    using type = float __attribute__((vector_size(16), aligned(1), may_alias));
-};
-template <>
-struct Register<avx2> {
-    using type = float __attribute__((vector_size(32), aligned(1), may_alias));
-};
-template <>
-struct Register<avx512> {
-    using type = float __attribute__((vector_size(64), aligned(1), may_alias));
-};
-
 // out = x w + bias in floating point. w: [block][input][output], `panel` inputs to a block of which the first `inputs`
 // are used; bias padded to blocks. Rows of x may overlap, as the windows of a convolution do: `stride` floats lie between
 // their beginnings.
@@ -824,7 +831,7 @@ struct FloatAttention {
                 FloatProduct scores{q + frame * stride, stride, dim, k.data() + from * dim, dim, width, width / LANES,
                                     zeros.data(), score.data(), width};
                 scores.run<level>(0, rows);
-                for (i64 r = 0; r < rows; ++r) probabilities(item, frame + r, from, until, score.data() + r * width);
+                for (i64 r = 0; r < rows; ++r) probabilities<level>(item, frame + r, from, until, score.data() + r * width);
                 FloatProduct context{score.data(), width, width, v.data() + from * LANES, padded, dim, wide / LANES,
                                      zeros.data(), to + frame * stride, stride};
                 context.run<level>(0, rows);
@@ -834,6 +841,7 @@ struct FloatAttention {
         }
     }
 
+    template <Level level>
     INLINE void probabilities(i64 item, i64 frame, i64 from, i64 until, float* score) const {
         const i64 width = until - from;
         const float scale = score_scale, step = alpha, most = highest;
@@ -841,7 +849,7 @@ struct FloatAttention {
         window.range(item / window.heads, frame, low, high);
         if (low >= high) return std::fill(score, score + std::max<i64>(0, width), 0.0f);
         for (i64 j = 0; j < width; ++j) score[j] *= scale;
-        float total = window.exponentiate(item, frame, low, high, from, until, score);
+        float total = window.exponentiate<level>(item, frame, low, high, from, until, score);
         for (i64 j = 0; j < width; ++j) score[j] /= total;
         if (most == 0.0f) return;
         for (i64 j = 0; j < width; ++j) {
