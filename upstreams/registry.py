@@ -63,7 +63,7 @@ def describe(name: str, ckpt: str | os.PathLike[str] | None = None) -> Descripti
         return Description(parameters=0, macs=cost.superb_fbank_macs(), storage_bytes=0)
     path = checkpoint_path(name, ckpt)
     # A packed model costs what the quantized one does that it was packed from.
-    model = checkpoint.build(file.read(path)[0]) if file.is_packed(path) else checkpoint.load(path)
+    model = checkpoint.build(file.read(path).config) if file.is_packed(path) else checkpoint.load(path)
     return Description(
         parameters=cost.parameters(model),
         macs=cost.superb_macs(model),

@@ -94,11 +94,11 @@ class PackedAttention(Attention):
         layer, product = getattr(self, name), self.product
         shape = (*x.shape[:2], self.heads, -1)
         is_binary = isinstance(product, PackedMatmul) and product.bits == 1
-        if is_binary and isinstance(layer, PackedLinear) and layer.bits == ONE_BIT:
-            if self.positions is None or name == "value":
-                if name not in self._native:
-                    self._native[name] = BinaryBits(layer.packed(), 0.0, False, self.heads)
-                return self._native[name](rows_of(x), kernel).reshape(shape), None
+        is_direct = self.positions is None or name == "value"
+        if is_binary and is_direct and isinstance(layer, PackedLinear) and layer.bits == ONE_BIT:
+            if name not in self._native:
+                self._native[name] = BinaryBits(layer.packed(), 0.0, False, self.heads)
+            return self._native[name](rows_of(x), kernel).reshape(shape), None
         y = layer(x).view(shape)
         relative = None
         if isinstance(self.positions, Rotary) and name != "value":

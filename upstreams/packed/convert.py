@@ -18,13 +18,13 @@ from upstreams.encoders.attention import Attention
 from upstreams.encoders.feed_forward import FeedForward
 from upstreams.encoders.positions import ConvPositions
 from upstreams.errors import UserError
-from upstreams.frontend import build_front_end
 from upstreams.model import AudioEncoder
 from upstreams.packed import file
 from upstreams.packed.blocks import PackedAttention, PackedAudioEncoder, PackedFeedForward, PackedPositions
 from upstreams.packed.modules import PackedConv1d, PackedLinear, PackedMatmul, _Codes, pack_codes
 from upstreams.quantization.modules import QuantConv1d, QuantLinear, QuantMatmul
 from upstreams.quantization.quantizers import ActivationQuantizer, WeightBinarizer, WeightQuantizer
+from upstreams.quantization.spec import Bits
 
 
 @torch.no_grad()
@@ -102,12 +102,28 @@ def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
 
 def save(path: Path, model: AudioEncoder, provenance: dict[str, Any]) -> None:
     """Write a packed model."""
-    tensors = {
-        name: t.detach().cpu().contiguous().numpy()
-        for name, t in model.state_dict().items()
-        if name.rpartition(".")[2] != "num_batches_tracked"  # of training
-    }
-    file.write(path, model.config, tensors, provenance)
+    tensors = {name: t.detach().cpu().contiguous().numpy() for name, t in _tensors(model).items()}
+    file.write(path, model.config, layers(model), tensors, provenance)
+
+
+def _tensors(model: nn.Module) -> dict[str, Tensor]:
+    """All that a packed file holds, without what batch normalisation counts in training.
+
+    Also what the front-end computes when it is made, as other libraries would round it otherwise.
+    """
+    everything = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    return {name: t for name, t in everything.items() if not name.endswith("num_batches_tracked")}
+
+
+def layers(model: nn.Module) -> dict[str, file.Layer]:
+    """How each packed module of a model is to be read."""
+    found = {}
+    for name, module in model.named_modules():
+        if isinstance(module, _Codes):
+            found[name] = file.Layer(module.bits, module.signed)
+        elif isinstance(module, PackedMatmul):
+            found[name] = file.Layer(Bits(module.bits, module.bits), True)
+    return found
 
 
 def pack_checkpoint(path: Path, out: Path) -> None:
@@ -119,16 +135,10 @@ def pack_checkpoint(path: Path, out: Path) -> None:
     save(out, pack(model), {**provenance, "packed_from": checkpoint.sha256(path)})
 
 
-def build(config: ModelConfig) -> AudioEncoder:
-    """The packed model of that configuration without values: its encoder is on the meta device."""
+def build(config: ModelConfig) -> PackedAudioEncoder:
+    """The packed model of that configuration on the meta device: shapes without values."""
     with torch.device("meta"):
-        model = pack(checkpoint.build(config))
-    # The front-end's filters are computed, not loaded.
-    computed = build_front_end(config.front_end, config.encoder.dim)
-    for name, buffer in computed.named_buffers():
-        parent, _, child = name.rpartition(".")
-        model.front_end.get_submodule(parent).register_buffer(child, buffer, persistent=child in ("mean", "std"))
-    return model
+        return pack(checkpoint.build(config))
 
 
 def load(path: Path) -> AudioEncoder:
@@ -138,9 +148,12 @@ def load(path: Path) -> AudioEncoder:
     """
     if not file.is_packed(path):
         return checkpoint.load(path)
-    config, arrays, _ = file.read(path)
-    model = build(config)
-    wanted = {k: t for k, t in model.state_dict().items() if k.rpartition(".")[2] != "num_batches_tracked"}
+    packed = file.read(path)
+    arrays = {name: file.finite(path, name, array) for name, array in packed.tensors.items()}
+    model = build(packed.config)
+    if layers(model) != packed.layers:
+        raise UserError(f"the bits of the layers in {path} are not those of its configuration, {packed.config.bits}")
+    wanted = _tensors(model)
     for name, tensor in wanted.items():
         _check(path, name, tensor, arrays.get(name))
     for name in arrays.keys() - wanted.keys():
@@ -148,10 +161,13 @@ def load(path: Path) -> AudioEncoder:
     for name, module in model.named_modules():
         if isinstance(module, _Codes):
             file.check_codes(f"{name}.codes in {path}", arrays[f"{name}.codes"], module.columns, module.bits.weight)
-    state: dict[str, Tensor] = {name: torch.from_numpy(array) for name, array in arrays.items()}
-    for name in model.state_dict().keys() - wanted.keys():
-        state[name] = torch.tensor(0)
-    model.load_state_dict(state, assign=True)
+    for name, array in arrays.items():
+        parent, _, child = name.rpartition(".")
+        owner, tensor = model.get_submodule(parent), torch.from_numpy(array)
+        if child in owner._parameters:
+            owner._parameters[child] = nn.Parameter(tensor, requires_grad=False)
+        else:
+            owner._buffers[child] = tensor
     return model.eval()
 
 

@@ -734,10 +734,15 @@ struct FloatProduct {
     i64 out_stride;
 
     static constexpr i64 CHUNK = 384;  // inputs whose weights for three blocks stay in the cache
+    static constexpr i64 ROWS = 512;   // rows whose sums do
 
     template <Level level>
     INLINE void run(i64 begin, i64 end) const {
-        if (begin == end) return;
+        for (i64 row = begin; row < end; row += ROWS) some<level>(row, std::min(end, row + ROWS));
+    }
+
+    template <Level level>
+    INLINE void some(i64 begin, i64 end) const {
         std::vector<float> sums((end - begin) * 3 * LANES);
         for (i64 block = 0; block < blocks;) {
             i64 wide = level == avx512 && blocks - block >= 3 ? 3 : 1;

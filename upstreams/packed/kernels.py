@@ -235,6 +235,13 @@ def _library() -> ctypes.CDLL | None:
     return None
 
 
+def give_back_memory() -> None:
+    """Return to the system what was freed, where the C library can: loading frees as much as it keeps."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(ctypes.c_size_t(0))
+
+
 def native_levels() -> tuple[str, ...]:
     """The native kernel's levels that this machine has, best first."""
     library = _library()

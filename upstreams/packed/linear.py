@@ -169,13 +169,12 @@ class FloatConvolution:
         outputs, inputs, self.taps = weight.shape
         self.groups, self.each = groups, outputs // groups
         self.bias, self.depthwise = bias, inputs == 1 and outputs == groups
-        # (outputs, taps, inputs): a window of frames that lie one after the other is one row of a product.
-        windows = np.ascontiguousarray(weight.transpose(0, 2, 1)).reshape(groups, self.each, -1)
-        self.weights = (
-            np.ascontiguousarray(weight[:, 0].T)
-            if self.depthwise
-            else np.stack([in_float_blocks(group) for group in windows])
-        )
+        if self.depthwise:
+            self.weights = np.ascontiguousarray(weight[:, 0].T)
+        else:
+            # (outputs, taps, inputs): a window of frames that lie one after the other is one row of a product.
+            by_group = weight.reshape(groups, self.each, inputs, self.taps)
+            self.products = [in_float_blocks(group.transpose(0, 2, 1).reshape(self.each, -1)) for group in by_group]
         self.biases = [padded_to_block(group) for group in bias.reshape(groups, self.each)]
 
     def __call__(self, x: Floats, kernel: Native) -> Floats:
@@ -183,11 +182,11 @@ class FloatConvolution:
         if self.depthwise:
             return kernel.depthwise(x, self.weights, self.bias)
         if self.groups == 1:
-            return kernel.float_product(x, self.weights[0], self.each, self.biases[0], self.taps)
+            return kernel.float_product(x, self.products[0], self.each, self.biases[0], self.taps)
         groups = x.reshape(len(x), self.groups, -1)
         parts = [
             kernel.float_product(
-                np.ascontiguousarray(groups[:, g]), self.weights[g], self.each, self.biases[g], self.taps
+                np.ascontiguousarray(groups[:, g]), self.products[g], self.each, self.biases[g], self.taps
             )
             for g in range(self.groups)
         ]

@@ -140,7 +140,8 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @torch.no_grad()
 def test_bits_on_disk_are_bits(files: Path) -> None:
     path = files / "packed" / "sparseformer_dn_mini_w1a1.safetensors"
-    config, arrays, provenance = file.read(path)
+    packed = file.read(path)
+    config, arrays, provenance = packed.config, packed.tensors, packed.provenance
     assert config.bits == "w1a1" and provenance["seed"] == 3
     assert provenance["packed_from"] == checkpoint.sha256(files / path.name)
     codes = sum(array.nbytes for name, array in arrays.items() if name.endswith(".codes"))
