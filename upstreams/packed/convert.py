@@ -159,8 +159,15 @@ def load(path: Path) -> AudioEncoder:
     for name in arrays.keys() - wanted.keys():
         raise UserError(f"{path} holds {name}, which its configuration does not have")
     for name, module in model.named_modules():
+        scales = []
         if isinstance(module, _Codes):
             file.check_codes(f"{name}.codes in {path}", arrays[f"{name}.codes"], module.columns, module.bits.weight)
+            scales = [] if module.alpha is None else [f"{name}.alpha"]
+        elif isinstance(module, PackedMatmul):
+            scales = [f"{name}.{operand}" for operand, _ in module.named_buffers()]
+        for scale in scales:
+            if arrays[scale] <= 0:
+                raise UserError(f"{scale} in {path} is {float(arrays[scale])}, but a scale is positive")
     for name, array in arrays.items():
         parent, _, child = name.rpartition(".")
         owner, tensor = model.get_submodule(parent), torch.from_numpy(array)

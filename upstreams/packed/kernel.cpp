@@ -518,7 +518,7 @@ struct BinaryAttention {
         std::vector<uint32_t> sum(wide), count(padded);
         for (i64 item = begin; item < end; ++item) {
             i64 batch = item / heads, head = item % heads;
-            auto row = [&](const u32* x, i64 frames, i64 frame) ALWAYS {
+            auto row = [&](const u32* x, i64 frames, i64 frame) ALWAYS -> const u32* {
                 return x + ((batch * frames + frame) * heads + head) * words;
             };
             for (i64 frame = 0; frame < keys; ++frame)  // by word, so that a vector's lanes are keys

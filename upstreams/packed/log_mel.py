@@ -125,7 +125,7 @@ class FrontEnd:
         return -(-mel_frames // self.subsampling)
 
     def part(self, features: Floats, offset: int, first: int, end: int, kernel: Native) -> Floats:
-        """Encoder frames `first` up to `end`, (frames, dim), from log-mel features of which the first is frame `offset`.
+        """Encoder frames `first` up to `end`, (frames, dim), from log-mel features that begin with frame `offset`.
 
         There are features around them as far as the stem sees, or the utterance begins or ends.
         """
