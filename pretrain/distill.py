@@ -38,7 +38,7 @@ class Distillation:
 
     model: str = ""  # the preset that a recipe is made for; any when empty
     quantization: QuantizationConfig = field(default_factory=QuantizationConfig)
-    steps: int = 120
+    steps: int = 120  # 0: the scales are calibrated and nothing is trained
     lr: float = 1e-3  # of AdamW: norms, biases, convolutions, heads
     matrix_lr: float = 5e-3  # of Muon: the blocks' weight matrices
     scale_lr: float = 1e-4  # of the quantizers' scales and shifts
@@ -92,9 +92,11 @@ def read_distillation(path: Path) -> Distillation:
         settings = from_dict(Distillation, yaml.safe_load(path.read_text(encoding="utf-8")) or {}, f"recipe {path}")
     except yaml.YAMLError as error:
         raise UserError(f"recipe {path} is no valid YAML: {error}") from error
-    for key in ("steps", "save_every", "batch_seconds", "crop_seconds"):
+    for key in ("save_every", "batch_seconds", "crop_seconds"):
         if getattr(settings, key) <= 0:
             raise UserError(f"{key} is {getattr(settings, key)} in recipe {path}, but must be more than 0")
+    if settings.steps < 0:
+        raise UserError(f"steps is {settings.steps} in recipe {path}, but must be 0 (calibration alone) or more")
     return settings
 
 

@@ -100,7 +100,9 @@ def quantize(
     recipe: Annotated[
         Path | None, typer.Option(help="YAML: overrides of bits, learning rates, steps (docs/quantization.md).")
     ] = None,
-    steps: Annotated[int | None, typer.Option(help="Training steps of each step of the schedule.", min=1)] = None,
+    steps: Annotated[
+        int | None, typer.Option(help="Training steps of each step of the schedule; 0 only calibrates.", min=0)
+    ] = None,
     seed: Seed = 0,
     threads: Threads = 1,
 ) -> None:
@@ -129,6 +131,30 @@ def pack(
 
     pack_checkpoint(checkpoint, out)
     typer.echo(f"packed: {out} ({checkpoint.stat().st_size / 1e6:.2f} MB -> {out.stat().st_size / 1e6:.2f} MB)")
+
+
+@app.command()
+def analyse(
+    checkpoint: Annotated[Path, typer.Argument(help="A quantized checkpoint.")],
+    out: Annotated[Path, typer.Option(help="Where tables, picture and TensorBoard page go.")],
+    audio: Annotated[list[Path] | None, typer.Argument(help="Audio files, 16 kHz mono.")] = None,
+    against: Annotated[
+        Path | None, typer.Option(help="Float checkpoint to compare with. [default: CHECKPOINT's own weights in float]")
+    ] = None,
+    manifest: Annotated[Path | None, typer.Option(help="Manifest to take utterances from, instead of files.")] = None,
+    seconds: Annotated[float, typer.Option(help="About how much audio of the manifest.", min=1.0)] = 60.0,
+    threads: Threads = 1,
+) -> None:
+    """Measure where quantization error enters a model and how it travels (docs/quantization.md)."""
+    from runners.analyse import analyse as run
+    from runners.analyse import read_audio
+    from runners.analysis_report import write
+
+    _use_threads(threads)
+    analysis = run(checkpoint, against, read_audio(manifest, audio or [], seconds))
+    title = f"{checkpoint.stem} against {against.stem if against else 'its own weights in float'}"
+    typer.echo(write(analysis, title, out))
+    typer.echo(f"analysis: {out}")
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []})

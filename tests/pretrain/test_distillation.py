@@ -18,7 +18,7 @@ from pretrain import distributed
 from pretrain.data import Batch, BatchOrder, Crops, loader
 from pretrain.distill import Distillation, Student, load_with_head, read_distillation, start_student
 from pretrain.hubert import CodewordHead
-from pretrain.manifest import Manifest
+from pretrain.manifest import Manifest, load_audio
 from pretrain.monitor import SignFlips
 from pretrain.recipes import read_recipe
 from pretrain.trainer import optimizers
@@ -80,6 +80,23 @@ def test_every_step_is_a_checkpoint_and_teaches_the_next(work: Path, distilled: 
     with torch.no_grad():
         assert all(torch.isfinite(state).all() for state in model(torch.randn(2, 9000) * 0.1))
     assert load_with_head(final).head.codewords.shape[0] == 10
+
+
+def test_calibration_alone_leaves_the_weights(work: Path, tmp_path: Path) -> None:
+    """--steps 0: the teacher's weights bit for bit, calibrated, and hidden states close to the teacher's."""
+    where = ["--manifest", work / "audio/train.tsv", "--out", tmp_path, "--steps", 0]
+    done = superbit("quantize", teacher_path(work), "--bits", "w8a8", *where)
+    assert done.returncode == 0, done.stderr
+    path = tmp_path / "checkpoints/sparseformer_dn_mini_w8a8.safetensors"
+    ours, theirs = weights(path), weights(teacher_path(work))
+    mapped = {key for key in theirs if "output_" in key}
+    assert all(torch.equal(ours[key], theirs[key]) for key in theirs.keys() - mapped)
+    student, teacher = load_with_head(path).eval(), load_with_head(teacher_path(work)).eval()
+    waveforms = torch.from_numpy(load_audio(work / "audio/0.wav"))[None]
+    with torch.no_grad():
+        embedded = teacher.model.embed(waveforms)
+        exact, close = (m.model.encoder(*embedded)[-1] for m in (teacher, student))
+    assert 20 < 10 * torch.log10(exact.square().sum() / (exact - close).square().sum()) < 100
 
 
 def test_what_tensorboard_shows(distilled: Path) -> None:
@@ -163,11 +180,12 @@ def refused(arguments: list[object], monkeypatch: pytest.MonkeyPatch, capsys: py
         (["--bits", "w3a1"], "", "bits 'w3a1' are not valid"),
         (["--bits", "w1a1", "--schedule", "w1a1,w1a32"], "", "ends at w1a32, but --bits is w1a1"),
         (["--bits", "w32a32"], "", "the teacher itself"),
-        (["--bits", "w1a1"], "quantization: {overrides: {front_ends: w8a8}}", "the nearest is 'front_end'"),
+        (["--bits", "w1a1"], "quantization: {overrides: {front_ends: w8a8}}", "did you mean 'front_end'"),
         (["--bits", "w1a1"], "quantization: {overrides: {front_end: w5a8}}", "bits 'w5a8' are not valid"),
         (["--bits", "w1a1"], "quantisation: {}", "did you mean 'quantization'"),
         (["--bits", "w1a1"], "quantization: {weight_scales: channel}", "did you mean 'weight_scale'"),
-        (["--bits", "w1a1"], "steps: 0", "must be more than 0"),
+        (["--bits", "w1a1"], "steps: -1", "must be 0 (calibration alone) or more"),
+        (["--bits", "w1a1"], "save_every: 0", "must be more than 0"),
         (["--bits", "w1a1"], "steps: [", "no valid YAML"),
         (["--bits", "w1a1"], "model: transformer_mini", "of another architecture than the recipe's transformer_mini"),
     ],

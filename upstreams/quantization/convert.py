@@ -8,7 +8,6 @@ convolutions.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,7 +23,7 @@ from upstreams.encoders.attention import Attention, ScaledDotProduct
 from upstreams.encoders.convolution import ConvolutionModule, DepthwiseConvolution
 from upstreams.encoders.feed_forward import FeedForward
 from upstreams.encoders.positions import ConvPositions, RelativePositions
-from upstreams.errors import UserError
+from upstreams.errors import UserError, nearest
 from upstreams.frontend import ConvolutionStem, LogMelFrontEnd
 from upstreams.quantization.modules import QuantConv1d, QuantLinear, QuantMatmul
 from upstreams.quantization.quantizers import Quantizer
@@ -106,11 +105,8 @@ def _plan(model: AudioEncoder, bits: Bits, quantization: QuantizationConfig) -> 
         override = Bits.parse(text)
         matched = [name for name, kind in found.items() if kind == pattern or fnmatchcase(name, pattern)]
         if not matched:
-            choices = [*sorted(set(found.values())), *found]
-            closest = difflib.get_close_matches(pattern, choices, n=1, cutoff=0.0)[0]
-            raise UserError(
-                f"the override {pattern!r} matches no module of {model.config.name}: the nearest is {closest!r}"
-            )
+            closest = nearest(pattern, {*found.values(), *found})
+            raise UserError(f"the override {pattern!r} matches no module of {model.config.name}: {closest}")
         chosen |= dict.fromkeys(matched, override)
     return [Site(name, kind, chosen[name]) for name, kind in found.items()]
 

@@ -63,14 +63,24 @@ class QuantConv1d(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(batch, inputs, frames) or (batch, inputs, frames, any), zero where padded -> the same with outputs."""
-        if self.input is not None:
-            # {-alpha, +alpha} has no zero, but neighbours must find none but zeros behind an utterance's end.
-            silent = (x == 0).all(1, keepdim=True) if self.input.beta is not None else None
-            x = self.input(x.movedim(1, -1)).movedim(-1, 1)
-            x = x if silent is None else x.masked_fill(silent, 0.0)
         return self.convolve(
-            x, self.weight_quantizer(self.weight), self.bias, self.stride, self.padding, groups=self.groups
+            self.quantized_input(x),
+            self.weight_quantizer(self.weight),
+            self.bias,
+            self.stride,
+            self.padding,
+            groups=self.groups,
         )
+
+    def quantized_input(self, x: Tensor) -> Tensor:
+        """What the filters run over: x as `forward` takes it, quantized where the input has few bits."""
+        if self.input is None:
+            return x
+        quantized = self.input(x.movedim(1, -1)).movedim(-1, 1)
+        if self.input.beta is None:
+            return quantized
+        # {-alpha, +alpha} has no zero, but neighbours must find none but zeros behind an utterance's end.
+        return quantized.masked_fill((x == 0).all(1, keepdim=True), 0.0)
 
 
 class QuantMatmul(nn.Module):

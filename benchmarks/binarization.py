@@ -1,0 +1,204 @@
+"""What distillation reaches at each bit-width, and whether steps on the way help: losses over seeds, in one table.
+
+    python -m benchmarks.binarization --teachers runs/superb --manifest data/mini/manifest/train.tsv \\
+        --out runs/binarization
+
+From one float checkpoint of each encoder, for each seed: w8a8 alone; w1a32 -> w1a2 -> w1a1, each step the next one's
+teacher; and w1a1 in one step of as many training steps as the three together. A float checkpoint that is not among
+the teachers is pre-trained by its packaged recipe. Each encoder is a process of one thread; everything that is
+finished is kept, and what was interrupted goes on.
+
+The figure is the distillation loss against the float checkpoint on utterances that no student saw: sum of the hidden
+states' mean squared errors plus soft cross-entropy, with the float checkpoint's output map, so that all runs have one
+measure. The loss that training itself ends at, against each step's own teacher, stands beside it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import dataclasses
+import json
+import statistics
+import sys
+from collections import defaultdict
+from concurrent.futures import ProcessPoolExecutor
+from itertools import pairwise
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from pretrain.data import BatchOrder, Crops, loader
+from pretrain.distill import Distillation, load_with_head, quantize_checkpoint
+from pretrain.manifest import Manifest
+from pretrain.pretraining import pretrain
+from pretrain.recipes import read_recipe
+from upstreams import checkpoint
+from upstreams.errors import UserError
+from upstreams.files import atomic_write
+
+ENCODERS = ("sparseformer_dn_mini", "conformer_mini")
+CHAIN = ("w1a32", "w1a2", "w1a1")
+ORDER = ("w8a8", *CHAIN)  # the claim: losses rise in this order
+ONE_STEP = "w1a1 in one step"
+HELD_OUT = 20  # one utterance in so many is kept from the students
+BATCHES = 8  # of those, to measure on
+FIELDS = ("encoder", "seed", "run", "held_out_loss", "hidden_error", "divergence", "training_loss")
+
+
+class Plan(NamedTuple):
+    """What one encoder's process needs."""
+
+    encoder: str
+    teachers: Path
+    manifest: Path
+    out: Path
+    seeds: list[int]
+    settings: Distillation
+
+
+def split_manifest(path: Path, out: Path) -> tuple[Path, Path]:
+    """Write the manifests of training and of held-out utterances, the same ones always; return their paths."""
+    manifest = Manifest.read(path)
+    parts = out / "train.tsv", out / "held_out.tsv"
+    for number, part in enumerate(parts):
+        lines = [str(manifest.root.resolve())]
+        for index, (name, samples) in enumerate(zip(manifest.paths, manifest.samples, strict=True)):
+            if (index % HELD_OUT == 0) == bool(number):
+                lines.append(f"{name}\t{samples}")
+        with atomic_write(part) as temporary:
+            temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return parts
+
+
+def run_encoder(plan: Plan) -> list[dict[str, Any]]:
+    """Everything of one encoder; one row for each seed and run."""
+    torch.set_num_threads(1)
+    folder = plan.out / plan.encoder
+    train, held_out = split_manifest(plan.manifest, folder)
+    teacher = plan.teachers / "checkpoints" / f"{plan.encoder}.safetensors"
+    if not teacher.is_file():
+        teacher = pretrain(read_recipe(plan.encoder), plan.manifest, folder / "teacher", folder / "labels", seed=0)
+    one_step = dataclasses.replace(plan.settings, steps=len(CHAIN) * plan.settings.steps)
+    rows = []
+    for seed in plan.seeds:
+        for name, schedule, settings in (
+            ("alone", ("w8a8",), plan.settings),
+            ("chain", CHAIN, plan.settings),
+            ("one_step", ("w1a1",), one_step),
+        ):
+            out = folder / f"seed{seed}" / name
+            quantize_checkpoint(teacher, list(schedule), train, out, seed, settings)
+            for bits in schedule:
+                run = ONE_STEP if name == "one_step" else bits
+                losses = measured(teacher, out, bits, held_out)
+                rows.append({"encoder": plan.encoder, "seed": seed, "run": run, **losses})
+    return rows
+
+
+def measured(teacher_path: Path, out: Path, bits: str, held_out: Path) -> dict[str, float]:
+    """The losses of a finished step: on held-out utterances against the float teacher, and at the end of training."""
+    teacher = load_with_head(teacher_path).eval()
+    name = teacher.model.config.name
+    path = out / "checkpoints" / f"{name}_{bits}.safetensors"
+    kept = path.with_suffix(".json")
+    digests = {"checkpoint": checkpoint.sha256(path), "teacher": checkpoint.sha256(teacher_path)}
+    if kept.is_file():
+        found = json.loads(kept.read_text(encoding="utf-8"))
+        if found["digests"] == digests:
+            return found["losses"]
+    student = load_with_head(path).eval()
+    for buffer in ("output_mean", "output_std", "output_rotation"):
+        getattr(student.model, buffer).copy_(getattr(teacher.model, buffer))
+    settings, manifest, hop = Distillation(), Manifest.read(held_out), teacher.model.config.downsample_rate
+    order = BatchOrder(manifest, hop, settings.batch_seconds, settings.crop_seconds, seed=0)
+    sums: dict[str, float] = defaultdict(float)
+    frames = 0
+    with torch.no_grad():
+        for batch in loader(Crops(manifest, None, hop), order, 0, min(BATCHES, order.batches_an_epoch)):
+            count = int(teacher.model.frame_count(batch.lengths).sum())
+            frames += count
+            for key, value in student(teacher, batch)[1].items():
+                sums[key] += count * float(value)
+    losses = {"held_out_loss": sums["loss"], "hidden_error": sums["hidden_error"], "divergence": sums["divergence"]}
+    losses = {key: value / frames for key, value in losses.items()}
+    events = EventAccumulator(str(out / "quantize" / f"{name}_{bits}"))
+    events.Reload()
+    curve = [event.value for event in events.Scalars("loss")]
+    losses["training_loss"] = statistics.fmean(curve[-max(1, len(curve) // 5) :])
+    with atomic_write(kept) as temporary:
+        temporary.write_text(json.dumps({"digests": digests, "losses": losses}) + "\n", encoding="utf-8")
+    return losses
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Markdown: mean and sample deviation over seeds of every run, then what the claims come to."""
+    by_run: dict[tuple[str, str], dict[int, dict[str, Any]]] = defaultdict(dict)
+    for row in rows:
+        by_run[row["encoder"], row["run"]][row["seed"]] = row
+    lines = [
+        "| encoder | run | loss, held out | hidden error, held out | divergence, held out | loss, end of training |",
+        "|---|---|---|---|---|---|",
+    ]
+    for (encoder, run), seeds in by_run.items():
+        cells = [mean_and_deviation([row[key] for row in seeds.values()]) for key in FIELDS[3:]]
+        lines.append(f"| {encoder} | {run} | {' | '.join(cells)} |")
+    lines.append("")
+    for encoder in dict.fromkeys(row["encoder"] for row in rows):
+        seeds = sorted(by_run[encoder, ONE_STEP])
+        loss = {run: [by_run[encoder, run][s]["held_out_loss"] for s in seeds] for run in (*ORDER, ONE_STEP)}
+        broken = [seed for k, seed in enumerate(seeds) if not all(loss[a][k] < loss[b][k] for a, b in pairwise(ORDER))]
+        verdict = f"does not hold for seeds {broken}" if broken else f"holds for all {len(seeds)} seeds"
+        lines.append(f"{encoder}: {' < '.join(ORDER)} in held-out loss {verdict}.")
+        gains = [one - many for one, many in zip(loss[ONE_STEP], loss["w1a1"], strict=True)]
+        lower = sum(gain > 0 for gain in gains)
+        lines.append(
+            f"{encoder}: w1a1 through {' -> '.join(CHAIN)} is lower than in one step of as many training steps for "
+            f"{lower} of {len(seeds)} seeds, by {mean_and_deviation(gains)}."
+        )
+    return "\n".join(lines) + "\n"
+
+
+def mean_and_deviation(values: list[float]) -> str:
+    """Such as 1.234 ± 0.056; one value has no deviation."""
+    deviation = f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else ""
+    return f"{statistics.fmean(values):.3f}{deviation}"
+
+
+def main() -> None:
+    """Run what is missing, then write and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--teachers", type=Path, required=True, help="run folder of the float checkpoints")
+    parser.add_argument("--manifest", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--encoders", nargs="+", default=list(ENCODERS))
+    parser.add_argument("--steps", type=int, default=Distillation().steps, help="of training, for each bit-width")
+    parser.add_argument("--batch-seconds", type=float, default=Distillation().batch_seconds)
+    arguments = parser.parse_args()
+    settings = Distillation(steps=arguments.steps, batch_seconds=arguments.batch_seconds)
+    plans = [
+        Plan(encoder, arguments.teachers, arguments.manifest, arguments.out, arguments.seeds, settings)
+        for encoder in arguments.encoders
+    ]
+    # A process an encoder, each of one thread: models of this size gain little from more.
+    with ProcessPoolExecutor(len(plans), get_context("spawn")) as pool:
+        rows = [row for part in pool.map(run_encoder, plans) for row in part]
+    with atomic_write(arguments.out / "losses.csv") as temporary, temporary.open("w", newline="") as file:
+        writer = csv.DictWriter(file, FIELDS)
+        writer.writeheader()
+        writer.writerows(rows)
+    text = table(rows)
+    with atomic_write(arguments.out / "losses.md") as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    print(text)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except UserError as error:
+        sys.exit(f"binarization: {error}")
