@@ -34,7 +34,7 @@ install: $(installed)
 
 $(installed): pyproject.toml
 	$(PYTHON) -m venv .venv
-	.venv/bin/pip install --quiet --editable '.[corpora,dev]'
+	.venv/bin/pip install --quiet --editable '.[corpora,dev,onnx]'
 	touch $@
 
 $(corpus): | $(installed)

@@ -134,6 +134,18 @@ def pack(
 
 
 @app.command()
+def export(
+    checkpoint: Annotated[Path, typer.Argument(help="A checkpoint, not packed.")],
+    onnx: Annotated[Path, typer.Option(help="The graph to write (.onnx).")],
+) -> None:
+    """Export a checkpoint as an ONNX graph that takes any number of waveforms of any length."""
+    from upstreams.onnx_export import export_checkpoint
+
+    export_checkpoint(checkpoint, onnx)
+    typer.echo(f"graph: {onnx} ({onnx.stat().st_size / 1e6:.2f} MB)")
+
+
+@app.command()
 def analyse(
     checkpoint: Annotated[Path, typer.Argument(help="A quantized checkpoint.")],
     out: Annotated[Path, typer.Option(help="Where tables, picture and TensorBoard page go.")],
