@@ -213,6 +213,11 @@ class Native:
         self._call("depthwise", x, len(out), channels, taps, stride, weights, bias, out)
         return out
 
+    def popcount_peak(self, rounds: int) -> None:
+        """xor, popcount and add on registers alone, 12 x 16 words a round: what AVX-512 allows, to measure against."""
+        sink = np.empty(1, np.uint32)
+        self.library.superbit_popcount_peak(self.level, ctypes.c_int64(rounds), ctypes.c_void_p(sink.ctypes.data))
+
     def gelu(self, x: Floats) -> None:
         """x becomes gelu(x)."""
         self._call("gelu", x, x.size)
