@@ -533,7 +533,15 @@ struct BinaryAttention {
                     continue;
                 }
                 i64 from = low / 32 * 32, until = std::min(padded, (high + 31) / 32 * 32);
-                scores<level>(row(query, queries, frame), k.data(), padded, words, from, until, count.data(), score.data());
+                const u32* q = row(query, queries, frame);
+#if X86
+                if (level == avx512 && !window.relative) {
+                    choose_avx512(q, k.data(), padded, words, low, high, count.data(), score.data(), chosen.data());
+                    add_values<level>(chosen.data(), v.data(), wide, from / 32, until / 32, sum.data(), to);
+                    continue;
+                }
+#endif
+                scores<level>(q, k.data(), padded, words, from, until, count.data(), score.data());
                 float total = window.exponentiate<level>(item, frame, low, high, from, until, score.data() + from);
                 pack<level>()(score.data() + from, until - from, nullptr, threshold * total, true, &chosen[from / 32]);
                 add_values<level>(chosen.data(), v.data(), wide, from / 32, until / 32, sum.data(), to);
@@ -551,6 +559,60 @@ struct BinaryAttention {
                 for (int c = 0; c < 32; ++c) to[c] |= (word >> c & 1u) << (frame % 32);
             }
     }
+
+#if X86
+    // What `scores`, `exponentiate` and `pack` do one after the other, in registers: bit j of `chosen` is set where key j
+    // has a probability above the threshold. Without relative scores the highest score is the one of fewest differences.
+    AVX512 void choose_avx512(const u32* q, const uint32_t* k, i64 padded, i64 words, i64 low, i64 high, uint32_t* count,
+                              float* weight, uint32_t* chosen) const {
+        const i64 from = low / 32 * 32, until = (high + 31) / 32 * 32;
+        auto seen = [&](i64 j) AVX512 -> __mmask16 {  // of 16 keys from j on
+            uint32_t mask = 0xffff;
+            if (j < low) mask &= low - j < 16 ? 0xffffu << (low - j) : 0;
+            if (j + 16 > high) mask &= j < high ? (1u << (high - j)) - 1 : 0;
+            return __mmask16(mask);
+        };
+        __m512i fewest = _mm512_set1_epi32(int32_t(window.dim));
+        for (i64 j = from; j < until; j += 16) {
+            __m512i sum = _mm512_setzero_si512();
+            for (i64 w = 0; w < words; ++w) {
+                __m512i differing = _mm512_xor_si512(_mm512_set1_epi32(int(q[w])), _mm512_loadu_si512(k + w * padded + j));
+                sum = _mm512_add_epi32(sum, _mm512_popcnt_epi32(differing));
+            }
+            fewest = _mm512_mask_min_epi32(fewest, seen(j), fewest, sum);
+            _mm512_storeu_si512(count + j, sum);
+        }
+        const __m512i least = _mm512_set1_epi32(_mm512_reduce_min_epi32(fewest));
+        const __m512 scale = _mm512_set1_ps(-2.0f * score_scale);
+        __m512 sum = _mm512_setzero_ps();
+        for (i64 j = from; j < until; j += 16) {
+            __m512i more = _mm512_sub_epi32(_mm512_loadu_si512(count + j), least);
+            __m512 e = exponential_avx512(_mm512_mul_ps(_mm512_cvtepi32_ps(more), scale));
+            e = _mm512_maskz_mov_ps(seen(j), e);
+            sum = _mm512_add_ps(sum, e);
+            _mm512_storeu_ps(weight + j, e);
+        }
+        const __m512 bound = _mm512_set1_ps(threshold * _mm512_reduce_add_ps(sum));
+        for (i64 j = from; j < until; j += 32) {
+            uint32_t right = _mm512_cmp_ps_mask(_mm512_loadu_ps(weight + j), bound, _CMP_GT_OQ);
+            uint32_t left = _mm512_cmp_ps_mask(_mm512_loadu_ps(weight + j + 16), bound, _CMP_GT_OQ);
+            chosen[j / 32] = right | left << 16;
+        }
+    }
+
+    // `exponential` of 16 values.
+    AVX512 static __m512 exponential_avx512(__m512 x) {
+        x = _mm512_max_ps(x, _mm512_set1_ps(-87.0f));
+        __m512 whole = _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(1.44269504f)), 0);
+        __m512 r = _mm512_fnmadd_ps(whole, _mm512_set1_ps(0.693359375f), x);
+        r = _mm512_fmadd_ps(whole, _mm512_set1_ps(2.12194440e-4f), r);
+        __m512 p = _mm512_set1_ps(1.9875691500e-4f);
+        for (float c : {1.3981999507e-3f, 8.3334519073e-3f, 4.1665795894e-2f, 1.6666665459e-1f, 5.0000001201e-1f})
+            p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(c));
+        p = _mm512_add_ps(_mm512_fmadd_ps(_mm512_mul_ps(p, r), r, r), _mm512_set1_ps(1.0f));
+        return _mm512_scalef_ps(p, whole);
+    }
+#endif
 
     template <Level level>
     INLINE void scores(const u32* q, const uint32_t* k, i64 padded, i64 words, i64 from, i64 until,

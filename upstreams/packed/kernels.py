@@ -82,8 +82,11 @@ def _window(lengths: Any, first: int, radius: int | None, relative: Floats | Non
     return lengths, first, -1 if radius is None else radius, relative, reach
 
 
-def _address(array: NDArray[Any] | None) -> int | None:
-    return None if array is None else array.ctypes.data
+def _address(array: NDArray[Any]) -> int:
+    try:
+        return ctypes.addressof(ctypes.c_char.from_buffer(array))  # twice as fast as the other way
+    except (TypeError, ValueError):  # read-only, or empty
+        return array.ctypes.data
 
 
 @dataclass(frozen=True)
