@@ -537,7 +537,7 @@ struct BinaryAttention {
 #if X86
                 if (level == avx512 && !window.relative) {
                     choose_avx512(q, k.data(), padded, words, low, high, count.data(), score.data(), chosen.data());
-                    add_values<level>(chosen.data(), v.data(), wide, from / 32, until / 32, sum.data(), to);
+                    add_values_avx512(chosen.data(), v.data(), wide, from / 32, until / 32, to);
                     continue;
                 }
 #endif
@@ -597,6 +597,22 @@ struct BinaryAttention {
             uint32_t right = _mm512_cmp_ps_mask(_mm512_loadu_ps(weight + j), bound, _CMP_GT_OQ);
             uint32_t left = _mm512_cmp_ps_mask(_mm512_loadu_ps(weight + j + 16), bound, _CMP_GT_OQ);
             chosen[j / 32] = right | left << 16;
+        }
+    }
+
+    AVX512 void add_values_avx512(const uint32_t* chosen, const uint32_t* v, i64 wide, i64 from, i64 until, f32* to) const {
+        int32_t count = 0;
+        for (i64 w = from; w < until; ++w) count += __builtin_popcount(chosen[w]);
+        for (i64 c = 0; c < window.dim; c += 16) {
+            __m512i sum = _mm512_setzero_si512();
+            for (i64 w = from; w < until; ++w) {
+                __m512i both = _mm512_and_si512(_mm512_set1_epi32(int(chosen[w])), _mm512_loadu_si512(v + w * wide + c));
+                sum = _mm512_add_epi32(sum, _mm512_popcnt_epi32(both));
+            }
+            sum = _mm512_sub_epi32(_mm512_slli_epi32(sum, 1), _mm512_set1_epi32(count));
+            i64 there = window.dim - c;
+            _mm512_mask_storeu_ps(to + c, there >= 16 ? 0xffff : __mmask16((1u << there) - 1),
+                                  _mm512_mul_ps(_mm512_cvtepi32_ps(sum), _mm512_set1_ps(value_scale)));
         }
     }
 

@@ -72,9 +72,13 @@ class ConvolutionStem:
         name = "front_end.stem"
         first, bias, self.quantize_first = tensors.convolution(f"{name}.first", width, 1, 3, 3)
         self.first = FloatLinear(first.reshape(width, 9), bias)
-        self.depthwise, self.bias, self.quantize_depthwise = tensors.convolution(
+        depthwise, self.bias, self.quantize_depthwise = tensors.convolution(
             f"{name}.depthwise", width, 1, 3, 3, groups=width
         )
+        bins = -(-mels // 4)
+        nothing = np.zeros(bins * width, np.float32)
+        # (frames, channels) of each of the three bins that a filter sees
+        self.columns = [(np.tile(depthwise[:, 0, :, column].T, (1, bins)), nothing) for column in range(3)]
         pointwise, bias, self.quantize_pointwise = tensors.convolution(f"{name}.pointwise", width, width, 1, 1)
         self.pointwise, self.pointwise_bias = in_float_blocks(pointwise.reshape(width, width)), padded_to_block(bias)
 
@@ -87,11 +91,12 @@ class ConvolutionStem:
         x = np.pad(self.quantize_depthwise(x), ((1, 1), (1, 1), (0, 0)))
         step = self.subsampling // 2
         frames, bins = (x.shape[0] - 3) // step + 1, (x.shape[1] - 3) // 2 + 1
-        y = np.broadcast_to(self.bias, (frames, bins, self.width)).copy()
-        for row in range(3):
-            for column in range(3):
-                part = x[row : row + step * (frames - 1) + 1 : step, column : column + 2 * (bins - 1) + 1 : 2]
-                y += part * self.depthwise[:, 0, row, column]
+        # Over frames all bins' channels are filtered alike, and a filter's three bins are added up.
+        y = np.tile(self.bias, (frames, bins))
+        for column in range(3):
+            part = np.ascontiguousarray(x[:, column : column + 2 * bins - 1 : 2]).reshape(len(x), -1)
+            y += kernel.depthwise(part, *self.columns[column], step)
+        y = y.reshape(frames, bins, self.width)
         rows = self.quantize_pointwise(y).reshape(-1, self.width)
         y = kernel.float_product(rows, self.pointwise, self.width, self.pointwise_bias)
         np.maximum(y, 0, out=y)

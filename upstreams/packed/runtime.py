@@ -304,7 +304,9 @@ class Runtime:
             state = self.norm(state, self.kernel)
         if self.rotation is None:
             return state
-        return self.rotation((state - self.mean[layer]) / self.std[layer], self.kernel)
+        x = state - self.mean[layer]
+        x /= self.std[layer]
+        return self.rotation(x, self.kernel)
 
 
 def activation(config: ModelConfig, tensors: Tensors, block: str) -> str:
