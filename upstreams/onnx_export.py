@@ -22,7 +22,6 @@ from upstreams import checkpoint
 from upstreams.errors import UserError
 from upstreams.files import atomic_write
 from upstreams.model import AudioEncoder
-from upstreams.packed import file
 from upstreams.quantization.modules import QuantLinear
 from upstreams.quantization.quantizers import WeightQuantizer
 from upstreams.quantization.spec import Bits
@@ -105,7 +104,5 @@ def export(model: AudioEncoder, path: Path) -> None:
 
 
 def export_checkpoint(path: Path, out: Path) -> None:
-    """Export a checkpoint; raises UserError when it cannot be read, or is packed."""
-    if file.is_packed(path):
-        raise UserError(f"{path} is packed: export the checkpoint that it was packed from")
+    """Export a checkpoint; raises UserError when it cannot be read."""
     export(checkpoint.load(path), out)

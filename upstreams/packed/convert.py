@@ -21,7 +21,7 @@ from upstreams.errors import UserError
 from upstreams.model import AudioEncoder
 from upstreams.packed import file
 from upstreams.packed.blocks import PackedAttention, PackedAudioEncoder, PackedFeedForward, PackedPositions
-from upstreams.packed.modules import PackedConv1d, PackedLinear, PackedMatmul, _Codes, pack_codes
+from upstreams.packed.modules import PackedConv1d, PackedLayer, PackedLinear, PackedMatmul, pack_codes
 from upstreams.quantization.modules import QuantConv1d, QuantLinear, QuantMatmul
 from upstreams.quantization.quantizers import ActivationQuantizer, WeightBinarizer, WeightQuantizer
 from upstreams.quantization.spec import Bits
@@ -46,7 +46,7 @@ def packed_module(module: QuantLinear | QuantConv1d | QuantMatmul) -> nn.Module:
         scale = scale.flatten() if scale.ndim else scale
     signed = module.input is None or module.input.signed
     common = (module.bits, scale.ndim > 0, signed)
-    packed: _Codes
+    packed: PackedLayer
     if isinstance(module, QuantLinear):
         packed = PackedLinear(module.in_features, module.out_features, *common)
     else:
@@ -119,7 +119,7 @@ def layers(model: nn.Module) -> dict[str, file.Layer]:
     """How each packed module of a model is to be read."""
     found = {}
     for name, module in model.named_modules():
-        if isinstance(module, _Codes):
+        if isinstance(module, PackedLayer):
             found[name] = file.Layer(module.bits, module.signed)
         elif isinstance(module, PackedMatmul):
             found[name] = file.Layer(Bits(module.bits, module.bits), True)
@@ -128,8 +128,6 @@ def layers(model: nn.Module) -> dict[str, file.Layer]:
 
 def pack_checkpoint(path: Path, out: Path) -> None:
     """Pack a quantized checkpoint into the file `out`. Raises UserError when it cannot be read or is not quantized."""
-    if file.is_packed(path):
-        raise UserError(f"{path} is packed already")
     _, _, provenance = checkpoint.read(path)
     model = checkpoint.load(path)
     save(out, pack(model), {**provenance, "packed_from": checkpoint.sha256(path)})
@@ -160,7 +158,7 @@ def load(path: Path) -> AudioEncoder:
         raise UserError(f"{path} holds {name}, which its configuration does not have")
     for name, module in model.named_modules():
         scales = []
-        if isinstance(module, _Codes):
+        if isinstance(module, PackedLayer):
             file.check_codes(f"{name}.codes in {path}", arrays[f"{name}.codes"], module.columns, module.bits.weight)
             scales = [] if module.alpha is None else [f"{name}.alpha"]
         elif isinstance(module, PackedMatmul):

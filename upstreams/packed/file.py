@@ -19,10 +19,9 @@ from numpy.typing import NDArray
 
 from upstreams.config import ModelConfig, from_dict
 from upstreams.errors import UserError
-from upstreams.files import atomic_write
+from upstreams.files import PACKED, atomic_write
 from upstreams.quantization.spec import Bits
 
-KEY = "superbit-packed"
 FORMAT = 1
 DTYPES: dict[str, np.dtype[Any]] = {"U8": np.dtype(np.uint8), "F32": np.dtype("<f4")}
 LONGEST_HEADER = 100_000_000  # bytes, as safetensors has it
@@ -59,7 +58,7 @@ def write(
     from safetensors.numpy import save_file
 
     with atomic_write(path) as temporary:
-        save_file(dict(tensors), temporary, metadata={KEY: json.dumps(about)})
+        save_file(dict(tensors), temporary, metadata={PACKED: json.dumps(about)})
 
 
 class StoredTensors(Mapping[str, NDArray[Any]]):
@@ -134,7 +133,7 @@ def is_packed(path: Path) -> bool:
     try:
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
-            return KEY in json.loads(file.read(min(length, LONGEST_HEADER))).get("__metadata__", {})
+            return PACKED in json.loads(file.read(min(length, LONGEST_HEADER))).get("__metadata__", {})
     except (OSError, ValueError, AttributeError, TypeError):
         return False
 
@@ -148,10 +147,10 @@ def read(path: Path) -> PackedFile:
     if not path.is_file():
         raise UserError(f"no packed file at {path}: a .safetensors file that `superbit pack` wrote is expected")
     tensors = StoredTensors(path)
-    if KEY not in tensors.metadata:
+    if PACKED not in tensors.metadata:
         raise UserError(f"{path} is no packed file: `superbit pack` makes one of a quantized checkpoint")
     try:
-        about = json.loads(tensors.metadata[KEY])
+        about = json.loads(tensors.metadata[PACKED])
         config = from_dict(ModelConfig, about["config"], f"the configuration in {path}")
         layers = {k: Layer(Bits.parse(v["bits"]), bool(v["signed"])) for k, v in about["layers"].items()}
         provenance, checksum = about["provenance"], about.pop("checksum")

@@ -82,7 +82,7 @@ def _window(lengths: Any, first: int, radius: int | None, relative: Floats | Non
     return lengths, first, -1 if radius is None else radius, relative, reach
 
 
-def _address(array: NDArray[Any]) -> int:
+def _address(array: Any) -> int:
     try:
         return ctypes.addressof(ctypes.c_char.from_buffer(array))  # twice as fast as the other way
     except (TypeError, ValueError):  # read-only, or empty
@@ -234,12 +234,13 @@ def _library() -> ctypes.CDLL | None:
             library = ctypes.CDLL(str(path))
         except OSError:  # of another architecture
             continue
+        if library.superbit_interface() != INTERFACE:  # left over from another version
+            continue
         for name, signature in _SIGNATURES.items():
             function = getattr(library, f"superbit_{name}")
             function.argtypes = [_INT, _INT, *(_TYPES[letter] for letter in signature)]
             function.restype = None
-        if library.superbit_interface() == INTERFACE:
-            return library
+        return library
     return None
 
 

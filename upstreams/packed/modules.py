@@ -66,7 +66,7 @@ def _has_fast_int8() -> bool:
     return torch.backends.mkldnn.is_available() and torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
 
 
-class _Codes(nn.Module):
+class PackedLayer(nn.Module):
     """What packed layers share: codes, scales, bias, and how the input is quantized."""
 
     codes: Tensor
@@ -97,7 +97,7 @@ class _Codes(nn.Module):
         return to_whole(x, self.bits.activation, self.signed, self.alpha, self.beta), self.alpha
 
 
-class PackedLinear(_Codes):
+class PackedLinear(PackedLayer):
     """A linear layer of packed weights of 1, 2, 4 or 8 bits."""
 
     def __init__(self, inputs: int, outputs: int, bits: Bits, per_channel: bool, signed: bool) -> None:
@@ -143,7 +143,7 @@ class PackedLinear(_Codes):
         return torch._int_mm((whole - 128).to(torch.int8), weight.T) + 128 * weight.sum(1, dtype=torch.int32)
 
 
-class PackedConv1d(_Codes):
+class PackedConv1d(PackedLayer):
     """A convolution along frames of packed weights, computed in torch; arguments as `QuantConv1d`'s attributes."""
 
     def __init__(

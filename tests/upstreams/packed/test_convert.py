@@ -200,7 +200,7 @@ def test_what_cannot_be_packed_is_refused(files: Path, tmp_path: Path) -> None:
     checkpoint.save(path, checkpoint.build(preset("transformer_mini")), None, {})
     with pytest.raises(UserError, match="superbit quantize"):
         convert.pack_checkpoint(path, tmp_path / "out.safetensors")
-    with pytest.raises(UserError, match="packed already"):
+    with pytest.raises(UserError, match="it was packed from"):
         convert.pack_checkpoint(files / "packed" / "transformer_mini_w1a8.safetensors", tmp_path / "out.safetensors")
     with pytest.raises(UserError, match="w32a8"):
         convert.pack(quantized("transformer_mini", "w32a8"))

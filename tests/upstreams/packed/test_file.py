@@ -150,7 +150,7 @@ def fractional(header: dict[str, Any]) -> None:
 
 
 def no_metadata(header: dict[str, Any]) -> None:
-    header["__metadata__"] = {file.KEY: "[]"}
+    header["__metadata__"] = {file.PACKED: "[]"}
 
 
 def a_list(header: dict[str, Any]) -> Any:

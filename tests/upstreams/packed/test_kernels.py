@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
+import signal
+import time
 from collections.abc import Callable
 
 import numpy as np
@@ -208,8 +211,11 @@ def test_attention(
         bias = None if relative is None else relative[b]
         utterance = query[b], key[b], value[b], int(lengths[b])
         expected = slow_attention(*utterance, first, radius, score_scale, quantize, bias)
-        if bits == 8:  # a probability between two steps may fall to either side
-            assert np.mean(np.abs(out[b] - expected) > 1e-2) < 0.05
+        if bits == 8:  # a probability between two steps may fall to either side of it, seldom
+            error = np.abs(out[b] - expected)
+            assert error.max() < 1e-2 + 2 * 0.7 * np.abs(value).max()
+            rows = (error > 1e-2).any(-1)
+            assert rows.sum() <= 1 + 0.05 * rows.size
         else:
             np.testing.assert_allclose(out[b], expected, atol=1e-4)
 
@@ -248,6 +254,24 @@ def test_threads_and_rows_change_nothing(level: str) -> None:
     for first, second, single in zip(whole, threaded, alone, strict=True):
         assert (first == second).all()
         assert (first[31] == single[0]).all()
+
+
+def test_threads_start_again_in_a_forked_child() -> None:
+    """As in the workers of a data loader: the parent's threads are not there, and must not be waited for."""
+    rng = np.random.default_rng(0)
+    layer, x = SignLinear(random_packed(rng, 64, 64, 32)[0]), random_input(rng, 200, 64, False)
+    level = native_levels()[0]
+    expected = layer(x, native(level, 3))
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if (layer(x, native(level, 3)) == expected).all() else 1)
+    deadline = time.monotonic() + 20
+    while (done := os.waitpid(child, os.WNOHANG)) == (0, 0) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    if done == (0, 0):
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+    assert done == (child, 0)
 
 
 @every_level
