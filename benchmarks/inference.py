@@ -6,7 +6,8 @@
 
 All contenders of one setting run in turn in one process, and figures are medians; peak memory is that of a process of
 its own. Writes a table (CSV and Markdown) and a picture of real-time factor against storage. Weights are random: speed
-does not depend on them. SUPERBIT_KERNEL chooses the level of the packed models' kernel.
+does not depend on them. The map of exported hidden states, which public models do not have, is left out everywhere.
+SUPERBIT_KERNEL chooses the level of the packed models' kernel.
 """
 
 from __future__ import annotations
@@ -136,10 +137,7 @@ class Models:
             torch.nn.utils.parametrize.remove_parametrizations(convolution, "weight")
             convolution._load_state_dict_pre_hooks.clear()  # of weight normalisation, which cannot be pickled
             return module
-        from upstreams.checkpoint import build
-        from upstreams.config import preset
-
-        return build(preset(model)).eval()
+        return _built(model, "w32a32")
 
     def _dynamic(self, model: str) -> Any:
         import torch
@@ -149,13 +147,11 @@ class Models:
     def _pack(self, model: str, bits: str, path: Path) -> None:
         import torch
 
-        from upstreams.checkpoint import build
-        from upstreams.config import preset
         from upstreams.packed import convert
         from upstreams.quantization.convert import calibrate
 
         torch.manual_seed(0)
-        quantized = build(dataclasses.replace(preset(model), bits=bits)).eval()
+        quantized = _built(model, bits)
         calibrate(quantized, torch.randn(1, 2 * SAMPLE_RATE) * 0.1, torch.tensor([2 * SAMPLE_RATE]))
         convert.save(path, convert.pack(quantized), {})
 
@@ -180,6 +176,13 @@ class Models:
 
             export(self._float(model), graph)
         quantize_dynamic(graph, path, weight_type=QuantType.QInt8, op_types_to_quantize=["MatMul", "Gemm"])
+
+
+def _built(name: str, bits: str) -> Any:
+    from upstreams.checkpoint import build
+    from upstreams.config import preset
+
+    return build(dataclasses.replace(preset(name), bits=bits, output_map=False)).eval()
 
 
 def kernel_figures(kernel: kernels.Native) -> dict[str, float]:

@@ -313,9 +313,20 @@ struct Affine {
     const f32* bias;
     int32_t factor;
 
-    INLINE void operator()(const int32_t* counts, i64 output, i64 outputs, f32* out) const {
-        for (i64 j = 0; j < outputs; ++j)
-            out[j] = scale[output + j] * float(offset[output + j] + factor * counts[j]) + bias[output + j];
+    // Of `outputs` outputs from one on. A whole tile's number is known to the compiler, which unrolls it.
+    template <int whole>
+    INLINE void finish(const int32_t* counts, i64 output, i64 outputs, f32* to) const {
+        if (outputs >= whole)
+            each(counts, output, whole, to);
+        else
+            each(counts, output, outputs, to);
+    }
+
+    INLINE void each(const int32_t* __restrict counts, i64 output, i64 outputs, f32* __restrict to) const {
+        const i32* __restrict offsets = offset + output;
+        const f32 *__restrict scales = scale + output, *__restrict biases = bias + output;
+        const int32_t times = factor;
+        for (i64 j = 0; j < outputs; ++j) to[j] = scales[j] * float(offsets[j] + times * counts[j]) + biases[j];
     }
 };
 
@@ -366,8 +377,7 @@ struct BinaryToFloats {
         product.each<level>(begin, end, [&](i64 row, i64 block, int wide, const int32_t* counts) ALWAYS {
             i64 output = block * LANES, there = std::min<i64>(wide * LANES, product.outputs - output);
             f32* to = out + row * product.outputs + output;
-            if (wide == 4 && there == 4 * LANES) return affine(counts, output, 4 * LANES, to);
-            affine(counts, output, there, to);
+            affine.finish<4 * LANES>(counts, output, there, to);
         });
     }
 };
@@ -764,11 +774,11 @@ struct ByteProduct {
             i64 row = 0;
             for (; row + tall <= rows; row += tall) {
                 multiply<level, tall>(bytes + row * inputs, inputs, panel.data(), counts);
-                for (int r = 0; r < tall; ++r) affine(counts + r * 32, output, there, out + (row + r) * outputs + output);
+                for (int r = 0; r < tall; ++r) affine.finish<32>(counts + r * 32, output, there, out + (row + r) * outputs + output);
             }
             for (; row < rows; ++row) {
                 multiply<level, 1>(bytes + row * inputs, inputs, panel.data(), counts);
-                affine(counts, output, there, out + row * outputs + output);
+                affine.finish<32>(counts, output, there, out + row * outputs + output);
             }
         }
     }
