@@ -6,6 +6,7 @@ Each computes as the module it takes the place of where there is no native kerne
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,9 +16,20 @@ from upstreams.encoders.attention import Attention
 from upstreams.encoders.feed_forward import FeedForward
 from upstreams.encoders.positions import ConvPositions, RelativePositions, Rotary
 from upstreams.model import AudioEncoder
+from upstreams.packed.file import HeldTensors, Layer, PackedFile
 from upstreams.packed.kernels import Floats, Native
 from upstreams.packed.linear import BinaryBits, BinaryFeedForward, FloatConvolution, FloatLinear
-from upstreams.packed.modules import ONE_BIT, PackedLinear, PackedMatmul, native_kernel, rows_of, to_whole
+from upstreams.packed.modules import (
+    ONE_BIT,
+    PackedLayer,
+    PackedLinear,
+    PackedMatmul,
+    native_kernel,
+    rows_of,
+    to_whole,
+)
+from upstreams.packed.runtime import Runtime, is_supported
+from upstreams.quantization.spec import Bits
 
 
 class PackedFeedForward(FeedForward):
@@ -143,18 +155,40 @@ class PackedPositions(ConvPositions):
 
 
 class PackedAudioEncoder(AudioEncoder):
-    """A packed model, whose output map is computed by the native kernel."""
+    """A packed model. Encoders that need no torch run from the front-end's output on as they do without it."""
 
     def __init__(self, model: AudioEncoder) -> None:
         nn.Module.__init__(self)
         self.config, self.front_end, self.encoder = model.config, model.front_end, model.encoder
         for name, buffer in model.named_buffers(recurse=False):
             self.register_buffer(name, buffer)
-        self._native: FloatLinear | None = None
+        self._runtime: Runtime | None = None
+        self._rotation: FloatLinear | None = None
         self.register_load_state_dict_post_hook(PackedAudioEncoder._forget)
 
     def _forget(self, *_: object) -> None:
-        self._native = None
+        self._runtime = self._rotation = None
+
+    @torch.no_grad()
+    def forward(
+        self, waveforms: Tensor, lengths: Tensor | None = None, layers: int | None = None
+    ) -> tuple[Tensor, ...]:
+        """As AudioEncoder's."""
+        kernel = native_kernel(waveforms)
+        if kernel is None or not is_supported(self.config):
+            return super().forward(waveforms, lengths, layers)
+        if self._runtime is None or self._runtime.kernel != kernel:
+            held = HeldTensors({name: t.detach().numpy() for name, t in stored_tensors(self).items()})
+            packed = PackedFile(Path("the model"), self.config, layer_table(self), held, {})
+            self._runtime = Runtime(packed, kernel.threads)
+        embedded, frames = self.embed(waveforms, lengths)
+        count = self.config.encoder.layers if layers is None else layers
+        states = [torch.zeros_like(embedded) for _ in range(count + 1)]
+        for utterance, length in enumerate(frames.tolist()):
+            own = self._runtime.encode(embedded[utterance, :length].contiguous().numpy(), layers)
+            for state, filled in zip(states, own, strict=True):
+                state[utterance, :length] = torch.from_numpy(filled)
+        return tuple(states)
 
     @torch.no_grad()
     def mapped(self, layer: int, state: Tensor) -> Tensor:
@@ -162,8 +196,28 @@ class PackedAudioEncoder(AudioEncoder):
         kernel = native_kernel(state)
         if kernel is None:
             return super().mapped(layer, state)
-        if self._native is None:
+        if self._rotation is None:
             rotation = self.output_rotation.numpy()
-            self._native = FloatLinear(rotation.T, rotation[0] * 0)
+            self._rotation = FloatLinear(rotation.T, rotation[0] * 0)
         x = (state - self.output_mean[layer]) / self.output_std[layer]
-        return torch.from_numpy(self._native(rows_of(x), kernel)).view_as(x)
+        return torch.from_numpy(self._rotation(rows_of(x), kernel)).view_as(x)
+
+
+def stored_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """All that a packed file holds, without what batch normalisation counts in training.
+
+    Also what the front-end computes when it is made, as other libraries would round it otherwise.
+    """
+    everything = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    return {name: t for name, t in everything.items() if not name.endswith("num_batches_tracked")}
+
+
+def layer_table(model: nn.Module) -> dict[str, Layer]:
+    """How each packed module of a model is to be read."""
+    found = {}
+    for name, module in model.named_modules():
+        if isinstance(module, PackedLayer):
+            found[name] = Layer(module.bits, module.signed)
+        elif isinstance(module, PackedMatmul):
+            found[name] = Layer(Bits(module.bits, module.bits), True)
+    return found

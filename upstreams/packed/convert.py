@@ -20,11 +20,17 @@ from upstreams.encoders.positions import ConvPositions
 from upstreams.errors import UserError
 from upstreams.model import AudioEncoder
 from upstreams.packed import file
-from upstreams.packed.blocks import PackedAttention, PackedAudioEncoder, PackedFeedForward, PackedPositions
+from upstreams.packed.blocks import (
+    PackedAttention,
+    PackedAudioEncoder,
+    PackedFeedForward,
+    PackedPositions,
+    layer_table,
+    stored_tensors,
+)
 from upstreams.packed.modules import PackedConv1d, PackedLayer, PackedLinear, PackedMatmul, pack_codes
 from upstreams.quantization.modules import QuantConv1d, QuantLinear, QuantMatmul
 from upstreams.quantization.quantizers import ActivationQuantizer, WeightBinarizer, WeightQuantizer
-from upstreams.quantization.spec import Bits
 
 
 @torch.no_grad()
@@ -102,28 +108,8 @@ def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
 
 def save(path: Path, model: AudioEncoder, provenance: dict[str, Any]) -> None:
     """Write a packed model."""
-    tensors = {name: t.detach().cpu().contiguous().numpy() for name, t in _tensors(model).items()}
-    file.write(path, model.config, layers(model), tensors, provenance)
-
-
-def _tensors(model: nn.Module) -> dict[str, Tensor]:
-    """All that a packed file holds, without what batch normalisation counts in training.
-
-    Also what the front-end computes when it is made, as other libraries would round it otherwise.
-    """
-    everything = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-    return {name: t for name, t in everything.items() if not name.endswith("num_batches_tracked")}
-
-
-def layers(model: nn.Module) -> dict[str, file.Layer]:
-    """How each packed module of a model is to be read."""
-    found = {}
-    for name, module in model.named_modules():
-        if isinstance(module, PackedLayer):
-            found[name] = file.Layer(module.bits, module.signed)
-        elif isinstance(module, PackedMatmul):
-            found[name] = file.Layer(Bits(module.bits, module.bits), True)
-    return found
+    tensors = {name: t.detach().cpu().contiguous().numpy() for name, t in stored_tensors(model).items()}
+    file.write(path, model.config, layer_table(model), tensors, provenance)
 
 
 def pack_checkpoint(path: Path, out: Path) -> None:
@@ -149,9 +135,9 @@ def load(path: Path) -> AudioEncoder:
     packed = file.read(path)
     arrays = {name: file.finite(path, name, array) for name, array in packed.tensors.items()}
     model = build(packed.config)
-    if layers(model) != packed.layers:
+    if layer_table(model) != packed.layers:
         raise UserError(f"the bits of the layers in {path} are not those of its configuration, {packed.config.bits}")
-    wanted = _tensors(model)
+    wanted = stored_tensors(model)
     for name, tensor in wanted.items():
         _check(path, name, tensor, arrays.get(name))
     for name in arrays.keys() - wanted.keys():

@@ -44,7 +44,7 @@ class PackedFile:
     path: Path
     config: ModelConfig
     layers: dict[str, Layer]  # every quantized layer and attention product by its name
-    tensors: StoredTensors
+    tensors: StoredTensors | HeldTensors
     provenance: dict[str, Any]
 
 
@@ -125,6 +125,18 @@ class StoredTensors(Mapping[str, NDArray[Any]]):
     def dtype(self, name: str) -> np.dtype[Any]:
         """Type of a tensor, which is not read."""
         return self._entries[name][0]
+
+
+class HeldTensors(dict[str, NDArray[Any]]):
+    """Tensors that are in memory already."""
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of a tensor."""
+        return self[name].shape
+
+    def dtype(self, name: str) -> np.dtype[Any]:
+        """Type of a tensor."""
+        return self[name].dtype
 
 
 def is_packed(path: Path) -> bool:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import numpy as np
 
 from upstreams.config import ModelConfig
-from upstreams.errors import UserError
 from upstreams.packed.kernels import Floats, Native, in_float_blocks, padded_to_block
 from upstreams.packed.linear import FloatLinear
 from upstreams.packed.tensors import Tensors
@@ -108,8 +107,6 @@ class FrontEnd:
 
     def __init__(self, tensors: Tensors, config: ModelConfig) -> None:
         front_end, dim = config.front_end, config.encoder.dim
-        if front_end.kind != "log_mel":
-            raise UserError(f"{tensors.path} has a {front_end.kind} front-end: without torch only log_mel ones run")
         self.subsampling = front_end.subsampling
         self.log_mel = LogMel(tensors, front_end.mels, front_end.normalisation == "utterance")
         self.stem: StackingStem | ConvolutionStem

@@ -232,18 +232,30 @@ class Positions:
         return y
 
 
+def is_supported(config: ModelConfig) -> bool:
+    """Whether the encoder and the front-end are among those that need no torch."""
+    return config.encoder.kind in ("transformer", "sparseformer") and config.front_end.kind == "log_mel"
+
+
 class Runtime:
     """A packed model.
 
-    threads: of the native kernel. Raises UserError when the file is not sound, when there is no native kernel on this
-    machine, and on encoders and front-ends that only torch runs: Conformers, Squeezeformers and waveform convolutions.
+    packed: a file's path, or its contents; threads: of the native kernel. Raises UserError when the file is not sound,
+    when there is no native kernel on this machine, and on encoders and front-ends that only torch runs: Conformers,
+    Squeezeformers and waveform convolutions.
     """
 
-    def __init__(self, path: str | os.PathLike[str], threads: int = 1) -> None:
-        packed = file.read(Path(path))
+    def __init__(self, packed: str | os.PathLike[str] | file.PackedFile, threads: int = 1) -> None:
+        if not isinstance(packed, file.PackedFile):
+            packed = file.read(Path(packed))
         level = kernels.chosen()
         if level not in kernels.LEVELS:
             raise UserError(f"the runtime without torch needs the compiled kernel, but here {level} is to compute")
+        if not is_supported(packed.config):
+            what = f"a {packed.config.encoder.kind} with a {packed.config.front_end.kind} front-end"
+            raise UserError(
+                f"{packed.path} holds {what}: without torch only log-mel Transformers and Sparseformers run"
+            )
         self.kernel = kernels.native(level, threads)
         self.config = packed.config
         tensors = Tensors(packed)
@@ -253,10 +265,6 @@ class Runtime:
 
     def _take(self, tensors: Tensors, config: ModelConfig) -> None:
         encoder = config.encoder
-        if encoder.kind not in ("transformer", "sparseformer"):
-            raise UserError(
-                f"{tensors.path} holds a {encoder.kind}: without torch only Transformers and Sparseformers run"
-            )
         self.front_end = FrontEnd(tensors, config)
         self.positions = Positions(tensors, encoder) if encoder.positions == "conv" else None
         self.input_norm = Norm(tensors, "encoder.input_norm", encoder.dim) if encoder.norm == "post" else None
@@ -284,9 +292,13 @@ class Runtime:
         samples = checked(waveform)
         if len(samples) == 0:
             raise UserError("the waveform is empty: at least one sample is needed")
-        x = self.embed(self.front_end(samples, self.kernel))
+        return self.encode(self.front_end(samples, self.kernel))
+
+    def encode(self, x: Floats, layers: int | None = None) -> list[Floats]:
+        """The front-end's output (frames, dim) -> layers + 1 hidden states; layers: blocks to run, all when None."""
+        x = self.embed(x)
         states = [self.exported(0, x)]
-        for layer, block in enumerate(self.blocks, 1):
+        for layer, block in enumerate(self.blocks[:layers], 1):
             x = block(x, self.kernel)
             states.append(self.exported(layer, x))
         return states
@@ -311,11 +323,11 @@ class Runtime:
 
 def activation(config: ModelConfig, tensors: Tensors, block: str) -> str:
     """What stands between the two linear layers of a block's feed-forward module."""
-    contract = f"{block}.feed_forward.contract"
-    # Quantization puts a ReLU where it wants values from 0 up; of the others it says in the configuration.
-    if contract in tensors.layers and not tensors.layers[contract].signed:
-        return "relu"
-    return config.encoder.activation
+    contract, choice = f"{block}.feed_forward.contract", config.quantization.feed_forward_input
+    bits = tensors.bits(contract)
+    # Quantizing the second layer puts a ReLU before it, by choice or where there is one bit (quantization/convert.py).
+    is_wanted = choice == "relu" or (choice == "auto" and 1 in (bits.weight, bits.activation))
+    return "relu" if is_wanted and contract in tensors.layers else config.encoder.activation
 
 
 def checked(waveform: ArrayLike) -> Floats:
