@@ -32,7 +32,7 @@ float-cells: $(transformer) $(sparseformer)
 
 install: $(installed)
 
-$(installed): pyproject.toml
+$(installed): pyproject.toml upstreams/packed/kernel.cpp
 	$(PYTHON) -m venv .venv
 	.venv/bin/pip install --quiet --editable '.[corpora,dev,onnx]'
 	touch $@

@@ -213,19 +213,22 @@ def kernel_figures(kernel: kernels.Native) -> dict[str, float]:
 
 def peak_memory(folder: Path, name: str, threads: int, seconds: float, batch: int) -> float:
     """Megabytes that a process takes at most that loads a contender and runs it once."""
-    arguments = [folder, name, threads, seconds, batch]
-    program = f"from benchmarks.inference import run_once; run_once(*{[str(a) for a in arguments]!r})"
+    path, shape = Models(folder).path(name), (batch, int(seconds * SAMPLE_RATE))
+    program = f"import numpy as np\nwaveforms = np.zeros({shape}, np.float32)\n"
+    if name.endswith("_runtime"):  # on a device nothing else is imported
+        program += (
+            f"from upstreams.packed.runtime import Runtime\nruntime = Runtime({str(path)!r}, {threads})\n"
+            "states = [runtime(waveform) for waveform in waveforms]\n"
+        )
+    else:
+        program += (
+            "from pathlib import Path\nfrom benchmarks.inference import Models\n"
+            f"Models(Path({str(folder)!r})).load({name!r}, {threads})(waveforms)\n"
+        )
+    program += "print(*(line.split()[1] for line in open('/proc/self/status') if line.startswith('VmHWM')))"
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
     done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
-    return float(done.stdout.split()[-1])
-
-
-def run_once(folder: str, name: str, threads: str, seconds: str, batch: str) -> None:
-    """What `peak_memory` starts: prints the process's peak in megabytes."""
-    run = Models(Path(folder)).load(name, int(threads))
-    run(np.zeros((int(batch), int(float(seconds) * SAMPLE_RATE)), np.float32))
-    lines = Path("/proc/self/status").read_text().splitlines()
-    print(int(next(line.split()[1] for line in lines if line.startswith("VmHWM"))) * 1024 / 1e6)
+    return int(done.stdout.split()[-1]) * 1024 / 1e6
 
 
 def measure(

@@ -1253,4 +1253,6 @@ EXPORT void superbit_depthwise(int level, int threads, const f32* x, i64 frames,
 EXPORT void superbit_gelu(int level, int threads, f32* x, i64 count) { parallel(level, threads, count, 1024, Gelu{x}); }
 
 // Only with AVX-512: 12 * 16 xors, popcounts and adds of 32 bits for each of `times`.
-EXPORT void superbit_popcount_peak(int level, i64 times, u32* sink) { parallel(level, 1, times, 1, Peak{sink}); }
+EXPORT void superbit_popcount_peak(int level, int threads, i64 times, u32* sink) {
+    parallel(level, threads, times, times, Peak{sink});
+}

@@ -43,6 +43,7 @@ _SIGNATURES: dict[str, str] = {  # of p(ointer), l(ong), f(loat) and i(nt), afte
     "layer_norm": "pllppfp",
     "depthwise": "pllllppp",
     "gelu": "pl",
+    "popcount_peak": "lp",
 }
 _TYPES = {"p": _POINTER, "l": _LONG, "f": _FLOAT, "i": _INT}
 
@@ -96,13 +97,13 @@ class Native:
     Arrays are C-contiguous and of the dtypes named; nothing is checked here that the callers have checked at loading.
     """
 
-    library: ctypes.CDLL
     level: int
     threads: int
 
     def _call(self, name: str, *arguments: Any) -> None:
+        # The library is looked up, not kept, so that what holds a kernel can be copied and pickled.
         values = [_address(a) if isinstance(a, np.ndarray) else a for a in arguments]
-        getattr(self.library, f"superbit_{name}")(self.level, self.threads, *values)
+        getattr(_library(), f"superbit_{name}")(self.level, self.threads, *values)
 
     def binarize(self, x: Floats, shift: Floats | None, threshold: float = 0.0, strict: bool = False) -> Words:
         """(rows, columns) -> bits (rows, words): x + shift >= threshold, or > where `strict`."""
@@ -218,8 +219,7 @@ class Native:
 
     def popcount_peak(self, rounds: int) -> None:
         """xor, popcount and add on registers alone, 12 x 16 words a round: what AVX-512 allows, to measure against."""
-        sink = np.empty(1, np.uint32)
-        self.library.superbit_popcount_peak(self.level, ctypes.c_int64(rounds), ctypes.c_void_p(sink.ctypes.data))
+        self._call("popcount_peak", rounds, np.empty(1, np.uint32))
 
     def gelu(self, x: Floats) -> None:
         """x becomes gelu(x)."""
@@ -265,9 +265,7 @@ def available() -> tuple[str, ...]:
 
 def native(level: str, threads: int = 1) -> Native:
     """The native kernel at one of `native_levels()`."""
-    library = _library()
-    assert library is not None
-    return Native(library, LEVELS.index(level), threads)
+    return Native(LEVELS.index(level), threads)
 
 
 def chosen() -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import pickle
 from pathlib import Path
 
 import pytest
@@ -182,6 +183,14 @@ def test_a_packed_file_is_an_upstream_like_any_other(files: Path, name: str, mon
             # With 8-bit inputs a rounding error may move one of them by a step.
             tolerance = 1e-4 if name.endswith("w1a1") else 0.05
             torch.testing.assert_close(ours, theirs, atol=tolerance, rtol=0)
+
+
+@torch.no_grad()
+def test_a_model_that_has_run_can_be_copied_and_pickled(files: Path) -> None:
+    model, waveforms = convert.load(files / "packed" / "sparseformer_dn_mini_w1a1.safetensors"), noise(2, 8_000)
+    expected = model(waveforms)[-1]
+    for again in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert torch.equal(again(waveforms)[-1], expected)
 
 
 @torch.no_grad()
