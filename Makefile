@@ -32,9 +32,9 @@ float-cells: $(transformer) $(sparseformer)
 
 install: $(installed)
 
-$(installed): pyproject.toml
+$(installed): pyproject.toml upstreams/packed/kernel.cpp
 	$(PYTHON) -m venv .venv
-	.venv/bin/pip install --quiet --editable '.[corpora,dev]'
+	.venv/bin/pip install --quiet --editable '.[corpora,dev,onnx]'
 	touch $@
 
 $(corpus): | $(installed)

@@ -180,6 +180,30 @@ def profile(
 
 
 @app.command()
+def pack(
+    checkpoint: Annotated[Path, typer.Argument(help="A checkpoint of `superbit quantize`.")],
+    out: Annotated[Path, typer.Option(help="The packed file (.safetensors).")],
+) -> None:
+    """Pack a quantized checkpoint: its bits become bits on disk, and it runs on them, here and without torch."""
+    from upstreams.packed.convert import pack_checkpoint
+
+    pack_checkpoint(checkpoint, out)
+    typer.echo(f"packed: {out} ({checkpoint.stat().st_size / 1e6:.2f} MB -> {out.stat().st_size / 1e6:.2f} MB)")
+
+
+@app.command()
+def export(
+    checkpoint: Annotated[Path, typer.Argument(help="A checkpoint, not packed.")],
+    onnx: Annotated[Path, typer.Option(help="The graph to write (.onnx).")],
+) -> None:
+    """Export a checkpoint as an ONNX graph that takes any number of waveforms of any length."""
+    from upstreams.onnx_export import export_checkpoint
+
+    export_checkpoint(checkpoint, onnx)
+    typer.echo(f"graph: {onnx} ({onnx.stat().st_size / 1e6:.2f} MB)")
+
+
+@app.command()
 def analyse(
     checkpoint: Annotated[Path, typer.Argument(help="A quantized checkpoint.")],
     out: Annotated[Path, typer.Option(help="Where tables, picture and TensorBoard page go.")],

@@ -63,11 +63,11 @@ def _figure(table: Table) -> Figure:
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.add_subplot()
     scores = {upstream: table.score(upstream) for upstream in table.upstreams}
-    best_first = sorted((u for u in scores if scores[u] is not None), key=lambda u: -(scores[u] or 0.0))
-    for number, upstream in enumerate(best_first):
+    known = [(score, upstream) for upstream, score in scores.items() if score is not None]
+    for number, (score, upstream) in enumerate(sorted(known, reverse=True)):
         if (storage := table.cost(upstream, "storage_bytes")) is not None:
             # Ten colours, then the same with other marks.
-            axes.plot(storage / 1000, scores[upstream], "osD^v"[number // 10 % 5], label=upstream)
+            axes.plot(storage / 1000, score, "osD^v"[number // 10 % 5], label=upstream)
     if axes.lines:
         figure.legend(loc="outside right upper", fontsize=8, title="best first", title_fontsize=8)
     # Upstreams without weights have storage 0, which a plain logarithmic axis cannot show.

@@ -20,7 +20,6 @@ from rich.table import Table
 from upstreams.config import SAMPLE_RATE
 from upstreams.errors import UserError
 from upstreams.files import atomic_write
-from upstreams.model import AudioEncoder
 
 KINDS = ("linear", "convolution", "attention")
 CALLS = 30  # of the model, about, when no number of repeats is given
@@ -36,12 +35,14 @@ def profile(
     copies of the utterance and that many CPU threads. Raises UserError on an unknown name or a file that is no
     checkpoint.
     """
-    from upstreams import cost
+    from upstreams import checkpoint, cost, registry
 
     samples = list(cost.SUPERB_SAMPLES) if seconds is None else [round(seconds * SAMPLE_RATE)]
     records = []
     for target in targets:
-        modules = cost.profile(build(target), samples)
+        modules = cost.profile(
+            registry.costed(Path(target)) if is_file(target) else checkpoint.build(registry.shape(target)), samples
+        )
         by_kind = {kind: sum(m.macs for m in modules if m.kind == kind) for kind in KINDS}
         macs = sum(m.macs for m in modules)
         record: dict[str, Any] = {
@@ -77,25 +78,25 @@ def profile(
     return records
 
 
-def build(target: str) -> AudioEncoder:
-    """The model of a checkpoint file, or of an upstream name's shape with random weights; in eval mode."""
-    from upstreams import checkpoint, registry
-
-    if target.endswith(".safetensors") or os.sep in target:
-        return checkpoint.load(Path(target))
-    return checkpoint.build(registry.shape(target)).eval()
+def is_file(target: str) -> bool:
+    """Whether `target` means a checkpoint file and not an upstream's name."""
+    return target.endswith(".safetensors") or os.sep in target
 
 
 def measure(target: str, samples: Sequence[int], batch: int, threads: int, repeats: int) -> dict[str, Any]:
     """Run a model on noise; latencies in milliseconds a call, the process's peak memory in bytes.
 
+    A name's weights are random; a file's model is run as it is, packed or not.
     real_time_factor: seconds of computing for a second of audio, over all utterances of the batch together.
     """
     import torch
     from tqdm import tqdm
 
+    from upstreams import checkpoint, registry
+    from upstreams.packed import convert
+
     torch.set_num_threads(threads)
-    model = build(target)
+    model = convert.load(Path(target)) if is_file(target) else checkpoint.build(registry.shape(target)).eval()
     calls = [count for _ in range(repeats) for count in samples]
     times = []
     with torch.inference_mode():

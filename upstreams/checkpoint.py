@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from upstreams.config import ModelConfig, from_dict
 from upstreams.errors import UserError
-from upstreams.files import atomic_write
+from upstreams.files import PACKED, atomic_write
 from upstreams.model import AudioEncoder
 from upstreams.quantization.convert import quantize
 
@@ -48,6 +48,8 @@ def read(path: Path) -> tuple[ModelConfig, dict[str, Tensor], dict[str, Any]]:
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
+            if PACKED in metadata:
+                raise UserError(f"{path} is packed, which is for running it: give the checkpoint it was packed from")
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         about = json.loads(metadata[KEY])
         config = from_dict(ModelConfig, about["config"], f"the configuration in {path}")

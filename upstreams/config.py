@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
-from importlib import resources
 from typing import Any, TypeVar
 
 from upstreams.errors import UserError, nearest
@@ -193,12 +192,16 @@ def _type_hints(cls: type) -> dict[str, Any]:
 
 def preset_names() -> list[str]:
     """The names of the presets in upstreams/presets."""
+    from importlib import resources  # a megabyte that the runtime without torch does not need
+
     folder = resources.files("upstreams") / "presets"
     return sorted(p.name.removesuffix(".yaml") for p in folder.iterdir() if p.name.endswith(".yaml"))
 
 
 def preset(name: str) -> ModelConfig:
     """The model that presets/<name>.yaml describes. Raises UserError on an unknown name."""
+    from importlib import resources
+
     import yaml
 
     if name not in preset_names():

@@ -9,19 +9,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from upstreams import checkpoint
 from upstreams.errors import UserError
+from upstreams.packed import convert
 
 
 class UpstreamExpert(nn.Module):
-    """A checkpoint as s3prl's featurizer, runner and S3PRLUpstream expect an upstream.
+    """A checkpoint, packed or not, as s3prl's featurizer, runner and S3PRLUpstream expect an upstream.
 
     Raises UserError when the checkpoint cannot be read.
     """
 
     def __init__(self, ckpt: Path) -> None:
         super().__init__()
-        self.model = checkpoint.load(ckpt)
+        self.model = convert.load(ckpt)
 
     def get_downsample_rates(self, key: str) -> int:
         """Samples a frame, the same for every feature `key`."""

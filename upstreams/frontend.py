@@ -25,7 +25,9 @@ def mel_filters(mels: int, sample_rate: int = 16_000, low: float = 20.0) -> Tens
     def to_mel(hertz: Tensor) -> Tensor:
         return 1127.0 * torch.log1p(hertz / 700.0)
 
-    edges = torch.linspace(float(to_mel(torch.tensor(low))), float(to_mel(torch.tensor(sample_rate / 2))), mels + 2)
+    # On the CPU also where modules are made on the meta device, which has no numbers.
+    first, last = (float(to_mel(torch.tensor(hertz, device="cpu"))) for hertz in (low, sample_rate / 2))
+    edges = torch.linspace(first, last, mels + 2)
     bins = to_mel(torch.arange(FFT // 2 + 1) * sample_rate / FFT)[:, None]
     left, centre, right = edges[:-2], edges[1:-1], edges[2:]
     rising, falling = (bins - left) / (centre - left), (right - bins) / (right - centre)

@@ -63,10 +63,11 @@ class AudioEncoder(nn.Module):
         if not self.config.output_map:
             return states
         padded = padding_mask(frames, states[0].shape[1])[..., None]
-        return tuple(
-            ((state - mean) / std @ self.output_rotation).masked_fill(padded, 0.0)
-            for state, mean, std in zip(states, self.output_mean, self.output_std, strict=False)
-        )
+        return tuple(self.mapped(layer, state).masked_fill(padded, 0.0) for layer, state in enumerate(states))
+
+    def mapped(self, layer: int, state: Tensor) -> Tensor:
+        """Hidden state `layer` (batch, frames, dim) as it is exported, padded frames included."""
+        return (state - self.output_mean[layer]) / self.output_std[layer] @ self.output_rotation
 
     @torch.no_grad()
     def fit_output(self, batches: list[tuple[Tensor, Tensor]]) -> None:

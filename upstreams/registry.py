@@ -5,11 +5,14 @@ from __future__ import annotations
 import dataclasses
 import os
 from pathlib import Path
-from typing import TypedDict
+from typing import TYPE_CHECKING, TypedDict
 
 from upstreams.config import ModelConfig, preset, preset_names
 from upstreams.errors import UserError, nearest
 from upstreams.quantization.spec import WIDTHS
+
+if TYPE_CHECKING:
+    from upstreams.model import AudioEncoder
 
 CHECKPOINTS = "SUPERBIT_CHECKPOINTS"
 DEFAULT_FOLDER = Path("runs/superb/checkpoints")
@@ -65,16 +68,24 @@ def checkpoint_path(name: str, ckpt: str | os.PathLike[str] | None = None) -> Pa
     return path
 
 
+def costed(path: Path) -> AudioEncoder:
+    """The model whose modules say what a checkpoint costs: a packed one costs what it was packed from."""
+    from upstreams import checkpoint
+    from upstreams.packed import file
+
+    return checkpoint.build(file.read(path).config).eval() if file.is_packed(path) else checkpoint.load(path)
+
+
 def describe(name: str, ckpt: str | os.PathLike[str] | None = None) -> Description:
     """Parameters, MACs over the SUPERB leaderboard's 32 utterances, and storage of an upstream's weights.
 
     Knows this project's names and s3prl's fbank and fbank_no_cmvn; raises UserError on any other.
     """
-    from upstreams import checkpoint, cost
+    from upstreams import cost
 
     if name in ("fbank", "fbank_no_cmvn"):
         return Description(parameters=0, macs=cost.superb_fbank_macs(), storage_bytes=0)
-    costs = cost.profile(checkpoint.load(checkpoint_path(name, ckpt)), cost.SUPERB_SAMPLES)
+    costs = cost.profile(costed(checkpoint_path(name, ckpt)), cost.SUPERB_SAMPLES)
     return Description(
         parameters=sum(c.parameters for c in costs),
         macs=sum(c.macs for c in costs),

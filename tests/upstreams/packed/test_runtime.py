@@ -1,0 +1,162 @@
+"""The runtime without torch, and its streaming, against the torch model and against whole utterances."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tests.upstreams.packed.models import noise, quantized
+from upstreams.config import EncoderConfig, FrontEndConfig, ModelConfig, preset
+from upstreams.errors import UserError
+from upstreams.packed import convert, kernels
+from upstreams.packed.kernels import native_levels
+from upstreams.packed.runtime import Runtime
+from upstreams.packed.streaming import Stream
+
+pytestmark = pytest.mark.skipif(not native_levels(), reason="the package was built without a compiler")
+
+SMALL = EncoderConfig(
+    kind="sparseformer", layers=3, dim=84, heads=3, feed_forward_dim=100, radius=7, position_groups=84
+)
+
+
+def packed_file(path: Path, config: ModelConfig | str, bits: str, overrides: dict[str, str] | None = None) -> Path:
+    convert.save(path, convert.pack(quantized(config, bits, overrides)), {})
+    return path
+
+
+def variant(front_end: dict[str, object] | None = None, **encoder: object) -> ModelConfig:
+    front = dataclasses.replace(FrontEndConfig(), **(front_end or {}))
+    return ModelConfig("variant", front, dataclasses.replace(SMALL, **encoder))
+
+
+CONVOLUTION = {"stem": "convolution", "width": 5}
+CASES = {
+    "w1a1": (variant(), "w1a1", {}),
+    "w1a1, post-norm, full attention, grouped positions": (
+        variant(CONVOLUTION, kind="transformer", norm="post", position_groups=4, position_kernel=8),
+        "w1a1",
+        {},
+    ),
+    "w1a1, rotary, 20 ms frames": (variant({**CONVOLUTION, "subsampling": 2}, positions="rotary"), "w1a1", {}),
+    "w1a1, relative": (variant(positions="relative", activation="gelu"), "w1a1", {}),
+    "w1a1, front-end and positions too": (variant(CONVOLUTION), "w1a1", {"front_end": "w1a1", "positions": "w4a8"}),
+    "w1a32, swish": (variant(activation="swish", positions="none"), "w1a32", {"feed_forward": "w4a32"}),
+    "w1a8": (variant(CONVOLUTION), "w1a8", {}),
+    "w2a4": (variant(), "w2a4", {}),
+}
+
+
+@pytest.mark.parametrize("level", native_levels())
+@pytest.mark.parametrize("case", CASES)
+@torch.no_grad()
+def test_hidden_states_are_those_of_the_quantized_model(
+    case: str, level: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From the same front-end's output on: what a library's FFT rounds may cross a threshold, and does with 8 bits."""
+    monkeypatch.setenv(kernels.VARIABLE, level)
+    model = quantized(*CASES[case])
+    convert.save(tmp_path / "packed.safetensors", convert.pack(copy.deepcopy(model)), {})
+    runtime = Runtime(tmp_path / "packed.safetensors")
+    few_bits = any(text in case for text in ("a8", "a4", "front-end"))
+    for samples in (1, 401, 31_217):
+        waveform = noise(1, samples)
+        embedded, frames = model.embed(waveform)
+        ours = runtime.front_end(waveform[0].numpy(), runtime.kernel)
+        np.testing.assert_allclose(ours, embedded[0], atol=0.5 if "front-end" in case else 2e-4)
+        assert len(ours) == int(frames) == runtime.frame_count(samples)
+        states, reference = runtime.encode(embedded[0].numpy()), model(waveform)
+        assert len(states) == len(reference)
+        for state, wanted in zip(states, reference, strict=True):
+            wrong = np.abs(state - wanted[0].numpy()).max(1) > 1e-3
+            assert wrong.mean() <= (0.2 if few_bits else 0)
+        assert len(runtime(waveform[0].numpy())[-1]) == int(frames)
+
+
+def test_nothing_imports_torch(tmp_path: Path) -> None:
+    """Nor is more memory taken than the file's size and numpy's own ask for."""
+    path = packed_file(tmp_path / "packed.safetensors", "sparseformer_dn_mini", "w1a1")
+    program = (
+        "import sys, numpy as np\n"
+        "from upstreams.packed.runtime import Runtime\n"
+        "from upstreams.packed.streaming import Stream\n"
+        f"runtime = Runtime({str(path)!r})\n"
+        "states = runtime(np.zeros(16_000, np.float32))\n"
+        "streamed = Stream(runtime).feed(np.zeros(1_000, np.float32))\n"
+        "assert states[-1].shape == (25, 128)\n"
+        "assert not {'torch', 's3prl', 'safetensors'} & set(sys.modules)\n"
+        "print(next(line.split()[1] for line in open('/proc/self/status') if line.startswith('VmHWM')))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) < 60 * 1024
+
+
+STREAMED = [name for name, (config, _, _) in CASES.items() if config.encoder.kind == "sparseformer"]
+
+
+@pytest.mark.parametrize("case", STREAMED)
+def test_streamed_frames_are_those_of_the_whole_utterance(case: str, tmp_path: Path) -> None:
+    runtime = Runtime(packed_file(tmp_path / "packed.safetensors", *CASES[case]))
+    rng = np.random.default_rng(0)
+    for samples, largest in ((50_013, 9_000), (20_000, 50), (30_000, 30_000), (700, 100), (1, 1)):
+        waveform = noise(1, samples)[0].numpy()
+        whole = runtime(waveform)
+        stream = Stream(runtime)
+        parts: list[list[np.ndarray]] = [[] for _ in whole]
+        fed = 0
+        while fed < samples:
+            count = int(rng.integers(0, largest + 1)) or 1
+            given = stream.feed(waveform[fed : fed + count])
+            fed = min(samples, fed + count)
+            for layer, state in enumerate(given):
+                parts[layer].append(state)
+                # Each frame comes as soon as it can, and not before.
+                final = stream.final[layer]
+                assert final == 0 or stream.samples_needed(layer, final - 1) <= fed
+                assert stream.samples_needed(layer, final) > fed
+        for layer, state in enumerate(stream.flush()):
+            streamed = np.concatenate([*parts[layer], state])
+            assert streamed.shape == whole[layer].shape and stream.final[layer] == len(streamed)
+            np.testing.assert_allclose(streamed, whole[layer], atol=1e-4)
+
+
+def test_what_is_kept_does_not_grow(tmp_path: Path) -> None:
+    runtime = Runtime(packed_file(tmp_path / "packed.safetensors", variant(), "w1a1"))
+    stream = Stream(runtime)
+    sizes = []
+    for _ in range(40):
+        stream.feed(noise(1, 8_000)[0].numpy())
+        sizes.append(stream.state_bytes())
+    assert max(sizes[20:]) <= max(sizes[5:20]) * 1.1
+    # One call with ten minutes keeps no more than many with half a second.
+    stream.feed(np.zeros(600 * 16_000, np.float32))
+    assert stream.state_bytes() <= max(sizes[5:20]) * 1.1
+
+
+def test_what_cannot_be_streamed_or_run_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "packed.safetensors"
+    with pytest.raises(UserError, match="whole utterance"):
+        Stream(Runtime(packed_file(path, variant(kind="transformer"), "w1a1")))
+    with pytest.raises(UserError, match="normalised by the utterance"):
+        Stream(Runtime(packed_file(path, variant({"normalisation": "utterance"}), "w1a1")))
+    with pytest.raises(UserError, match="conformer"):
+        Runtime(packed_file(path, preset("conformer_mini"), "w1a1"))
+    runtime = Runtime(packed_file(path, variant(), "w1a1"))
+    for waveform in (np.zeros((1, 5), np.float32), np.zeros(5, np.int16), np.array([0.0, np.nan]), np.zeros(0)):
+        with pytest.raises(UserError, match="waveform"):
+            runtime(waveform)
+    stream = Stream(runtime)
+    stream.flush()
+    with pytest.raises(UserError, match="flushed"):
+        stream.feed(np.zeros(3, np.float32))
+    monkeypatch.setenv(kernels.VARIABLE, "torch")
+    with pytest.raises(UserError, match="compiled kernel"):
+        Runtime(path)

@@ -1,0 +1,108 @@
+"""A checkpoint -> an ONNX graph that takes waveforms of any number and length, front-end included.
+
+Quantized models come out as they are computed in torch, fake-quantized in floating point; their linear layers of 8-bit
+weights and inputs as QuantizeLinear and DequantizeLinear pairs around the product, which runtimes turn into an integer
+one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import json
+import logging
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from upstreams import checkpoint
+from upstreams.errors import UserError
+from upstreams.files import atomic_write
+from upstreams.model import AudioEncoder
+from upstreams.quantization.modules import QuantLinear
+from upstreams.quantization.quantizers import WeightQuantizer
+from upstreams.quantization.spec import Bits
+
+EXAMPLE = (32_000, 20_000)  # samples of the two utterances that the graph is traced with
+
+
+class Stacked(nn.Module):
+    """The graph's interface: all hidden states as one output."""
+
+    def __init__(self, model: AudioEncoder) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, waveforms: Tensor, lengths: Tensor) -> Tensor:
+        """(batch, samples), (batch,) samples -> (layers + 1, batch, frames, dim), zero where padded."""
+        return torch.stack(self.model(waveforms, lengths))
+
+
+class QDQLinear(nn.Module):
+    """A linear layer of 8-bit weights and input whose quantization ONNX knows."""
+
+    weight: Tensor
+
+    def __init__(self, linear: QuantLinear) -> None:
+        super().__init__()
+        quantizer = linear.weight_quantizer
+        assert isinstance(quantizer, WeightQuantizer) and linear.input is not None
+        scale = quantizer.scale.detach()
+        whole = (linear.weight.detach() / scale).round().clamp(-128, 127).to(torch.int8)
+        self.bias = linear.bias
+        self.input = float(linear.input.scale.detach()), linear.input.signed
+        self.register_buffer("weight", whole)
+        self.register_buffer("scales", scale.flatten().expand(len(whole)).contiguous())
+        self.register_buffer("zeros", torch.zeros(len(whole), dtype=torch.int64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., inputs) -> (..., outputs)."""
+        alpha, signed = self.input
+        kind = (0, -128, 127, torch.int8) if signed else (0, 0, 255, torch.uint8)
+        operations: Any = torch.ops.quantized_decomposed
+        x = operations.quantize_per_tensor(x, alpha, *kind)
+        x = operations.dequantize_per_tensor(x, alpha, *kind)
+        weight = operations.dequantize_per_channel(self.weight, self.scales, self.zeros, 0, -128, 127, torch.int8)
+        return nn.functional.linear(x, weight, self.bias)
+
+
+def export(model: AudioEncoder, path: Path) -> None:
+    """Write the graph: waveforms (batch, samples) float32 and lengths (batch,) int64 -> hidden_states.
+
+    Raises UserError without the packages of superbit's extra `onnx`.
+    """
+    for package in ("onnx", "onnxscript"):
+        if importlib.util.find_spec(package) is None:
+            raise UserError(f"exporting needs the package {package}: pip install 'superbit[onnx]'")
+    import torch.ao.quantization.fx._decomposed
+
+    for name, module in list(model.named_modules()):
+        if isinstance(module, QuantLinear) and module.bits == Bits(8, 8):
+            parent, _, child = name.rpartition(".")
+            setattr(model.get_submodule(parent), child, QDQLinear(module))
+    example = torch.zeros(2, EXAMPLE[0]), torch.tensor(EXAMPLE)
+    any_size = torch.export.Dim.DYNAMIC
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")
+        program = torch.onnx.export(
+            Stacked(model.eval()),
+            example,
+            dynamo=True,
+            dynamic_shapes={"waveforms": {0: any_size, 1: any_size}, "lengths": {0: any_size}},
+            input_names=["waveforms", "lengths"],
+            output_names=["hidden_states"],
+            verbose=False,
+        )
+    assert program is not None
+    program.model.metadata_props["superbit"] = json.dumps(dataclasses.asdict(model.config))
+    with atomic_write(path) as temporary:
+        program.save(temporary, external_data=False)
+
+
+def export_checkpoint(path: Path, out: Path) -> None:
+    """Export a checkpoint; raises UserError when it cannot be read."""
+    export(checkpoint.load(path), out)

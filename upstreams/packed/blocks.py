@@ -1,0 +1,223 @@
+"""What packed models do in the native kernel beyond single layers: feed-forward, attention, positions, output's map.
+
+Each computes as the module it takes the place of where there is no native kernel.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from upstreams.encoders.attention import Attention
+from upstreams.encoders.feed_forward import FeedForward
+from upstreams.encoders.positions import ConvPositions, RelativePositions, Rotary
+from upstreams.model import AudioEncoder
+from upstreams.packed.file import HeldTensors, Layer, PackedFile
+from upstreams.packed.kernels import Floats, Native
+from upstreams.packed.linear import BinaryBits, BinaryFeedForward, FloatConvolution, FloatLinear
+from upstreams.packed.modules import (
+    ONE_BIT,
+    PackedLayer,
+    PackedLinear,
+    PackedMatmul,
+    native_kernel,
+    rows_of,
+    to_whole,
+)
+from upstreams.packed.runtime import Runtime, is_supported
+from upstreams.quantization.spec import Bits
+
+
+class PackedFeedForward(FeedForward):
+    """A feed-forward module of packed layers; with ReLU and one bit throughout, the hidden layer is never but bits."""
+
+    def __init__(self, module: FeedForward) -> None:
+        nn.Module.__init__(self)
+        self.expand, self.activation, self.contract = module.expand, module.activation, module.contract
+        self._native: BinaryFeedForward | None = None
+        self.register_load_state_dict_post_hook(PackedFeedForward._forget)
+
+    def _forget(self, *_: object) -> None:
+        self._native = None
+
+    @torch.no_grad()
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., dim) -> (..., dim)."""
+        kernel = native_kernel(x)
+        expand, contract = self.expand, self.contract
+        if (
+            kernel is None
+            or not (isinstance(expand, PackedLinear) and isinstance(contract, PackedLinear))
+            or (expand.bits, contract.bits, contract.signed) != (ONE_BIT, ONE_BIT, False)
+        ):
+            return super().forward(x)
+        if self._native is None:
+            self._native = BinaryFeedForward(expand.packed(), contract.packed())
+        return torch.from_numpy(self._native(rows_of(x), kernel)).view_as(x)
+
+
+class PackedAttention(Attention):
+    """Self-attention of packed layers; with one bit throughout, queries, keys and values are never but bits.
+
+    Relative and rotary positions need the queries and keys in floating point before they become bits.
+    """
+
+    def __init__(self, module: Attention) -> None:
+        nn.Module.__init__(self)
+        self.heads, self.radius, self.positions = module.heads, module.radius, module.positions
+        self.query, self.key, self.value = module.query, module.key, module.value
+        self.product, self.output = module.product, module.output
+        self._native: dict[str, BinaryBits] = {}
+        self.register_load_state_dict_post_hook(PackedAttention._forget)
+
+    def _forget(self, *_: object) -> None:
+        self._native = {}
+
+    @torch.no_grad()
+    def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
+        """(batch, frames, dim), (batch,) frames -> (batch, frames, dim)."""
+        kernel = native_kernel(x)
+        if kernel is None:
+            return super().forward(x, lengths)
+        dim = x.shape[-1] // self.heads
+        query, relative = self._operand("query", x, kernel)
+        key, value = (self._operand(name, x, kernel)[0] for name in ("key", "value"))
+        counts = lengths.to(torch.int64).contiguous().numpy()
+        window: dict[str, Any] = {"lengths": counts, "first": 0, "radius": self.radius, "relative": relative}
+        if not isinstance(self.product, PackedMatmul):
+            scales = (1 / math.sqrt(dim), 1.0, 0, 1.0)
+            context = kernel.float_attention(query, key, value, scales=scales, **window)
+        else:
+            of_scores, of_probabilities, of_context = self.product.scales(dim)
+            if self.product.bits == 1:
+                limits = (of_scores, of_probabilities / 2, of_context)
+                context = kernel.binary_attention(query, key, value, dim=dim, scales=limits, **window)
+            else:
+                scales = (of_scores, of_probabilities, 2**self.product.bits - 1, of_context)
+                context = kernel.float_attention(query, key, value, scales=scales, **window)
+        return self.output(torch.from_numpy(context).flatten(2))
+
+    def _operand(self, name: str, x: Tensor, kernel: Native) -> tuple[Any, Floats | None]:
+        """Queries, keys or values as the kernel takes them, (batch, frames, heads, ...), and relative scores."""
+        layer, product = getattr(self, name), self.product
+        shape = (*x.shape[:2], self.heads, -1)
+        is_binary = isinstance(product, PackedMatmul) and product.bits == 1
+        is_direct = self.positions is None or name == "value"
+        if is_binary and is_direct and isinstance(layer, PackedLinear) and layer.bits == ONE_BIT:
+            if name not in self._native:
+                self._native[name] = BinaryBits(layer.packed(), 0.0, False, self.heads)
+            return self._native[name](rows_of(x), kernel).reshape(shape), None
+        y = layer(x).view(shape)
+        relative = None
+        if isinstance(self.positions, Rotary) and name != "value":
+            y = self.positions(y)
+        elif isinstance(self.positions, RelativePositions) and name == "query":
+            reach = x.shape[1] - 1 if self.radius is None else self.radius
+            relative = self.positions(y, reach).contiguous().numpy()
+            y = self.positions.content(y)
+        if is_binary:
+            return kernel.binarize(rows_of(y), None).reshape(shape), relative
+        if isinstance(product, PackedMatmul):
+            y = to_whole(y, product.bits, True, getattr(product, name))
+        return y.contiguous().numpy(), relative
+
+
+class PackedPositions(ConvPositions):
+    """Convolutional positions, which stay in floating point."""
+
+    def __init__(self, module: ConvPositions) -> None:
+        nn.Module.__init__(self)
+        self.convolution = module.convolution
+        self._native: FloatConvolution | None = None
+        self.register_load_state_dict_post_hook(PackedPositions._forget)
+
+    def _forget(self, *_: object) -> None:
+        self._native = None
+
+    @torch.no_grad()
+    def forward(self, x: Tensor) -> Tensor:
+        """(batch, frames, dim), zero where padded -> (batch, frames, dim)."""
+        kernel, convolution = native_kernel(x), self.convolution
+        if kernel is None or not isinstance(convolution, nn.Conv2d):
+            return super().forward(x)
+        if self._native is None:
+            assert convolution.bias is not None
+            weight = convolution.weight.detach().squeeze(-1).numpy()
+            self._native = FloatConvolution(weight, convolution.bias.detach().numpy(), convolution.groups)
+        before, taps = convolution.kernel_size[0] // 2, convolution.kernel_size[0]
+        padded = nn.functional.pad(x, (0, 0, before, taps - 1 - before))
+        y = torch.stack([torch.from_numpy(self._native(rows_of(utterance), kernel)) for utterance in padded])
+        return nn.functional.gelu(y)
+
+
+class PackedAudioEncoder(AudioEncoder):
+    """A packed model. Encoders that need no torch run from the front-end's output on as they do without it."""
+
+    def __init__(self, model: AudioEncoder) -> None:
+        nn.Module.__init__(self)
+        self.config, self.front_end, self.encoder = model.config, model.front_end, model.encoder
+        for name, buffer in model.named_buffers(recurse=False):
+            self.register_buffer(name, buffer)
+        self._runtime: Runtime | None = None
+        self._rotation: FloatLinear | None = None
+        self.register_load_state_dict_post_hook(PackedAudioEncoder._forget)
+
+    def _forget(self, *_: object) -> None:
+        self._runtime = self._rotation = None
+
+    @torch.no_grad()
+    def forward(
+        self, waveforms: Tensor, lengths: Tensor | None = None, layers: int | None = None
+    ) -> tuple[Tensor, ...]:
+        """As AudioEncoder's."""
+        kernel = native_kernel(waveforms)
+        if kernel is None or not is_supported(self.config):
+            return super().forward(waveforms, lengths, layers)
+        if self._runtime is None or self._runtime.kernel != kernel:
+            held = HeldTensors({name: t.detach().numpy() for name, t in stored_tensors(self).items()})
+            packed = PackedFile(Path("the model"), self.config, layer_table(self), held, {})
+            self._runtime = Runtime(packed, kernel.threads)
+        embedded, frames = self.embed(waveforms, lengths)
+        count = self.config.encoder.layers if layers is None else layers
+        states = [torch.zeros_like(embedded) for _ in range(count + 1)]
+        for utterance, length in enumerate(frames.tolist()):
+            own = self._runtime.encode(embedded[utterance, :length].contiguous().numpy(), layers)
+            for state, filled in zip(states, own, strict=True):
+                state[utterance, :length] = torch.from_numpy(filled)
+        return tuple(states)
+
+    @torch.no_grad()
+    def mapped(self, layer: int, state: Tensor) -> Tensor:
+        """Hidden state `layer` (batch, frames, dim) as it is exported, padded frames included."""
+        kernel = native_kernel(state)
+        if kernel is None:
+            return super().mapped(layer, state)
+        if self._rotation is None:
+            rotation = self.output_rotation.numpy()
+            self._rotation = FloatLinear(rotation.T, rotation[0] * 0)
+        x = (state - self.output_mean[layer]) / self.output_std[layer]
+        return torch.from_numpy(self._rotation(rows_of(x), kernel)).view_as(x)
+
+
+def stored_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """All that a packed file holds, without what batch normalisation counts in training.
+
+    Also what the front-end computes when it is made, as other libraries would round it otherwise.
+    """
+    everything = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    return {name: t for name, t in everything.items() if not name.endswith("num_batches_tracked")}
+
+
+def layer_table(model: nn.Module) -> dict[str, Layer]:
+    """How each packed module of a model is to be read."""
+    found = {}
+    for name, module in model.named_modules():
+        if isinstance(module, PackedLayer):
+            found[name] = Layer(module.bits, module.signed)
+        elif isinstance(module, PackedMatmul):
+            found[name] = Layer(Bits(module.bits, module.bits), True)
+    return found

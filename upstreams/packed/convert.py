@@ -1,0 +1,171 @@
+"""A quantized model -> its packed twin, and packed files to and from models.
+
+`packed_module` is the only place that reads the modules of upstreams/quantization.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from upstreams import checkpoint
+from upstreams.config import ModelConfig
+from upstreams.encoders.attention import Attention
+from upstreams.encoders.feed_forward import FeedForward
+from upstreams.encoders.positions import ConvPositions
+from upstreams.errors import UserError
+from upstreams.model import AudioEncoder
+from upstreams.packed import file
+from upstreams.packed.blocks import (
+    PackedAttention,
+    PackedAudioEncoder,
+    PackedFeedForward,
+    PackedPositions,
+    layer_table,
+    stored_tensors,
+)
+from upstreams.packed.modules import PackedConv1d, PackedLayer, PackedLinear, PackedMatmul, pack_codes
+from upstreams.quantization.modules import QuantConv1d, QuantLinear, QuantMatmul
+from upstreams.quantization.quantizers import ActivationQuantizer, WeightBinarizer, WeightQuantizer
+
+
+@torch.no_grad()
+def packed_module(module: QuantLinear | QuantConv1d | QuantMatmul) -> nn.Module:
+    """The packed twin of one quantized module; on the meta device its shape alone."""
+    if isinstance(module, QuantMatmul):
+        product = PackedMatmul(module.bits.activation)
+        for name in ("query", "key", "value", "probability"):
+            setattr(product, name, getattr(module, name).scale.detach().clone())
+        return product
+    weight, quantizer = module.weight.detach(), module.weight_quantizer
+    if isinstance(quantizer, WeightBinarizer):
+        whole = quantizer.positive(weight) * 2 - 1
+        scale = weight.abs().flatten(1).mean(1) if quantizer.per_channel else weight.abs().mean()
+    else:
+        assert isinstance(quantizer, WeightQuantizer)
+        scale = quantizer.scale.detach()
+        whole = (weight / scale).round().clamp(quantizer.low, quantizer.high)
+        scale = scale.flatten() if scale.ndim else scale
+    signed = module.input is None or module.input.signed
+    common = (module.bits, scale.ndim > 0, signed)
+    packed: PackedLayer
+    if isinstance(module, QuantLinear):
+        packed = PackedLinear(module.in_features, module.out_features, *common)
+    else:
+        packed = PackedConv1d(weight.shape, module.stride, module.padding, module.groups, *common)  # type: ignore[arg-type]
+    packed.codes = pack_codes(whole.flatten(1), module.bits.weight)
+    packed.weight_scale = scale.clone()
+    packed.bias = (
+        torch.zeros(len(weight), device=weight.device) if module.bias is None else module.bias.detach().clone()
+    )
+    if isinstance(module.input, ActivationQuantizer):
+        packed.alpha = module.input.scale.detach().clone()
+        packed.beta = None if module.input.beta is None else module.input.beta.detach().clone()
+    return packed
+
+
+BLOCKS: dict[type[nn.Module], Callable[[Any], nn.Module]] = {
+    FeedForward: PackedFeedForward,
+    Attention: PackedAttention,
+    ConvPositions: PackedPositions,
+}
+
+
+def pack(model: AudioEncoder) -> PackedAudioEncoder:
+    """The packed twin of a quantized model, in eval mode; it takes over the parts of `model`, which is used up.
+
+    Raises UserError when nothing is quantized, and on quantized modules of float weights.
+    """
+    found = False
+    for name, module in list(model.named_modules()):
+        if isinstance(module, (QuantLinear, QuantConv1d)):
+            if module.bits.weight == 32:
+                raise UserError(
+                    f"{model.config.name} has {module.bits} at {name}: only quantized weights can be packed"
+                )
+        elif not isinstance(module, QuantMatmul):
+            continue
+        _replace(model, name, packed_module(module))
+        found = True
+    if not found:
+        raise UserError(
+            f"{model.config.name} is {model.config.bits}: there is nothing to pack before `superbit quantize`"
+        )
+    for name, module in list(model.named_modules()):
+        if type(module) in BLOCKS:
+            _replace(model, name, BLOCKS[type(module)](module))
+    return PackedAudioEncoder(model).eval()
+
+
+def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
+    parent, _, child = name.rpartition(".")
+    setattr(model.get_submodule(parent), child, module)
+
+
+def save(path: Path, model: AudioEncoder, provenance: dict[str, Any]) -> None:
+    """Write a packed model."""
+    tensors = {name: t.detach().cpu().contiguous().numpy() for name, t in stored_tensors(model).items()}
+    file.write(path, model.config, layer_table(model), tensors, provenance)
+
+
+def pack_checkpoint(path: Path, out: Path) -> None:
+    """Pack a quantized checkpoint into the file `out`. Raises UserError when it cannot be read or is not quantized."""
+    _, _, provenance = checkpoint.read(path)
+    model = checkpoint.load(path)
+    save(out, pack(model), {**provenance, "packed_from": checkpoint.sha256(path)})
+
+
+def build(config: ModelConfig) -> PackedAudioEncoder:
+    """The packed model of that configuration on the meta device: shapes without values."""
+    with torch.device("meta"):
+        return pack(checkpoint.build(config))
+
+
+def load(path: Path) -> AudioEncoder:
+    """The model of a packed file or of any other checkpoint, in eval mode.
+
+    Raises UserError when it cannot be read or its tensors do not fit its configuration.
+    """
+    if not file.is_packed(path):
+        return checkpoint.load(path)
+    packed = file.read(path)
+    arrays = {name: file.finite(path, name, array) for name, array in packed.tensors.items()}
+    model = build(packed.config)
+    if layer_table(model) != packed.layers:
+        raise UserError(f"the bits of the layers in {path} are not those of its configuration, {packed.config.bits}")
+    wanted = stored_tensors(model)
+    for name, tensor in wanted.items():
+        _check(path, name, tensor, arrays.get(name))
+    for name in arrays.keys() - wanted.keys():
+        raise UserError(f"{path} holds {name}, which its configuration does not have")
+    for name, module in model.named_modules():
+        scales = []
+        if isinstance(module, PackedLayer):
+            file.check_codes(f"{name}.codes in {path}", arrays[f"{name}.codes"], module.columns, module.bits.weight)
+            scales = [] if module.alpha is None else [f"{name}.alpha"]
+        elif isinstance(module, PackedMatmul):
+            scales = [f"{name}.{operand}" for operand, _ in module.named_buffers()]
+        for scale in scales:
+            if arrays[scale] <= 0:
+                raise UserError(f"{scale} in {path} is {float(arrays[scale])}, but a scale is positive")
+    for name, array in arrays.items():
+        parent, _, child = name.rpartition(".")
+        owner, tensor = model.get_submodule(parent), torch.from_numpy(array)
+        if child in owner._parameters:
+            owner._parameters[child] = nn.Parameter(tensor, requires_grad=False)
+        else:
+            owner._buffers[child] = tensor
+    return model.eval()
+
+
+def _check(path: Path, name: str, wanted: Tensor, found: Any) -> None:
+    if found is None:
+        raise UserError(f"{path} lacks {name}, which its configuration has")
+    dtype = str(wanted.dtype).removeprefix("torch.")
+    if tuple(wanted.shape) != found.shape or str(found.dtype) != dtype:
+        shape = tuple(wanted.shape)
+        raise UserError(f"{name} in {path} is {found.dtype} {found.shape}, but its configuration has {dtype} {shape}")

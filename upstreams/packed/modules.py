@@ -1,0 +1,207 @@
+"""Packed layers, under the float layers' names. What they compute has no gradient.
+
+On a CPU in float32 they call the native kernel where there is one, or numba's for w1a1; elsewhere they unpack and
+multiply in torch, to the same whole numbers.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from upstreams.packed import kernels
+from upstreams.packed.file import code_bytes
+from upstreams.packed.linear import NATIVE, Linear, Packed
+from upstreams.quantization.quantizers import integer_range, sign
+from upstreams.quantization.spec import Bits
+
+ONE_BIT = Bits(1, 1)
+
+
+def pack_codes(whole: Tensor, bits: int) -> Tensor:
+    """Whole numbers (outputs, columns) of that many bits, +1 and -1 when it is one -> codes (outputs, bytes) uint8."""
+    offset = 1 if bits == 1 else 2 ** (bits - 1)
+    codes = ((whole.to(torch.int16) + offset) >> (bits == 1)).to(torch.uint8)
+    each = 8 // bits
+    codes = nn.functional.pad(codes, (0, -codes.shape[1] % each)).unflatten(1, (-1, each))
+    return (codes << (torch.arange(each, device=codes.device, dtype=torch.uint8) * bits)).sum(2, dtype=torch.uint8)
+
+
+def unpack_codes(codes: Tensor, columns: int, bits: int) -> Tensor:
+    """The whole numbers (outputs, columns) int8 of `pack_codes`."""
+    shifts = torch.arange(8 // bits, device=codes.device, dtype=torch.uint8) * bits
+    fields = ((codes[..., None] >> shifts) & (2**bits - 1)).flatten(1)[:, :columns]
+    if bits == 1:
+        return fields.view(torch.int8) * 2 - 1
+    return (fields.to(torch.int16) - 2 ** (bits - 1)).to(torch.int8)
+
+
+def to_whole(x: Tensor, bits: int, signed: bool, alpha: Tensor, beta: Tensor | None = None) -> Tensor:
+    """The whole numbers that quantized activations are alpha times of, in x's dtype."""
+    x = x if beta is None else x + beta
+    if bits == 1 and signed:
+        return sign(x)
+    return (x / alpha).round().clamp(*integer_range(bits, signed))
+
+
+def native_kernel(x: Tensor) -> kernels.Native | None:
+    """The native kernel that is to compute on x, with torch's number of threads."""
+    if kernels.chosen() not in kernels.LEVELS or x.device.type != "cpu" or x.dtype != torch.float32:
+        return None
+    return kernels.native(kernels.chosen(), torch.get_num_threads())
+
+
+def rows_of(x: Tensor) -> Any:
+    """(..., channels) -> a contiguous numpy array (rows, channels)."""
+    return x.detach().reshape(-1, x.shape[-1]).contiguous().numpy()
+
+
+@functools.cache
+def _has_fast_int8() -> bool:
+    # Elsewhere torch._int_mm is a plain loop.
+    return torch.backends.mkldnn.is_available() and torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
+
+
+class PackedLayer(nn.Module):
+    """What packed layers share: codes, scales, bias, and how the input is quantized."""
+
+    codes: Tensor
+    weight_scale: Tensor
+    bias: Tensor
+    alpha: Tensor | None
+    beta: Tensor | None
+
+    def __init__(self, outputs: int, columns: int, channels: int, bits: Bits, per_channel: bool, signed: bool) -> None:
+        """columns: weights of one output; channels: of the input."""
+        super().__init__()
+        self.columns, self.bits, self.signed = columns, bits, signed
+        self.register_buffer("codes", torch.zeros(outputs, code_bytes(columns, bits.weight), dtype=torch.uint8))
+        self.register_buffer("weight_scale", torch.zeros(outputs if per_channel else ()))
+        self.register_buffer("bias", torch.zeros(outputs))
+        quantized = bits.activation < 32
+        self.register_buffer("alpha", torch.ones(()) if quantized else None)
+        self.register_buffer("beta", torch.zeros(channels) if bits.activation == 1 and signed else None)
+
+    def weight(self) -> Tensor:
+        """Whole numbers (outputs, columns), int8."""
+        return unpack_codes(self.codes, self.columns, self.bits.weight)
+
+    def quantized_input(self, x: Tensor) -> tuple[Tensor, Tensor | float]:
+        """(..., channels) -> whole numbers and their scale; the input itself and 1 where it is not quantized."""
+        if self.alpha is None:
+            return x, 1.0
+        return to_whole(x, self.bits.activation, self.signed, self.alpha, self.beta), self.alpha
+
+
+class PackedLinear(PackedLayer):
+    """A linear layer of packed weights of 1, 2, 4 or 8 bits."""
+
+    def __init__(self, inputs: int, outputs: int, bits: Bits, per_channel: bool, signed: bool) -> None:
+        super().__init__(outputs, inputs, inputs, bits, per_channel, signed)
+        self._native: Linear | None = None
+        self.register_load_state_dict_post_hook(PackedLinear._forget)
+
+    def _forget(self, *_: object) -> None:
+        self._native = None
+
+    def packed(self) -> Packed:
+        """The canonical tensors as numpy arrays."""
+        alpha, beta = (None if t is None else t.numpy() for t in (self.alpha, self.beta))
+        codes, scale, bias = self.codes.numpy(), self.weight_scale.numpy(), self.bias.numpy()
+        return Packed(self.bits, self.columns, codes, scale, bias, alpha, beta, not self.signed)
+
+    @torch.no_grad()
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., inputs) -> (..., outputs)."""
+        kernel = native_kernel(x)
+        if kernel is not None and self.bits in NATIVE:
+            if self._native is None:
+                self._native = NATIVE[self.bits](self.packed())
+            return torch.from_numpy(self._native(rows_of(x), kernel)).unflatten(0, x.shape[:-1])
+        whole, alpha = self.quantized_input(x)
+        if self.bits == ONE_BIT and kernels.chosen() == "numba" and x.device.type == "cpu":
+            from upstreams.packed.numba_kernel import product
+
+            sums = torch.from_numpy(product(rows_of(whole), self.codes.numpy(), self.signed)).to(x.dtype)
+            sums = sums.unflatten(0, x.shape[:-1])
+        elif self.bits.activation <= 8 and x.device.type == "cpu" and _has_fast_int8():
+            sums = self._int8_sums(whole.reshape(-1, self.columns)).to(x.dtype).unflatten(0, x.shape[:-1])
+        else:
+            sums = nn.functional.linear(whole, self.weight().to(x.dtype))
+        return sums * (self.weight_scale * alpha) + self.bias
+
+    def _int8_sums(self, whole: Tensor) -> Tensor:
+        """Whole numbers (rows, inputs) -> (rows, outputs) int32."""
+        weight = self.weight()
+        if self.signed or self.bits.activation < 8:
+            return torch._int_mm(whole.to(torch.int8), weight.T)
+        # 0 to 255 does not fit: 128 less does, and 128 times the sum of a column's weights is added again.
+        return torch._int_mm((whole - 128).to(torch.int8), weight.T) + 128 * weight.sum(1, dtype=torch.int32)
+
+
+class PackedConv1d(PackedLayer):
+    """A convolution along frames of packed weights, computed in torch; arguments as `QuantConv1d`'s attributes."""
+
+    def __init__(
+        self,
+        shape: torch.Size,
+        stride: tuple[int, ...],
+        padding: tuple[int, ...],
+        groups: int,
+        bits: Bits,
+        per_channel: bool,
+        signed: bool,
+    ) -> None:
+        super().__init__(shape[0], math.prod(shape[1:]), shape[1] * groups, bits, per_channel, signed)
+        self.shape, self.stride, self.padding, self.groups = shape, stride, padding, groups
+
+    @torch.no_grad()
+    def forward(self, x: Tensor) -> Tensor:
+        """(batch, inputs, frames) or (batch, inputs, frames, any), zero where padded -> the same with outputs."""
+        silent = (x == 0).all(1, keepdim=True) if self.beta is not None else None  # as QuantConv1d
+        whole, alpha = self.quantized_input(x.movedim(1, -1))
+        whole = whole.movedim(-1, 1)
+        whole = whole if silent is None else whole.masked_fill(silent, 0.0)
+        convolve = nn.functional.conv1d if len(self.shape) == 3 else nn.functional.conv2d
+        weight = self.weight().to(x.dtype).view(self.shape)
+        sums = convolve(whole, weight, None, self.stride, self.padding, groups=self.groups)
+        across = (-1, *(1 for _ in self.shape[2:]))
+        scale = self.weight_scale * alpha
+        return sums * (scale.view(across) if scale.ndim else scale) + self.bias.view(across)
+
+
+class PackedMatmul(nn.Module):
+    """Attention's two products on quantized operands; the buffers are the operands' scales."""
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    probability: Tensor
+
+    def __init__(self, bits: int) -> None:
+        super().__init__()
+        self.bits = bits
+        for name in ("query", "key", "value", "probability"):
+            self.register_buffer(name, torch.ones(()))
+
+    def scales(self, dim: int) -> tuple[float, float, float]:
+        """What scores of heads of width dim are multiplied by, the probabilities' scale, and the context's."""
+        query, key, value, probability = (float(t) for t in (self.query, self.key, self.value, self.probability))
+        return query * key / math.sqrt(dim), probability, value * probability
+
+    @torch.no_grad()
+    def forward(self, query: Tensor, key: Tensor, value: Tensor, visible: Tensor, bias: Tensor | None = None) -> Tensor:
+        """query (n, heads, q, d), key, value (n, heads, k, d), visible (n, 1, 1 or q, k) bool -> like query.
+
+        bias: (n, heads, q, k), added to the scores.
+        """
+        left, right = to_whole(query, self.bits, True, self.query), to_whole(key, self.bits, True, self.key)
+        scores = left @ right.transpose(-1, -2) * (self.query * self.key) / math.sqrt(query.shape[-1])
+        scores = scores if bias is None else scores + bias
+        probability = scores.masked_fill(~visible, float("-inf")).softmax(-1)
+        chosen = to_whole(probability, self.bits, False, self.probability)
+        return chosen @ to_whole(value, self.bits, True, self.value) * (self.probability * self.value)
