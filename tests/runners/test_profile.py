@@ -14,6 +14,8 @@ import torch
 
 from upstreams import checkpoint, cost
 from upstreams.config import preset
+from upstreams.packed import convert
+from upstreams.quantization.convert import calibrating
 
 
 def superbit(*arguments: object) -> subprocess.CompletedProcess[str]:
@@ -22,17 +24,21 @@ def superbit(*arguments: object) -> subprocess.CompletedProcess[str]:
 
 
 def test_names_and_checkpoints_on_the_leaderboards_utterances(tmp_path: Path) -> None:
-    """No checkpoint is needed for a name; a checkpoint of the same shape and bits costs the same."""
-    model = checkpoint.build(dataclasses.replace(preset("conformer_mini"), bits="w1a1"))
-    checkpoint.save(tmp_path / "mine.safetensors", model, torch.nn.Linear(96, 5), {})
-    names = ["hubert_base", "conformer_mini_w1a1", "conformer_mini_untrained", tmp_path / "mine.safetensors"]
+    """No checkpoint is needed for a name; a checkpoint of the same shape and bits costs the same, packed or not."""
+    model = checkpoint.build(dataclasses.replace(preset("conformer_mini"), bits="w1a1")).eval()
+    with torch.no_grad(), calibrating(model):
+        model(torch.randn(1, 16_000) * 0.1)
+    files = tmp_path / "mine.safetensors", tmp_path / "packed.safetensors"
+    checkpoint.save(files[0], model, torch.nn.Linear(96, 5), {})
+    convert.pack_checkpoint(*files)
+    names = ["hubert_base", "conformer_mini_w1a1", "conformer_mini_untrained", *files]
     done = superbit(*names, "--json", tmp_path / "costs.json")
     assert done.returncode == 0, done.stderr
-    hubert, binary, plain, mine = json.loads((tmp_path / "costs.json").read_text())
+    hubert, binary, plain, mine, packed = json.loads((tmp_path / "costs.json").read_text())
     assert hubert["name"] == "hubert_base" and hubert["macs"] == pytest.approx(1669e9, rel=0.005)
     assert "hubert_base" in done.stdout and "1665.5" in done.stdout
     same = ("parameters", "macs", "bops", "storage_bytes", "estimated_runtime", "modules")
-    assert all(binary[key] == mine[key] for key in same)
+    assert all(binary[key] == mine[key] == packed[key] for key in same)
     assert binary["macs"] == plain["macs"] and binary["bops"] < plain["bops"] / 4
     assert binary["storage_bytes"] < plain["storage_bytes"] / 8
     assert plain["bops"] == 1024 * plain["macs"] and plain["estimated_runtime"] == 1 > binary["estimated_runtime"]
