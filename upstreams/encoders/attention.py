@@ -60,7 +60,7 @@ def local_attention(
     """Every frame sees `radius` frames to either side, in blocks. Shapes as in `full_attention`."""
     batch, frames = query.shape[:2]
     size = min(radius, BLOCK)
-    blocks = (frames + size - 1) // size
+    blocks = (frames + size - 1) // size  # ONNX divides towards zero, where -(-frames // size) would be wrong
     padded = blocks * size
     window = size + 2 * radius
 
