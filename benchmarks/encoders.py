@@ -21,7 +21,7 @@ from upstreams import (
 )
 from upstreams.config import preset
 from upstreams.encoders.attention import ScaledDotProduct, local_attention
-from upstreams.encoders.convolution import DepthwiseConvolution
+from upstreams.encoders.convolution import DepthwiseConvolution, FrameConvolution
 
 Contest = tuple[str, dict[str, Callable[[], object]]]  # a title; ours first, then what it is held against
 
@@ -53,6 +53,16 @@ def depthwise() -> Contest:
     }
 
 
+def grouped() -> Contest:
+    """HuBERT's positional convolution (16 groups of 48 channels, kernel 128) in 1-D, against 2-D in channels_last."""
+    ours = FrameConvolution(768, 768, (128, 1), padding=(64, 0), groups=16)
+    x = torch.randn(1, 500, 768).transpose(1, 2).unsqueeze(-1)
+    return "convolution of 16 groups, d = 768, kernel 128, 500 frames", {
+        "conv1d": lambda: ours(x),
+        "channels_last conv2d": lambda: nn.Conv2d.forward(ours, x),
+    }
+
+
 def whole_models(seconds: float) -> Contest:
     """transformer_base and hubert_base against transformers' HubertModel of the same encoder, with SDPA."""
     from transformers import HubertConfig, HubertModel  # after s3prl_compat, which makes its torchaudio importable
@@ -80,7 +90,7 @@ def main() -> None:
     print(f"{processor()}, {arguments.threads} thread(s), torch {torch.__version__}, medians of {arguments.repeats}\n")
     print("| what | ms | times the last one's speed |\n|---|---|---|")
     with torch.inference_mode():
-        for title, functions in (attention(500), attention(1500), depthwise(), whole_models(10)):
+        for title, functions in (attention(500), attention(1500), depthwise(), grouped(), whole_models(10)):
             figures[title] = seconds = interleaved(functions, arguments.repeats)
             reference = list(seconds.values())[-1]
             for name, value in seconds.items():

@@ -159,6 +159,9 @@ def test_utterance_loss_is_low_for_true_pairs() -> None:
 def test_commands_help_without_heavy_imports() -> None:
     code = "import sys, runners.cli; sys.exit(bool({'torch', 's3prl', 'sklearn'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], env=os.environ).returncode == 0
-    for command in ("pretrain", "quantize", "analyse", "evaluate", "report", "labels mfcc", "corpus mini"):
+    for command in (
+        *("pretrain", "quantize", "analyse", "evaluate", "report", "labels mfcc", "corpus mini"),
+        *("import", "profile", "pack", "export"),
+    ):
         done = superbit(*command.split(), "--help")
         assert done.returncode == 0 and "--" in done.stdout

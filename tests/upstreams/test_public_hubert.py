@@ -117,12 +117,12 @@ def test_hidden_states_equal_transformers(config: ModelConfig, form: str, tmp_pa
             assert not state[row, frames:].any()
 
 
-def s3prl_file(path: Path, pre: bool) -> nn.Module:
+def s3prl_file(path: Path, config: ModelConfig = POST) -> nn.Module:
     """A checkpoint as s3prl converts fairseq's, with random weights, and s3prl's own upstream on it."""
     hubert = pytest.importorskip("s3prl.upstream.hubert.hubert_model")
     from s3prl.upstream.hubert.expert import UpstreamExpert
 
-    encoder = POST.encoder
+    encoder, width, pre = config.encoder, config.front_end.width, config.encoder.norm == "pre"
     model_config = hubert.HubertConfig(
         label_rate=50.0,
         extractor_mode="layer_norm" if pre else "default",
@@ -132,7 +132,7 @@ def s3prl_file(path: Path, pre: bool) -> nn.Module:
         encoder_embed_dim=encoder.dim,
         encoder_ffn_embed_dim=encoder.feed_forward_dim,
         encoder_attention_heads=encoder.heads,
-        conv_feature_layers="[(24,10,5)] + [(24,3,2)] * 4 + [(24,2,2)] * 2",
+        conv_feature_layers=f"[({width},10,5)] + [({width},3,2)] * 4 + [({width},2,2)] * 2",
         conv_pos=encoder.position_kernel,
         conv_pos_groups=encoder.position_groups,
         final_dim=16,
@@ -155,7 +155,7 @@ def s3prl_file(path: Path, pre: bool) -> nn.Module:
 @pytest.mark.parametrize("config", [POST, PRE], ids=lambda c: c.name)
 @torch.no_grad()
 def test_hidden_states_equal_s3prls_hubert(config: ModelConfig, tmp_path: Path) -> None:
-    theirs = s3prl_file(tmp_path / "hubert.pt", pre=config.encoder.norm == "pre")
+    theirs = s3prl_file(tmp_path / "hubert.pt", config)
     ours, head = load_public(tmp_path / "hubert.pt", config)
     assert {name: tuple(t.shape) for name, t in head.items()} == {
         "projection.weight": (16, 48),
@@ -177,7 +177,7 @@ class Dictionary:
 
 def test_fairseqs_own_files_load_without_fairseq(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Their vocabulary objects are passed over; nothing of them is run."""
-    s3prl_file(tmp_path / "hubert.pt", pre=False)
+    s3prl_file(tmp_path / "hubert.pt")
     weights = torch.load(tmp_path / "hubert.pt", weights_only=True)["model_weight"]
     fairseq = type(sys)("fairseq.data.dictionary")
     fairseq.Dictionary = Dictionary  # type: ignore[attr-defined]
@@ -248,5 +248,15 @@ def test_the_command_makes_an_upstream_and_a_teacher(tmp_path: Path) -> None:
     assert len(UpstreamExpert(path)([torch.randn(4_000)])["hidden_states"]) == 13
     with pytest.raises(UserError, match="has no pre-training head"):
         load_with_head(path)
+    # s3prl's file has the head, so that the same checkpoint can teach.
+    s3prl_file(tmp_path / "hubert.pt", preset("hubert_base"))
+    done = subprocess.run(
+        [*command[:-1], str(tmp_path / "hubert.pt"), "--out", str(tmp_path)], capture_output=True, text=True
+    )
+    assert done.returncode == 0 and "(with its pre-training head)" in done.stdout, done.stderr
+    weights = torch.load(tmp_path / "hubert.pt", weights_only=True)["model_weight"]
+    teacher = load_with_head(path)
+    assert torch.equal(teacher.head.codewords, weights["label_embs_concat"])
+    assert torch.equal(teacher.head.projection.weight, weights["final_proj.weight"])
     done = subprocess.run([*command[:-1], str(path), "--out", str(tmp_path)], capture_output=True, text=True)
     assert done.returncode == 2 and "no HuBERT in transformers' or fairseq's layout" in done.stderr
