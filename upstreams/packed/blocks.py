@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from upstreams.encoders.attention import Attention
 from upstreams.encoders.feed_forward import FeedForward
 from upstreams.encoders.positions import ConvPositions, RelativePositions, Rotary
-from upstreams.model import AudioEncoder
+from upstreams.model import AudioEncoder, checked
 from upstreams.packed.file import HeldTensors, Layer, PackedFile
 from upstreams.packed.kernels import Floats, Native
 from upstreams.packed.linear import BinaryBits, BinaryFeedForward, FloatConvolution, FloatLinear
@@ -155,7 +155,7 @@ class PackedPositions(ConvPositions):
 
 
 class PackedAudioEncoder(AudioEncoder):
-    """A packed model. Encoders that need no torch run from the front-end's output on as they do without it."""
+    """A packed model. Those that need no torch run as they do without it, one utterance after the other."""
 
     def __init__(self, model: AudioEncoder) -> None:
         nn.Module.__init__(self)
@@ -181,14 +181,13 @@ class PackedAudioEncoder(AudioEncoder):
             held = HeldTensors({name: t.detach().numpy() for name, t in stored_tensors(self).items()})
             packed = PackedFile(Path("the model"), self.config, layer_table(self), held, {})
             self._runtime = Runtime(packed, kernel.threads)
-        embedded, frames = self.embed(waveforms, lengths)
-        count = self.config.encoder.layers if layers is None else layers
-        states = [torch.zeros_like(embedded) for _ in range(count + 1)]
-        for utterance, length in enumerate(frames.tolist()):
-            own = self._runtime.encode(embedded[utterance, :length].contiguous().numpy(), layers)
-            for state, filled in zip(states, own, strict=True):
-                state[utterance, :length] = torch.from_numpy(filled)
-        return tuple(states)
+        waveforms, lengths = checked(waveforms, lengths)
+        utterances = [
+            [torch.from_numpy(state) for state in self._runtime(waveform[:length].numpy(), layers)]
+            for waveform, length in zip(waveforms, lengths.tolist(), strict=True)
+        ]
+        frames = int(self.frame_count(torch.tensor(waveforms.shape[1])))
+        return tuple(padded_to(frames, list(states)) for states in zip(*utterances, strict=True))
 
     @torch.no_grad()
     def mapped(self, layer: int, state: Tensor) -> Tensor:
@@ -201,6 +200,16 @@ class PackedAudioEncoder(AudioEncoder):
             self._rotation = FloatLinear(rotation.T, rotation[0] * 0)
         x = (state - self.output_mean[layer]) / self.output_std[layer]
         return torch.from_numpy(self._rotation(rows_of(x), kernel)).view_as(x)
+
+
+def padded_to(frames: int, states: list[Tensor]) -> Tensor:
+    """States (own frames, dim) -> (batch, frames, dim), zero where padded; one that fills its row is not copied."""
+    if len(states) == 1 and len(states[0]) == frames:
+        return states[0][None]
+    batch = states[0].new_zeros(len(states), frames, states[0].shape[1])
+    for row, state in zip(batch, states, strict=True):
+        row[: len(state)] = state
+    return batch
 
 
 def stored_tensors(model: nn.Module) -> dict[str, Tensor]:

@@ -462,6 +462,17 @@ INLINE float exponential(float x) {
     return p * scale;
 }
 
+// erf(x) within 2e-7 (Abramowitz and Stegun, Handbook of Mathematical Functions, 7.1.26), as straight arithmetic too.
+INLINE float error_function(float x) {
+    float size = std::fabs(x), t = 1.0f / (1.0f + 0.3275911f * size);
+    float p = 1.061405429f;
+    p = p * t - 1.453152027f;
+    p = p * t + 1.421413741f;
+    p = p * t - 0.284496736f;
+    p = p * t + 0.254829592f;
+    return std::copysign(1.0f - p * t * exponential(-size * size), x);
+}
+
 // Which keys a query sees, and what is added to its scores.
 struct Window {
     i64 queries, keys, heads, dim;
@@ -526,6 +537,8 @@ struct BinaryAttention {
         std::vector<uint32_t> k(words * padded), v(key_words * wide), chosen(key_words);
         std::vector<float> score(padded);
         std::vector<uint32_t> sum(wide), count(padded);
+        std::vector<float> weights(std::max<i64>(64, dim + 1));  // exp(score - highest) by how many bits more differ
+        for (i64 n = 0; n <= dim; ++n) weights[n] = exponential(-2.0f * score_scale * float(n));
         for (i64 item = begin; item < end; ++item) {
             i64 batch = item / heads, head = item % heads;
             auto row = [&](const u32* x, i64 frames, i64 frame) ALWAYS -> const u32* {
@@ -546,7 +559,7 @@ struct BinaryAttention {
                 const u32* q = row(query, queries, frame);
 #if X86
                 if (level == avx512 && !window.relative) {
-                    choose_avx512(q, k.data(), padded, words, low, high, count.data(), score.data(), chosen.data());
+                    choose_avx512(q, k.data(), padded, words, low, high, count.data(), weights.data(), chosen.data());
                     add_values_avx512(chosen.data(), v.data(), wide, from / 32, until / 32, to);
                     continue;
                 }
@@ -572,9 +585,10 @@ struct BinaryAttention {
 
 #if X86
     // What `scores`, `exponentiate` and `pack` do one after the other, in registers: bit j of `chosen` is set where key j
-    // has a probability above the threshold. Without relative scores the highest score is the one of fewest differences.
+    // has a probability above the threshold. Without relative scores the highest score is the one of fewest differences,
+    // and a key's weight exp(score - highest) one of few: of weights[n] with n more differences.
     AVX512 void choose_avx512(const u32* q, const uint32_t* k, i64 padded, i64 words, i64 low, i64 high, uint32_t* count,
-                              float* weight, uint32_t* chosen) const {
+                              const float* weights, uint32_t* chosen) const {
         const i64 from = low / 32 * 32, until = (high + 31) / 32 * 32;
         auto seen = [&](i64 j) AVX512 -> __mmask16 {  // of 16 keys from j on
             uint32_t mask = 0xffff;
@@ -592,20 +606,26 @@ struct BinaryAttention {
             fewest = _mm512_mask_min_epi32(fewest, seen(j), fewest, sum);
             _mm512_storeu_si512(count + j, sum);
         }
-        const __m512i least = _mm512_set1_epi32(_mm512_reduce_min_epi32(fewest));
-        const __m512 scale = _mm512_set1_ps(-2.0f * score_scale);
+        const int32_t least = _mm512_reduce_min_epi32(fewest);
+        const __m512 table[4] = {_mm512_loadu_ps(weights), _mm512_loadu_ps(weights + 16), _mm512_loadu_ps(weights + 32),
+                                 _mm512_loadu_ps(weights + 48)};
         __m512 sum = _mm512_setzero_ps();
         for (i64 j = from; j < until; j += 16) {
-            __m512i more = _mm512_sub_epi32(_mm512_loadu_si512(count + j), least);
-            __m512 e = exponential_avx512(_mm512_mul_ps(_mm512_cvtepi32_ps(more), scale));
-            e = _mm512_maskz_mov_ps(seen(j), e);
-            sum = _mm512_add_ps(sum, e);
-            _mm512_storeu_ps(weight + j, e);
+            __m512i more = _mm512_sub_epi32(_mm512_loadu_si512(count + j), _mm512_set1_epi32(least));
+            __m512 e = _mm512_mask_blend_ps(_mm512_test_epi32_mask(more, _mm512_set1_epi32(32)),
+                                            _mm512_permutex2var_ps(table[0], more, table[1]),
+                                            _mm512_permutex2var_ps(table[2], more, table[3]));
+            const __mmask16 beyond = _mm512_mask_cmpgt_epi32_mask(seen(j), more, _mm512_set1_epi32(63));
+            if (beyond) e = _mm512_mask_i32gather_ps(e, beyond, more, weights, 4);
+            sum = _mm512_mask_add_ps(sum, seen(j), sum, e);
         }
-        const __m512 bound = _mm512_set1_ps(threshold * _mm512_reduce_add_ps(sum));
+        const float bound = threshold * _mm512_reduce_add_ps(sum);
+        int32_t limit = least;  // fewer differences than this: a weight above the bound
+        while (limit <= window.dim && weights[limit - least] > bound) ++limit;
         for (i64 j = from; j < until; j += 32) {
-            uint32_t right = _mm512_cmp_ps_mask(_mm512_loadu_ps(weight + j), bound, _CMP_GT_OQ);
-            uint32_t left = _mm512_cmp_ps_mask(_mm512_loadu_ps(weight + j + 16), bound, _CMP_GT_OQ);
+            const __m512i most = _mm512_set1_epi32(limit);
+            uint32_t right = _mm512_mask_cmplt_epi32_mask(seen(j), _mm512_loadu_si512(count + j), most);
+            uint32_t left = _mm512_mask_cmplt_epi32_mask(seen(j + 16), _mm512_loadu_si512(count + j + 16), most);
             chosen[j / 32] = right | left << 16;
         }
     }
@@ -624,19 +644,6 @@ struct BinaryAttention {
             _mm512_mask_storeu_ps(to + c, there >= 16 ? 0xffff : __mmask16((1u << there) - 1),
                                   _mm512_mul_ps(_mm512_cvtepi32_ps(sum), _mm512_set1_ps(value_scale)));
         }
-    }
-
-    // `exponential` of 16 values.
-    AVX512 static __m512 exponential_avx512(__m512 x) {
-        x = _mm512_max_ps(x, _mm512_set1_ps(-87.0f));
-        __m512 whole = _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(1.44269504f)), 0);
-        __m512 r = _mm512_fnmadd_ps(whole, _mm512_set1_ps(0.693359375f), x);
-        r = _mm512_fmadd_ps(whole, _mm512_set1_ps(2.12194440e-4f), r);
-        __m512 p = _mm512_set1_ps(1.9875691500e-4f);
-        for (float c : {1.3981999507e-3f, 8.3334519073e-3f, 4.1665795894e-2f, 1.6666665459e-1f, 5.0000001201e-1f})
-            p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(c));
-        p = _mm512_add_ps(_mm512_fmadd_ps(_mm512_mul_ps(p, r), r, r), _mm512_set1_ps(1.0f));
-        return _mm512_scalef_ps(p, whole);
     }
 #endif
 
@@ -700,27 +707,6 @@ struct QuantizeBytes {
 
 // counts[row][output] = sum of bytes * weights for `rows` rows and two blocks; panel: [4 inputs][block][output][input].
 #if X86
-template <int rows>
-AVX512 void multiply_avx512(const uint8_t* bytes, i64 inputs, const int8_t* panel, int32_t* counts) {
-    __m512i sum[rows][2];
-    for (int row = 0; row < rows; ++row) sum[row][0] = sum[row][1] = _mm512_setzero_si512();
-    for (i64 k = 0; k < inputs; k += 4) {
-        __m512i left = _mm512_loadu_si512(panel + k * 32), right = _mm512_loadu_si512(panel + k * 32 + 64);
-#pragma GCC unroll 12
-        for (int row = 0; row < rows; ++row) {
-            int32_t four;
-            std::memcpy(&four, bytes + row * inputs + k, 4);
-            __m512i x = _mm512_set1_epi32(four);
-            sum[row][0] = _mm512_dpbusd_epi32(sum[row][0], x, left);
-            sum[row][1] = _mm512_dpbusd_epi32(sum[row][1], x, right);
-        }
-    }
-    for (int row = 0; row < rows; ++row) {
-        _mm512_storeu_si512(counts + row * 32, sum[row][0]);
-        _mm512_storeu_si512(counts + row * 32 + 16, sum[row][1]);
-    }
-}
-
 // The weights are +1 and -1, so a pair's sum stays within 16 bits.
 template <int rows>
 AVX2 void multiply_avx2(const uint8_t* bytes, i64 inputs, const int8_t* panel, int32_t* counts) {
@@ -753,30 +739,129 @@ SCALAR void multiply_scalar(const uint8_t* bytes, i64 inputs, const int8_t* pane
                     counts[row * 32 + output] += bytes[row * inputs + k + b] * panel[k * 32 + output * 4 + b];
 }
 
+// With AVX-512 a table of the 16 signed sums of four inputs, in 16 bits, is looked up by four bits of 32 outputs at once;
+// at the other levels the weights are expanded to bytes, which are multiplied.
 struct ByteProduct {
     const uint8_t* bytes;
-    i64 rows, words;
+    i64 words;
     const u32* weights;
     i64 outputs, blocks;
     Affine affine;
     f32* out;
 
-    // An item is a pair of blocks, whose weights are expanded to bytes once for all rows.
     template <Level level>
     INLINE void run(i64 begin, i64 end) const {
+#if X86
+        if (level == avx512) return look_up(begin, end);
+#endif
+        expand_and_multiply<level>(begin, end);
+    }
+
+#if X86
+    static constexpr int TALL = 4, WIDE = 4;  // rows, and pairs of blocks, at a time
+    static constexpr i64 BEFORE_OVERFLOW = 4;  // words: 32 sums of four bytes, at most 32 * 1020, fit into 16 bits
+
+    AVX512 void look_up(i64 begin, i64 end) const {
+        const i64 table = words * 8 * 16;  // of a row
+        std::vector<int16_t> tables(TALL * table);
+        alignas(64) int32_t sums[TALL * WIDE * 32];
+        for (i64 row = begin; row < end; row += TALL) {
+            int tall = int(std::min<i64>(TALL, end - row));
+            for (int r = 0; r < tall; ++r) fill_table(bytes + (row + r) * words * 32, tables.data() + r * table);
+            for (i64 block = 0; block < blocks;) {
+                const int wide = tall == TALL && blocks - block >= 2 * WIDE ? WIDE : 1;
+                if (wide == WIDE)
+                    sum_tables<TALL, WIDE>(tables.data(), block, sums);
+                else
+                    for (int r = 0; r < tall; ++r) sum_tables<1, 1>(tables.data() + r * table, block, sums + r * 32);
+                i64 output = block * LANES, there = std::min<i64>(wide * 32, outputs - output);
+                for (int r = 0; r < tall; ++r)
+                    affine.finish<WIDE * 32>(sums + r * wide * 32, output, there, out + (row + r) * outputs + output);
+                block += 2 * wide;
+            }
+        }
+    }
+
+    // table[four inputs][n] = sum of +byte where bit b of n is set, else -byte, over the four inputs b.
+    AVX512 void fill_table(const uint8_t* from, int16_t* table) const {
+        alignas(64) int8_t signs[16][4];
+        for (int n = 0; n < 16; ++n)
+            for (int b = 0; b < 4; ++b) signs[n][b] = (n >> b & 1) ? 1 : -1;
+        const __m512i sign = _mm512_load_si512(signs);
+        for (i64 k = 0; k < words * 32; k += 4) {
+            int32_t four;
+            std::memcpy(&four, from + k, 4);
+            __m512i sum = _mm512_dpbusd_epi32(_mm512_setzero_si512(), _mm512_set1_epi32(four), sign);
+            _mm256_storeu_si256((__m256i*)(table + k * 4), _mm512_cvtepi32_epi16(sum));
+        }
+    }
+
+    template <int rows, int wide>
+    AVX512 void sum_tables(const int16_t* tables, i64 block, int32_t* sums) const {
+        alignas(64) int16_t even[32], odd[32];  // the lower and the upper halves of the words of two blocks
+        for (int lane = 0; lane < 32; ++lane) even[lane] = int16_t(2 * lane), odd[lane] = int16_t(2 * lane + 1);
+        const __m512i lower = _mm512_load_si512(even), upper = _mm512_load_si512(odd);
+        for (i64 from = 0; from < words || from == 0; from += BEFORE_OVERFLOW) {
+            __m512i sum[rows][wide];
+            for (int r = 0; r < rows; ++r)
+                for (int w = 0; w < wide; ++w) sum[r][w] = _mm512_setzero_si512();
+            for (i64 k = from; k < std::min(words, from + BEFORE_OVERFLOW); ++k)
+                for (int half = 0; half < 2; ++half) {
+                    __m512i index[wide];
+#pragma GCC unroll 4
+                    for (int w = 0; w < wide; ++w) {
+                        const i64 left = block + 2 * w, right = std::min(left + 1, blocks - 1);  // an odd last one: twice
+                        index[w] = _mm512_permutex2var_epi16(_mm512_loadu_si512(weights + (left * words + k) * LANES),
+                                                             half ? upper : lower,
+                                                             _mm512_loadu_si512(weights + (right * words + k) * LANES));
+                    }
+#pragma GCC unroll 4
+                    for (int four = 0; four < 4; ++four) {
+#pragma GCC unroll 4
+                        for (int r = 0; r < rows; ++r) {
+                            const int16_t* entry = tables + ((r * words + k) * 8 + half * 4 + four) * 16;
+                            // Twice the same 16 entries, so that the fifth bit of an index does not matter.
+                            __m512i table = _mm512_broadcast_i64x4(_mm256_loadu_si256((const __m256i*)entry));
+#pragma GCC unroll 4
+                            for (int w = 0; w < wide; ++w)
+                                sum[r][w] = _mm512_add_epi16(sum[r][w], _mm512_permutexvar_epi16(index[w], table));
+                        }
+#pragma GCC unroll 4
+                        for (int w = 0; w < wide; ++w) index[w] = _mm512_srli_epi16(index[w], 4);
+                    }
+                }
+            for (int r = 0; r < rows; ++r)
+                for (int w = 0; w < wide; ++w) {
+                    int32_t* to = sums + (r * wide + w) * 32;
+                    __m512i left = _mm512_cvtepi16_epi32(_mm512_castsi512_si256(sum[r][w]));
+                    __m512i right = _mm512_cvtepi16_epi32(_mm512_extracti64x4_epi64(sum[r][w], 1));
+                    if (from > 0) {
+                        left = _mm512_add_epi32(left, _mm512_loadu_si512(to));
+                        right = _mm512_add_epi32(right, _mm512_loadu_si512(to + 16));
+                    }
+                    _mm512_storeu_si512(to, left);
+                    _mm512_storeu_si512(to + 16, right);
+                }
+        }
+    }
+#endif
+
+    // Two blocks' weights are expanded to bytes once for all rows.
+    template <Level level>
+    INLINE void expand_and_multiply(i64 begin, i64 end) const {
         constexpr int tall = 8;
         alignas(64) int32_t counts[tall * 32];
         const i64 inputs = words * 32;
         std::vector<int8_t> panel(inputs * 32);
-        for (i64 pair = begin; pair < end; ++pair) {
+        for (i64 pair = 0; pair < (blocks + 1) / 2; ++pair) {
             for (int block = 0; block < 2; ++block) expand(pair * 2 + block, panel.data() + block * 64);
             i64 output = pair * 32, there = std::min<i64>(32, outputs - output);
-            i64 row = 0;
-            for (; row + tall <= rows; row += tall) {
+            i64 row = begin;
+            for (; row + tall <= end; row += tall) {
                 multiply<level, tall>(bytes + row * inputs, inputs, panel.data(), counts);
                 for (int r = 0; r < tall; ++r) affine.finish<32>(counts + r * 32, output, there, out + (row + r) * outputs + output);
             }
-            for (; row < rows; ++row) {
+            for (; row < end; ++row) {
                 multiply<level, 1>(bytes + row * inputs, inputs, panel.data(), counts);
                 affine.finish<32>(counts, output, there, out + row * outputs + output);
             }
@@ -800,7 +885,6 @@ struct ByteProduct {
     template <Level level, int rows>
     INLINE static void multiply(const uint8_t* bytes, i64 inputs, const int8_t* panel, int32_t* counts) {
 #if X86
-        if (level == avx512) return multiply_avx512<rows>(bytes, inputs, panel, counts);
         if (level == avx2) return multiply_avx2<rows>(bytes, inputs, panel, counts);
 #endif
         multiply_scalar<rows>(bytes, inputs, panel, counts);
@@ -1071,25 +1155,28 @@ struct LayerNorm {
         for (i64 row = begin; row < end; ++row) {
             const f32* from = x + row * dim;
             f32* to = out + row * dim;
-            float mean = sum(from, 0.0f, false) / float(dim);
-            float deviation = std::sqrt(sum(from, mean, true) / float(dim) + epsilon);
-            for (i64 c = 0; c < dim; ++c) to[c] = (from[c] - mean) / deviation * weight[c] + bias[c];
+            float mean = sum<level, false>(from, 0.0f) / float(dim);
+            float factor = 1.0f / std::sqrt(sum<level, true>(from, mean) / float(dim) + epsilon);
+            for (i64 c = 0; c < dim; ++c) to[c] = (from[c] - mean) * factor * weight[c] + bias[c];
         }
     }
 
-    // The sum of x - mean, or of its square, in 16 partial sums.
-    INLINE float sum(const f32* from, float mean, bool square) const {
-        float lanes[LANES] = {}, total = 0.0f;
-        for (i64 c = 0; c + LANES <= dim; c += LANES)
-            for (int lane = 0; lane < LANES; ++lane) {
-                float value = from[c + lane] - mean;
-                lanes[lane] += square ? value * value : value;
-            }
-        for (i64 c = dim / LANES * LANES; c < dim; ++c) {
-            float value = from[c] - mean;
-            lanes[c % LANES] += square ? value * value : value;
+    // The sum of x - mean, or of its square, in two vectors of partial sums.
+    template <Level level, bool square>
+    INLINE float sum(const f32* from, float mean) const {
+        using Vector = typename Register<level>::type;
+        constexpr int length = sizeof(Vector) / sizeof(float);
+        Vector left = {}, right = {};
+        i64 c = 0;
+        for (; c + 2 * length <= dim; c += 2 * length) {
+            Vector x = *(const Vector*)(from + c) - mean, y = *(const Vector*)(from + c + length) - mean;
+            left += square ? x * x : x;
+            right += square ? y * y : y;
         }
-        for (int lane = 0; lane < LANES; ++lane) total += lanes[lane];
+        left += right;
+        float total = 0.0f;
+        for (; c < dim; ++c) total += square ? (from[c] - mean) * (from[c] - mean) : from[c] - mean;
+        for (int lane = 0; lane < length; ++lane) total += left[lane];
         return total;
     }
 };
@@ -1128,7 +1215,8 @@ struct Gelu {
 
     template <Level level>
     INLINE void run(i64 begin, i64 end) const {
-        for (i64 i = begin; i < end; ++i) x[i] = 0.5f * x[i] * (1.0f + std::erf(x[i] * 0.70710678f));
+        f32* values = x;
+        for (i64 i = begin; i < end; ++i) values[i] = 0.5f * values[i] * (1.0f + error_function(values[i] * 0.70710678f));
     }
 };
 
@@ -1224,8 +1312,8 @@ EXPORT void superbit_quantize_bytes(int level, int threads, const f32* values, i
 EXPORT void superbit_byte_product(int level, int threads, const uint8_t* bytes, i64 rows, i64 words, const u32* weights,
                                   i64 outputs, const i32* offset, const f32* scale, const f32* bias, f32* out) {
     i64 blocks = (outputs + LANES - 1) / LANES;
-    ByteProduct product{bytes, rows, words, weights, outputs, blocks, {offset, scale, bias, 1}, out};
-    parallel(level, threads, (blocks + 1) / 2, 1, product);
+    ByteProduct product{bytes, words, weights, outputs, blocks, {offset, scale, bias, 1}, out};
+    parallel(level, threads, rows, 8, product);
 }
 
 EXPORT void superbit_sign_product(int level, int threads, const f32* x, i64 rows, i64 inputs, const u32* weights,

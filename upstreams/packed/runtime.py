@@ -284,18 +284,18 @@ class Runtime:
         """Frames of an utterance of that many samples."""
         return self.front_end.frame_count(samples)
 
-    def __call__(self, waveform: ArrayLike) -> list[Floats]:
+    def __call__(self, waveform: ArrayLike, layers: int | None = None) -> list[Floats]:
         """(samples,) at 16 kHz in [-1, 1] -> layers + 1 hidden states (frames, dim), as the torch model's.
 
-        Raises UserError on what is no such waveform.
+        layers: blocks to run, all when None. Raises UserError on what is no such waveform.
         """
         samples = checked(waveform)
         if len(samples) == 0:
             raise UserError("the waveform is empty: at least one sample is needed")
-        return self.encode(self.front_end(samples, self.kernel))
+        return self.encode(self.front_end(samples, self.kernel), layers)
 
     def encode(self, x: Floats, layers: int | None = None) -> list[Floats]:
-        """The front-end's output (frames, dim) -> layers + 1 hidden states; layers: blocks to run, all when None."""
+        """The front-end's output (frames, dim) -> layers + 1 hidden states."""
         x = self.embed(x)
         states = [self.exported(0, x)]
         for layer, block in enumerate(self.blocks[:layers], 1):
