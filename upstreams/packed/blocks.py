@@ -149,8 +149,9 @@ class PackedPositions(ConvPositions):
             weight = convolution.weight.detach().squeeze(-1).numpy()
             self._native = FloatConvolution(weight, convolution.bias.detach().numpy(), convolution.groups)
         before, taps = convolution.kernel_size[0] // 2, convolution.kernel_size[0]
-        padded = nn.functional.pad(x, (0, 0, before, taps - 1 - before))
-        y = torch.stack([torch.from_numpy(self._native(rows_of(utterance), kernel)) for utterance in padded])
+        around = before, taps - 1 - before
+        padded = nn.functional.pad(x, (0, 0, *around))
+        y = torch.stack([torch.from_numpy(self._native(rows_of(utterance), kernel, around)) for utterance in padded])
         return nn.functional.gelu(y)
 
 

@@ -620,10 +620,12 @@ struct BinaryAttention {
             sum = _mm512_mask_add_ps(sum, seen(j), sum, e);
         }
         const float bound = threshold * _mm512_reduce_add_ps(sum);
-        int32_t limit = least;  // fewer differences than this: a weight above the bound
-        while (limit <= window.dim && weights[limit - least] > bound) ++limit;
+        int32_t limit = 0;  // fewer more differences than this: a weight above the bound
+        for (int part = 0; part < 4; ++part)
+            limit += __builtin_popcount(_mm512_cmp_ps_mask(table[part], _mm512_set1_ps(bound), _CMP_GT_OQ));
+        while (limit >= 64 && limit <= window.dim && weights[limit] > bound) ++limit;
         for (i64 j = from; j < until; j += 32) {
-            const __m512i most = _mm512_set1_epi32(limit);
+            const __m512i most = _mm512_set1_epi32(least + limit);
             uint32_t right = _mm512_mask_cmplt_epi32_mask(seen(j), _mm512_loadu_si512(count + j), most);
             uint32_t left = _mm512_mask_cmplt_epi32_mask(seen(j + 16), _mm512_loadu_si512(count + j + 16), most);
             chosen[j / 32] = right | left << 16;
@@ -904,6 +906,7 @@ struct FloatProduct {
     const f32* bias;
     f32* out;
     i64 out_stride;
+    i64 first = 0, last = std::numeric_limits<i64>::max();  // x is zero but from the one float up to the other
 
     static constexpr i64 CHUNK = 384;  // inputs whose weights for three blocks stay in the cache
     static constexpr i64 ROWS = 512;   // rows whose sums do
@@ -954,7 +957,9 @@ struct FloatProduct {
                 sum[r][b] = *(const Vector*)(k == 0 ? start + b * length : sums + r * wide * LANES + b * length);
         const f32* w = weights + (block * panel + k) * LANES;
         const f32* from = x + row * stride + k;
-        for (i64 i = 0; i < count; ++i) {
+        // Inputs that are zero in all of the rows are passed over, which leaves the sums as they are.
+        const i64 begin = std::max<i64>(0, first - (row + rows - 1) * stride - k), end = std::min(count, last - row * stride - k);
+        for (i64 i = begin; i < end; ++i) {
             Vector weight[wide * parts];
 #pragma GCC unroll 4
             for (int b = 0; b < wide * parts; ++b)
@@ -1251,7 +1256,7 @@ struct Peak {
 // ---------------------------------------------------------------------------------------------- the interface
 
 // Raised when a function's arguments change, so that a library of another version is not called.
-EXPORT int superbit_interface() { return 1; }
+EXPORT int superbit_interface() { return 2; }
 
 // The highest level this processor has: 2 AVX-512, 1 AVX2, 0 scalar, -1 none.
 EXPORT int superbit_best_level() {
@@ -1323,9 +1328,11 @@ EXPORT void superbit_sign_product(int level, int threads, const f32* x, i64 rows
 }
 
 EXPORT void superbit_float_product(int level, int threads, const f32* x, i64 rows, i64 stride, i64 inputs,
-                                   const f32* weights, i64 outputs, const f32* bias, f32* out, i64 out_stride) {
+                                   i64 first, i64 last, const f32* weights, i64 outputs, const f32* bias, f32* out,
+                                   i64 out_stride) {
     i64 blocks = (outputs + LANES - 1) / LANES;
-    parallel(level, threads, rows, 8, FloatProduct{x, stride, inputs, weights, inputs, outputs, blocks, bias, out, out_stride});
+    FloatProduct product{x, stride, inputs, weights, inputs, outputs, blocks, bias, out, out_stride, first, last};
+    parallel(level, threads, rows, 8, product);
 }
 
 EXPORT void superbit_layer_norm(int level, int threads, const f32* x, i64 rows, i64 dim, const f32* weight,

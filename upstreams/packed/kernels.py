@@ -21,7 +21,7 @@ from upstreams.errors import UserError, nearest
 
 VARIABLE = "SUPERBIT_KERNEL"
 LEVELS = ("scalar", "avx2", "avx512")
-INTERFACE = 1  # superbit_interface() of the library that this module calls
+INTERFACE = 2  # superbit_interface() of the library that this module calls
 LANES = 16  # outputs in a block of weights
 
 Floats = NDArray[np.float32]
@@ -39,7 +39,7 @@ _SIGNATURES: dict[str, str] = {  # of p(ointer), l(ong), f(loat) and i(nt), afte
     "quantize_bytes": "pllfffp",
     "byte_product": "pllplpppp",
     "sign_product": "pllplppp",
-    "float_product": "plllplppl",
+    "float_product": "plllllplppl",
     "layer_norm": "pllppfp",
     "depthwise": "pllllppp",
     "gelu": "pl",
@@ -190,18 +190,26 @@ class Native:
         return out
 
     def float_product(
-        self, x: Floats, weights: Floats, outputs: int, bias: Floats, window: int | None = None
+        self,
+        x: Floats,
+        weights: Floats,
+        outputs: int,
+        bias: Floats,
+        window: int | None = None,
+        zeros: tuple[int, int] = (0, 0),
     ) -> Floats:
         """x weights + bias -> (rows, outputs).
 
         window: x (frames, channels) is read in overlapping windows of that many frames, one for each row.
+        zeros: how many rows x begins and ends with that are known to be zero, which saves their products.
         """
         rows, inputs = x.shape
         stride = inputs
+        first, last = zeros[0] * stride, (rows - zeros[1]) * stride
         if window is not None:
             rows, inputs = rows - window + 1, inputs * window
         out = np.empty((rows, outputs), np.float32)
-        self._call("float_product", x, rows, stride, inputs, weights, outputs, bias, out, outputs)
+        self._call("float_product", x, rows, stride, inputs, first, last, weights, outputs, bias, out, outputs)
         return out
 
     def layer_norm(self, x: Floats, weight: Floats, bias: Floats, epsilon: float = 1e-5) -> Floats:

@@ -177,16 +177,16 @@ class FloatConvolution:
             self.products = [in_float_blocks(group.transpose(0, 2, 1).reshape(self.each, -1)) for group in by_group]
         self.biases = [padded_to_block(group) for group in bias.reshape(groups, self.each)]
 
-    def __call__(self, x: Floats, kernel: Native) -> Floats:
-        """(frames, inputs) -> (frames - taps + 1, outputs)."""
+    def __call__(self, x: Floats, kernel: Native, zeros: tuple[int, int] = (0, 0)) -> Floats:
+        """(frames, inputs) -> (frames - taps + 1, outputs); zeros: frames at x's beginning and end that are zero."""
         if self.depthwise:
             return kernel.depthwise(x, self.weights, self.bias)
         if self.groups == 1:
-            return kernel.float_product(x, self.products[0], self.each, self.biases[0], self.taps)
+            return kernel.float_product(x, self.products[0], self.each, self.biases[0], self.taps, zeros)
         groups = x.reshape(len(x), self.groups, -1)
         parts = [
             kernel.float_product(
-                np.ascontiguousarray(groups[:, g]), self.products[g], self.each, self.biases[g], self.taps
+                np.ascontiguousarray(groups[:, g]), self.products[g], self.each, self.biases[g], self.taps, zeros
             )
             for g in range(self.groups)
         ]

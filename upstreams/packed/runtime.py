@@ -225,9 +225,12 @@ class Positions:
         self.convolution = FloatConvolution(weight[..., 0], bias, groups)
         self.before, self.after = taps // 2, taps - 1 - taps // 2
 
-    def __call__(self, padded: Floats, kernel: Native) -> Floats:
-        """(before + frames + after, dim), zero outside the utterance -> what is added to the frames."""
-        y = self.convolution(self.quantize(padded), kernel)
+    def __call__(self, padded: Floats, kernel: Native, zeros: tuple[int, int] = (0, 0)) -> Floats:
+        """(before + frames + after, dim), zero outside the utterance -> what is added to the frames.
+
+        zeros: how many frames at the beginning and the end lie outside, as far as the caller knows.
+        """
+        y = self.convolution(self.quantize(padded), kernel, zeros)
         kernel.gelu(y)
         return y
 
@@ -306,8 +309,8 @@ class Runtime:
     def embed(self, x: Floats) -> Floats:
         """The front-end's output -> the first block's input, both (frames, dim)."""
         if self.positions is not None:
-            around = (self.positions.before, self.positions.after), (0, 0)
-            x = x + self.positions(np.pad(x, around), self.kernel)
+            around = self.positions.before, self.positions.after
+            x = x + self.positions(np.pad(x, (around, (0, 0))), self.kernel, around)
         return x if self.input_norm is None else self.input_norm(x, self.kernel)
 
     def exported(self, layer: int, state: Floats) -> Floats:

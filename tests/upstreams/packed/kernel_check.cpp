@@ -25,7 +25,7 @@ void superbit_float_attention(int, int, const void*, const void*, const void*, i
 void superbit_quantize_bytes(int, int, const void*, i64, i64, float, float, float, void*);
 void superbit_byte_product(int, int, const void*, i64, i64, const void*, i64, const void*, const void*, const void*, void*);
 void superbit_sign_product(int, int, const void*, i64, i64, const void*, i64, const void*, const void*, void*);
-void superbit_float_product(int, int, const void*, i64, i64, i64, const void*, i64, const void*, void*, i64);
+void superbit_float_product(int, int, const void*, i64, i64, i64, i64, i64, const void*, i64, const void*, void*, i64);
 void superbit_layer_norm(int, int, const void*, i64, i64, const void*, const void*, float, void*);
 void superbit_depthwise(int, int, const void*, i64, i64, i64, i64, const void*, const void*, void*);
 void superbit_gelu(int, int, void*, i64);
@@ -134,7 +134,8 @@ static void products(int level, int threads, i64 rows, i64 inputs, i64 outputs) 
                 sum += double(x.get(i * inputs + k)) * dense.get((j / 16 * inputs + k) * 16 + j % 16);
             expected[i * outputs + j] = sum;
         }
-    superbit_float_product(level, threads, x.data(), rows, inputs, inputs, dense.data(), outputs, bias.data(), out.data(), outputs);
+    superbit_float_product(level, threads, x.data(), rows, inputs, inputs, 0, rows * inputs, dense.data(), outputs, bias.data(),
+                           out.data(), outputs);
     expect(near(out, expected), "float_product", level, rows, inputs, outputs);
     superbit_layer_norm(level, threads, x.data(), rows, inputs, shift.data(), shift.data(), 1e-5f, normed.data());
     superbit_gelu(level, threads, normed.data(), rows * inputs);

@@ -123,9 +123,9 @@ def test_sign_product(level: str, rows: int, inputs: int, outputs: int, seed: in
 
 @every_level
 @settings(max_examples=30, deadline=None)
-@given(ROWS, WIDTHS, WIDTHS, st.integers(1, 12), SEEDS)
+@given(ROWS, WIDTHS, WIDTHS, st.integers(1, 12), st.tuples(st.integers(0, 9), st.integers(0, 9)), SEEDS)
 def test_float_product_over_overlapping_windows(
-    level: str, rows: int, channels: int, outputs: int, window: int, seed: int
+    level: str, rows: int, channels: int, outputs: int, window: int, zeros: tuple[int, int], seed: int
 ) -> None:
     rng = np.random.default_rng(seed)
     x = rng.standard_normal((rows + window - 1, channels)).astype(np.float32)
@@ -134,6 +134,13 @@ def test_float_product_over_overlapping_windows(
     y = native(level).float_product(x, in_float_blocks(weight), outputs, padded_to_block(bias), window)
     rows_of = np.stack([x[t : t + window].ravel() for t in range(rows)]).astype(np.float64)
     np.testing.assert_allclose(y, rows_of @ weight.T + bias, rtol=1e-3, atol=1e-3)
+
+    x[: zeros[0]] = x[max(0, len(x) - zeros[1]) :] = 0
+    zeros = min(zeros[0], len(x)), min(zeros[1], max(0, len(x) - zeros[0]))
+    arguments = (x, in_float_blocks(weight), outputs, padded_to_block(bias), window)
+    np.testing.assert_array_equal(
+        native(level).float_product(*arguments, zeros), native(level).float_product(*arguments)
+    )
 
 
 def slow_attention(
