@@ -9,7 +9,11 @@ import torch
 from upstreams import checkpoint
 from upstreams.config import ModelConfig, QuantizationConfig, preset
 from upstreams.model import AudioEncoder
+from upstreams.packed import kernels
 from upstreams.quantization.convert import calibrate
+
+# Neither built without a compiler, nor told by SUPERBIT_KERNEL to do without.
+HAS_NATIVE = kernels.chosen() in kernels.LEVELS
 
 
 def noise(batch: int, samples: int, seed: int = 0) -> torch.Tensor:

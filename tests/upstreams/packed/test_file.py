@@ -11,15 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.upstreams.packed.models import quantized
+from tests.upstreams.packed.models import HAS_NATIVE, quantized
 from upstreams.config import EncoderConfig, ModelConfig
 from upstreams.errors import UserError
 from upstreams.packed import convert, file
-from upstreams.packed.kernels import native_levels
 from upstreams.packed.runtime import Runtime
 
 LAYER = "encoder.blocks.0.attention.query"
-LOADERS: list[Callable[[Path], object]] = [convert.load, *([Runtime] if native_levels() else [])]
+LOADERS: list[Callable[[Path], object]] = [convert.load, *([Runtime] if HAS_NATIVE else [])]
 
 every_loader = pytest.mark.parametrize("load", LOADERS)
 

@@ -182,7 +182,7 @@ def bits_of(signs: np.ndarray) -> np.ndarray:
 @given(
     st.integers(1, 80),
     st.integers(1, 3),
-    st.one_of(st.integers(1, 70), st.sampled_from([36, 49, 64])),
+    st.one_of(st.integers(1, 70), st.sampled_from([36, 49, 64, 100, 130])),
     st.one_of(st.none(), st.integers(1, 40)),
     st.booleans(),
     st.sampled_from([1, 8, 32]),
@@ -197,12 +197,13 @@ def test_attention(
     queries = int(rng.integers(1, keys - first + 1))
     lengths = np.array([keys, rng.integers(1, keys + 1)], np.int64)
     relative = rng.standard_normal((2, heads, queries, 2 * keys + 1)).astype(np.float32) if is_relative else None
-    score_scale = 1.3 / math.sqrt(dim)
+    score_scale = float(rng.choice([1.3 / math.sqrt(dim), 0.01]))  # by the second one far keys count too
     # An irrational scale, so that no probability lies on a threshold.
     alpha = float(rng.uniform(0.6, 4.0)) / keys / (1 if bits == 1 else 200) + math.sqrt(2) * 1e-4
     shapes = [(2, n, heads, dim) for n in (queries, keys, keys)]
     if bits == 1:
         query, key, value = (rng.integers(0, 2, shape) * 2 - 1 for shape in shapes)
+        key[:, ::3], key[:, 1::3] = query[:, :1], -query[:, :1]  # no bit differs from a query's, and every one
         packed = [bits_of(x) for x in (query, key, value)]
         scales = (score_scale, alpha / 2, 0.7)
         out = native(level).binary_attention(*packed, dim, lengths, first, radius, scales, relative)
