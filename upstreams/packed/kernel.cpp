@@ -11,6 +11,7 @@
 // A result never depends on how many rows are computed at once, nor on the number of threads: streaming relies on it.
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <condition_variable>
 #include <cstdint>
@@ -52,10 +53,13 @@ constexpr i64 LANES = 16;  // outputs in a block of weights
 // ---------------------------------------------------------------------------------------------- threads
 
 // Threads that wait for work. They are started when they are first wanted, and again in a forked child, which has none.
+// Whoever is free takes the next part, the caller too, so that a thread that wakes up late costs nothing.
 class Workers {
   public:
-    // Calls work(0) ... work(parts - 1), each in a thread of its own, and returns when all are done.
-    static void run(int parts, const std::function<void(int)>& work) {
+    static constexpr int MOST_PARTS = 4095, MOST_THREADS = 255;  // that a ticket can tell
+
+    // Calls work(0) ... work(parts - 1), in up to `threads` threads at a time, and returns when all are done.
+    static void run(int threads, int parts, const std::function<void(int)>& work) {
         static std::mutex creating;
         static Workers* workers = nullptr;
         {
@@ -68,47 +72,72 @@ class Workers {
             for (int part = 0; part < parts; ++part) work(part);
             return;
         }
-        workers->run_alone(parts, work);
+        workers->run_alone(threads, parts, work);
     }
 
   private:
-    void run_alone(int parts, const std::function<void(int)>& work) {
-        {
-            std::lock_guard<std::mutex> lock(guard);
-            while (started < parts - 1) std::thread(&Workers::serve, this, ++started, round).detach();
-            task = &work;
-            wanted = parts;
-            unfinished = parts - 1;
-            ++round;
-        }
-        begin.notify_all();
-        work(0);
-        std::unique_lock<std::mutex> lock(guard);
-        end.wait(lock, [&] { return unfinished == 0; });
+    // What is to be done, in one word, so that whoever takes a part knows that it is one of this task: the number of the
+    // task, how many threads may work on it, the parts there are and those that are taken.
+    struct Ticket {
+        uint64_t task : 32, threads : 8, parts : 12, taken : 12;
+    };
+    static constexpr int SPINS = 4000;  // some 50 us, about as long as it takes to wake a thread up
+
+    static void pause() {
+#if X86
+        _mm_pause();
+#endif
     }
 
-    void serve(int part, i64 seen) {
-        for (;;) {
-            const std::function<void(int)>* work;
-            {
+    void run_alone(int threads, int parts, const std::function<void(int)>& work) {
+        while (started < threads - 1) std::thread(&Workers::serve, this, ++started).detach();
+        task = &work;
+        unfinished = parts;
+        Ticket next{ticket.load().task + 1, uint64_t(threads), uint64_t(parts), 0};
+        ticket = next;
+        if (asleep > 0) {
+            { std::lock_guard<std::mutex> lock(guard); }
+            begin.notify_all();
+        }
+        take_parts();
+        for (int spins = 0; unfinished > 0; ++spins) {
+            pause();
+            if (spins > SPINS) std::this_thread::yield();
+        }
+    }
+
+    void take_parts() {
+        for (Ticket now = ticket; now.taken < now.parts; now = ticket) {
+            Ticket next = now;
+            ++next.taken;
+            if (!ticket.compare_exchange_weak(now, next)) continue;
+            (*task)(int(now.taken));  // it is the ticket's as long as a part of that is unfinished
+            --unfinished;
+        }
+    }
+
+    void serve(int number) {
+        for (uint32_t seen = 0;;) {
+            for (int spins = 0; spins < SPINS && ticket.load().task == seen; ++spins) pause();
+            if (ticket.load().task == seen) {
                 std::unique_lock<std::mutex> lock(guard);
-                begin.wait(lock, [&] { return round != seen; });
-                seen = round;
-                if (part >= wanted) continue;
-                work = task;
+                ++asleep;
+                begin.wait(lock, [&] { return ticket.load().task != seen; });
+                --asleep;
             }
-            (*work)(part);
-            std::lock_guard<std::mutex> lock(guard);
-            if (--unfinished == 0) end.notify_one();
+            Ticket now = ticket;
+            seen = now.task;
+            if (number < int(now.threads)) take_parts();
         }
     }
 
     const pid_t process = getpid();
     std::mutex busy, guard;
-    std::condition_variable begin, end;
+    std::condition_variable begin;
     const std::function<void(int)>* task = nullptr;
-    int started = 0, wanted = 0, unfinished = 0;
-    i64 round = 0;
+    std::atomic<Ticket> ticket{Ticket{0, 0, 0, 0}};
+    std::atomic<int> unfinished{0}, asleep{0};
+    int started = 0;
 };
 
 // ---------------------------------------------------------------------------------------------- levels
@@ -141,9 +170,9 @@ void parallel(int level, int threads, i64 items, i64 grain, const Operation& ope
         run_scalar(operation, begin, end);
     };
     i64 grains = (items + grain - 1) / grain;
-    i64 parts = std::min<i64>(threads, grains);
+    i64 parts = threads == 1 ? 1 : std::min<i64>({2 * i64(threads), grains, Workers::MOST_PARTS});
     if (parts <= 1) return range(0, items);
-    Workers::run(int(parts), [&](int part) {
+    Workers::run(std::min(threads, Workers::MOST_THREADS), int(parts), [&](int part) {
         i64 begin = grains * part / parts * grain, end = std::min(items, grains * (part + 1) / parts * grain);
         range(begin, end);
     });
