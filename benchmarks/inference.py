@@ -271,25 +271,39 @@ def markdown(rows: list[Row]) -> str:
 
 
 def picture(rows: list[Row], path: Path) -> None:
-    """Real-time factor against storage of the first setting."""
+    """Real-time factor against storage of the first setting: a colour a model, a marker a way of computing it."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
+    from matplotlib.lines import Line2D
 
     first = rows[0]
     setting = (first.threads, first.seconds, first.batch)
-    figure, axes = pyplot.subplots(figsize=(9, 6))
-    for row in rows:
-        if (row.threads, row.seconds, row.batch) == setting:
-            axes.scatter(row.megabytes, row.real_time_factor, color="tab:red" if row.kernel else "tab:blue")
-            axes.annotate(
-                row.name, (row.megabytes, row.real_time_factor), fontsize=7, xytext=(3, 3), textcoords="offset points"
-            )
+    points = {row.name: row for row in rows if (row.threads, row.seconds, row.batch) == setting}
+    models = list(dict.fromkeys(name.partition("/")[0] for name in points))
+    variants = list(dict.fromkeys(name.partition("/")[2] for name in points))
+    colours = dict(zip(models, pyplot.get_cmap("tab10").colors, strict=False))  # type: ignore[attr-defined]
+    markers = dict(zip(variants, "osD^vP*", strict=False))
+    figure, axes = pyplot.subplots(figsize=(9, 5.5))
+    for model in models:
+        own = [row for name, row in points.items() if name.partition("/")[0] == model]
+        axes.plot([r.megabytes for r in own], [r.real_time_factor for r in own], color=colours[model], alpha=0.3)
+        for row in own:
+            marker = markers[row.name.partition("/")[2]]
+            axes.plot(row.megabytes, row.real_time_factor, marker, color=colours[model], markersize=8)
+    of_models = [Line2D([], [], color=colours[model], linewidth=4, label=model) for model in models]
+    of_variants = [Line2D([], [], color="gray", marker=markers[v], linestyle="", label=v) for v in variants]
+    axes.add_artist(axes.legend(handles=of_models, loc="upper left", fontsize=8))
+    axes.legend(handles=of_variants, loc="lower right", fontsize=8)
     axes.set(xscale="log", yscale="log", xlabel="MB on disk", ylabel="real-time factor")
-    axes.set_title(f"{first.threads} thread(s), {first.seconds:g} s, batch {first.batch}; red: packed bits")
+    axes.set_title(
+        f"{first.threads} thread{'s' if first.threads > 1 else ''}, {first.seconds:g} s, batch {first.batch}"
+    )
+    axes.grid(alpha=0.3)
     figure.tight_layout()
-    figure.savefig(path, dpi=150)
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)
 
 
 def main() -> None:
