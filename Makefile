@@ -41,7 +41,7 @@ $(corpus): | $(installed)
 	$(superbit) corpus mini --out $(CORPORA) --sources $(SOURCES)
 
 $(labels): | $(corpus)
-	$(superbit) labels mfcc --manifest $(manifest) --out $(@D) --seed $(SEED)
+	$(superbit) labels mfcc --manifest $(manifest) --out $(@D) --seed $(SEED) --n-init 5 --workers 2
 
 $(sparseformer) $(transformer): $(checkpoints)/%.safetensors: | $(labels)
 	$(superbit) pretrain $* $(train) --labels $(OUT)/labels

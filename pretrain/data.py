@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,13 +10,15 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Sampler
 from tqdm import tqdm
 
 from pretrain import distributed
 from pretrain.manifest import Manifest, load_audio
 from upstreams.config import SAMPLE_RATE
 from upstreams.errors import UserError
+
+MOST_LABELS = 2**15  # that fit into the 16 bits in which labels are kept
 
 
 @dataclass(frozen=True)
@@ -129,16 +132,69 @@ def collate(items: list[tuple[np.ndarray, np.ndarray] | None]) -> Batch:
     return Batch(waveforms, lengths, labels, len(items) - len(read))
 
 
-def loader(crops: Crops, order: BatchOrder, first: int, last: int) -> DataLoader[Batch]:
-    """Batches of steps first ... last - 1; of several processes, each gets its own ones of the same order."""
-    world = distributed.world()
-    batches = list(order.steps(first * world, last * world))[distributed.rank() :: world]
-    return DataLoader(crops, batch_sampler=batches, collate_fn=collate)  # type: ignore[arg-type]
+class _Share(Sampler[list[tuple[int, int, int]]]):
+    """The batches of steps first ... last - 1; of several processes, each takes its own ones of the same order."""
+
+    def __init__(self, order: BatchOrder, first: int, last: int) -> None:
+        self.order, self.first, self.last = order, first, last
+        self.rank, self.world = distributed.rank(), distributed.world()
+
+    def __len__(self) -> int:
+        return self.last - self.first
+
+    def __iter__(self) -> Iterator[list[tuple[int, int, int]]]:
+        steps = self.order.steps(self.first * self.world, self.last * self.world)
+        return itertools.islice(steps, self.rank, None, self.world)
 
 
-def read_labels(path: Path) -> list[np.ndarray]:
-    """A .km file: one line an utterance, space-separated cluster ids at the encoder's frame rate."""
+def loader(crops: Crops, order: BatchOrder, first: int, last: int, workers: int = 0) -> DataLoader[Batch]:
+    """Batches of steps first ... last - 1, the same ones whatever the number of processes that read ahead.
+
+    Of several processes that train, each gets its own batches of the same order.
+    """
+    ahead = {"prefetch_factor": 4} if workers else {}
+    share = _Share(order, first, last)
+    return DataLoader(crops, batch_sampler=share, collate_fn=collate, num_workers=workers, **ahead)  # type: ignore[arg-type]
+
+
+def read_labels(path: Path, manifest: Manifest, hop: int, label_rate: float | None = None) -> list[np.ndarray]:
+    """A .km file (one line an utterance, space-separated cluster ids) as one array of ids an utterance.
+
+    Labels of another rate than the encoder's, `label_rate` Hz, are read as fairseq does: a frame takes the label that
+    begins with it or before. An empty line is an utterance without labels. Raises UserError, with the first offending
+    line, when the lines are not as many as the manifest's utterances, when a line is of another length than its audio
+    by more than 0.1 s (fairseq's tolerance), and on ids that are no numbers or are not in dict.km.txt beside the file.
+    """
     if not path.is_file():
         raise UserError(f"no labels at {path}: one line an utterance of space-separated cluster ids is expected")
+    dictionary = path.with_name("dict.km.txt")
+    known = len(dictionary.read_text(encoding="utf-8").splitlines()) if dictionary.is_file() else MOST_LABELS
+    frame_rate = SAMPLE_RATE / hop
+    ratio = (label_rate or frame_rate) / frame_rate
+    labels: list[np.ndarray] = []
+    number = 0
     with path.open(encoding="utf-8") as file:
-        return [np.array(line.split(), dtype=np.int16) for line in file]
+        for number, line in enumerate(file, start=1):
+            if number > len(manifest):
+                continue
+            where, samples = f"line {number} of {path}", manifest.samples[number - 1]
+            try:
+                ids = np.array(line.split(), dtype=np.int64)
+            except ValueError:
+                raise UserError(f"{where} must hold cluster ids, whole numbers, not {line.strip()[:40]!r}") from None
+            if len(ids) and not 0 <= ids.min() <= ids.max() < known:
+                wrong = next(int(k) for k in ids if not 0 <= k < known)
+                raise UserError(f"{where} has the label {wrong}, but {dictionary.name} knows 0 to {known - 1}")
+            seconds, audio = len(ids) / (frame_rate * ratio), samples / SAMPLE_RATE
+            if len(ids) and abs(seconds - audio) > max(0.1, 2 / frame_rate):
+                raise UserError(
+                    f"{where} has {len(ids)} labels, {seconds:.2f} s at {frame_rate * ratio:g} Hz, but the audio "
+                    f"{manifest.paths[number - 1]} has {samples} samples, {audio:.2f} s"
+                )
+            if ratio != 1:
+                at = np.floor(np.arange(-(-samples // hop)) * ratio).astype(np.int64)
+                ids = ids[at[at < len(ids)]]
+            labels.append(ids.astype(np.int16))
+    if number != len(manifest):
+        raise UserError(f"{path} has {number} lines, but the manifest has {len(manifest)} utterances")
+    return labels

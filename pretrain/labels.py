@@ -1,17 +1,26 @@
-"""Targets of masked prediction: k-means clusters of MFCC, then of a pre-trained layer, in fairseq's .km files."""
+"""Targets of masked prediction: k-means clusters of MFCC, then of a pre-trained layer, in fairseq's .km files.
+
+Features are computed twice, for a part of the utterances to fit k-means on and for all to assign, and never kept: what
+is in memory does not grow with the corpus.
+"""
 
 from __future__ import annotations
 
+import functools
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
+from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from pretrain.kmeans import Assignment, Reservoir, fit
 from pretrain.manifest import Manifest, load_audio
 from upstreams.errors import UserError
 from upstreams.files import atomic_write
@@ -19,6 +28,9 @@ from upstreams.frontend import HOP, WINDOW, LogMel
 from upstreams.model import AudioEncoder
 
 LABEL_WINDOW, LABEL_BATCH = 1024, 32  # utterances
+FIT_STARTS = 20  # initialisations of k-means that the reference tries
+
+Features = Callable[[Sequence[int]], Iterator[NDArray[np.float32]]]  # utterances' numbers -> (frames, dim) of each
 
 
 def mfcc(audio: Tensor) -> Tensor:
@@ -35,83 +47,101 @@ def mfcc(audio: Tensor) -> Tensor:
     return torch.cat([cepstra, first, torchaudio.functional.compute_deltas(first)]).T
 
 
-def mfcc_features(manifest: Manifest, subsampling: int) -> Iterator[np.ndarray]:
-    """One (frames, 39) array an utterance, the middle 10 ms of each encoder frame; empty when unreadable."""
-    for path, samples in zip(manifest.paths, manifest.samples, strict=True):
+class Utterances(Dataset[NDArray[np.float32]]):
+    """What `transform` makes of each utterance's audio; of an unreadable one, which is named, an empty array."""
+
+    def __init__(self, manifest: Manifest, transform: Callable[[Tensor], Tensor], empty: tuple[int, ...]) -> None:
+        self.manifest, self.transform, self.empty = manifest, transform, empty
+
+    def __len__(self) -> int:
+        return len(self.manifest)
+
+    def __getitem__(self, index: int) -> NDArray[np.float32]:
+        path, samples = self.manifest.root / self.manifest.paths[index], self.manifest.samples[index]
         try:
-            features = mfcc(torch.from_numpy(load_audio(manifest.root / path, samples=samples)))
+            return self.transform(torch.from_numpy(load_audio(path, samples=samples))).numpy()
         except UserError as error:
             tqdm.write(f"skipped: {error}")
-            yield np.zeros((0, 39), dtype=np.float32)
-            continue
-        middle = torch.arange(0, len(features), subsampling) + subsampling // 2
-        yield features[middle.clamp_max(len(features) - 1)].numpy()
+            return np.zeros(self.empty, np.float32)
+
+    def read(self, indices: Sequence[int], workers: int) -> Iterator[NDArray[np.float32]]:
+        """Those utterances one after the other, made by that many processes beside this one."""
+        options: dict[str, Any] = {"num_workers": min(workers, len(indices)), "batch_size": None, "sampler": indices}
+        yield from DataLoader(self, collate_fn=_as_is, **options)
 
 
-@torch.no_grad()
-def layer_features(manifest: Manifest, model: AudioEncoder, layer: int) -> Iterator[np.ndarray]:
-    """One (frames, dim) array an utterance: hidden state `layer` of `model`; empty when unreadable.
+def _as_is(item: Any) -> Any:
+    return item
+
+
+def mfcc_features(manifest: Manifest, subsampling: int, workers: int) -> Features:
+    """Of an utterance (frames, 39): the middle 10 ms of each encoder frame."""
+    utterances = Utterances(manifest, functools.partial(middle_mfcc, subsampling), (0, 39))
+    return lambda indices: utterances.read(indices, workers)
+
+
+def middle_mfcc(subsampling: int, audio: Tensor) -> Tensor:
+    """(samples,) -> (encoder frames, 39)."""
+    features = mfcc(audio)
+    middle = torch.arange(0, len(features), subsampling) + subsampling // 2
+    return features[middle.clamp_max(len(features) - 1)]
+
+
+def layer_features(manifest: Manifest, model: AudioEncoder, layer: int, workers: int) -> Features:
+    """Of an utterance (frames, dim): hidden state `layer` of `model`, on the model's device.
 
     Utterances are taken in windows of the manifest, and in a window in order of length, so that little is padding.
     """
-    model.eval()
-    empty = np.zeros((0, model.config.encoder.dim), dtype=np.float32)
-    for start in range(0, len(manifest), LABEL_WINDOW):
-        window = range(start, min(start + LABEL_WINDOW, len(manifest)))
-        features = dict.fromkeys(window, empty)
-        ordered = sorted(window, key=lambda index: manifest.samples[index])
-        for first in range(0, len(ordered), LABEL_BATCH):
-            audio: dict[int, Tensor] = {}
-            for index in ordered[first : first + LABEL_BATCH]:
-                try:
-                    path = manifest.root / manifest.paths[index]
-                    audio[index] = torch.from_numpy(load_audio(path, samples=manifest.samples[index]))
-                except UserError as error:
-                    tqdm.write(f"skipped: {error}")
-            if not audio:
-                continue
-            lengths = torch.tensor([len(a) for a in audio.values()])
-            # As in HuBERT, of the encoder itself, without the map that forward adds for heads.
-            states = model.encoder(*model.embed(pad_sequence(list(audio.values()), True), lengths), layer)[layer]
-            for index, state, frames in zip(audio, states, model.frame_count(lengths).tolist(), strict=True):
-                features[index] = state[:frames].numpy()
-        yield from (features[index] for index in window)
+    utterances = Utterances(manifest, torch.Tensor.contiguous, (0,))
+    device = next(model.parameters()).device
+
+    @torch.no_grad()
+    def features(indices: Sequence[int]) -> Iterator[NDArray[np.float32]]:
+        model.eval()
+        windows = [indices[start : start + LABEL_WINDOW] for start in range(0, len(indices), LABEL_WINDOW)]
+        ordered = [sorted(window, key=lambda index: manifest.samples[index]) for window in windows]
+        audio = utterances.read([index for window in ordered for index in window], workers)
+        for window, by_length in zip(windows, ordered, strict=True):
+            found = dict.fromkeys(window, np.zeros((0, model.config.encoder.dim), np.float32))
+            for first in range(0, len(by_length), LABEL_BATCH):
+                batch = {index: torch.from_numpy(next(audio)) for index in by_length[first : first + LABEL_BATCH]}
+                batch = {index: waveform for index, waveform in batch.items() if len(waveform)}
+                if not batch:
+                    continue
+                lengths = torch.tensor([len(waveform) for waveform in batch.values()], device=device)
+                waveforms = pad_sequence(list(batch.values()), True).to(device)
+                # As in HuBERT, of the encoder itself, without the map that forward adds for heads.
+                states = model.encoder(*model.embed(waveforms, lengths), layer)[layer].cpu()
+                for index, state, frames in zip(batch, states, model.frame_count(lengths).tolist(), strict=True):
+                    found[index] = state[:frames].numpy()
+            yield from (found[index] for index in window)
+
+    return features
 
 
-def cluster(features: list[np.ndarray], clusters: int, seed: int, fraction: float) -> tuple[list[np.ndarray], dict]:
-    """k-means as the reference recipe configures it; returns the ids of each utterance and a summary.
+def cluster(features: Features, utterances: int, clusters: int, seed: int, fraction: float, n_init: int) -> Assignment:
+    """k-means of the frames of `fraction` of the utterances, as HuBERT's recipe configures it."""
+    is_chosen = np.random.default_rng(seed).random(utterances) < fraction
+    chosen = np.flatnonzero(is_chosen).tolist() or list(range(utterances))
+    reservoir = Reservoir(seed)
+    for frames in tqdm(features(chosen), total=len(chosen), desc="labels: fit", unit="utt", mininterval=2.0):
+        reservoir.add(frames)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return Assignment(fit(reservoir.frames(), clusters, seed, n_init, device))
 
-    features: one (frames, dim) array an utterance; fitted on `fraction` of the utterances, assigned to all.
-    """
-    from sklearn.cluster import MiniBatchKMeans
 
-    random = np.random.default_rng(seed)
-    chosen = random.random(len(features)) < fraction
-    sample = np.concatenate([f for f, c in zip(features, chosen, strict=True) if c] or features)
-    if len(sample) < clusters:
-        raise UserError(f"{len(sample)} frames are too few for {clusters} clusters: give more audio or fewer clusters")
-    kmeans = MiniBatchKMeans(
-        n_clusters=clusters,
-        init="k-means++",
-        max_iter=100,
-        batch_size=10_000,
-        tol=0.0,
-        max_no_improvement=100,
-        n_init=5,
-        reassignment_ratio=0.0,
-        random_state=seed,
-    ).fit(sample)
-    ids = [kmeans.predict(f) if len(f) else np.zeros(0, dtype=np.int32) for f in features]
-    counts = np.bincount(np.concatenate(ids), minlength=clusters)
+def use_of(counts: NDArray[np.int64]) -> dict[str, Any]:
+    """How evenly clusters are used: counts (clusters,) of frames -> those used, entropy in nats, perplexity."""
     share = counts[counts > 0] / counts.sum()
-    summary = {
-        "clusters": clusters,
+    entropy = float(-(share * np.log(share)).sum())
+    return {
+        "clusters": len(counts),
         "used": int((counts > 0).sum()),
-        "perplexity": float(np.exp(-(share * np.log(share)).sum())),
-        "inertia_per_frame": float(kmeans.inertia_ / len(sample)),
+        "entropy": entropy,
+        "perplexity": float(np.exp(entropy)),
+        "largest_share": float(share.max()),
         "frames": int(counts.sum()),
     }
-    return ids, summary
 
 
 def write_labels(
@@ -123,30 +153,57 @@ def write_labels(
     subsampling: int,
     model: AudioEncoder | None = None,
     layer: int = 0,
+    n_init: int = FIT_STARTS,
+    workers: int = 0,
 ) -> Path:
     """Cluster MFCC (or `model`'s hidden state `layer`) of the manifest into OUT/train.km; a finished one is kept.
 
-    Writes dict.km.txt and summary.json (cluster use, perplexity) beside it. Labels are at the encoder's frame rate:
-    one every `subsampling` * 10 ms.
+    Writes dict.km.txt, summary.json (how the clusters are used) and TensorBoard's events beside it. Labels are at the
+    encoder's frame rate: one every `subsampling` * 10 ms. fraction: of the utterances, to fit k-means on; n_init:
+    initialisations that it tries; workers: processes that read audio. Raises UserError on too little audio and where a
+    file's length is not the manifest's.
     """
     path = out / "train.km"
     if path.is_file():
         return path
-    source = mfcc_features(manifest, subsampling) if model is None else layer_features(manifest, model, layer)
-    title = "MFCC" if model is None else f"layer {layer}"
-    features = list(tqdm(source, total=len(manifest), desc=f"labels: {title}", unit="utt", mininterval=2.0))
-    ids, summary = cluster(features, clusters, seed, fraction)
-    for number, (one, samples) in enumerate(zip(ids, manifest.samples, strict=True)):
-        expected = -(-int(LogMel.frame_count(torch.tensor(samples))) // subsampling)
-        if len(one) not in (0, expected):
-            raise UserError(
-                f"utterance {number + 1} of the manifest has {len(one)} labels for {expected} frames: "
-                f"is its length ({samples} samples) still that of the file?"
-            )
-    with atomic_write(out / "dict.km.txt") as temporary:
-        temporary.write_text("".join(f"{k} 1\n" for k in range(clusters)), encoding="utf-8")
-    with atomic_write(out / "summary.json") as temporary:
-        temporary.write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
-    with atomic_write(path) as temporary:
-        temporary.write_text("".join(" ".join(map(str, one)) + "\n" for one in ids), encoding="utf-8")
+    if model is None:
+        features, title = mfcc_features(manifest, subsampling, workers), "MFCC"
+    else:
+        features, title = layer_features(manifest, model, layer, workers), f"layer {layer}"
+    assign = cluster(features, len(manifest), clusters, seed, fraction, n_init)
+    counts, errors = np.zeros(clusters, np.int64), 0.0
+    # The last file is the one that says that the others are whole.
+    with atomic_write(path) as temporary, temporary.open("w", encoding="utf-8") as file:
+        everything = features(range(len(manifest)))
+        bar = tqdm(everything, total=len(manifest), desc=f"labels: {title}", unit="utt", mininterval=2.0)
+        for number, (frames, samples) in enumerate(zip(bar, manifest.samples, strict=True)):
+            expected = -(-int(LogMel.frame_count(torch.tensor(samples))) // subsampling)
+            if model is None and len(frames) not in (0, expected):
+                raise UserError(
+                    f"utterance {number + 1} of the manifest has {len(frames)} labels for {expected} frames: "
+                    f"is its length ({samples} samples) still that of the file?"
+                )
+            ids = assign(frames) if len(frames) else np.zeros(0, np.int32)
+            counts += np.bincount(ids, minlength=clusters)
+            errors += assign.squared_error(frames, ids)
+            file.write(" ".join(map(str, ids)) + "\n")
+        if not counts.any():
+            raise UserError(f"none of the {len(manifest)} files of the manifest could be read")
+        with atomic_write(out / "dict.km.txt") as dictionary:
+            dictionary.write_text("".join(f"{k} {count}\n" for k, count in enumerate(counts)), encoding="utf-8")
+        summary = {**use_of(counts), "error_per_frame": errors / int(counts.sum())}
+        with atomic_write(out / "summary.json") as told:
+            told.write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
+    _to_tensorboard(out, summary, counts)
     return path
+
+
+def _to_tensorboard(out: Path, summary: dict[str, Any], counts: NDArray[np.int64]) -> None:
+    from torch.utils.tensorboard import SummaryWriter
+
+    with SummaryWriter(str(out)) as writer:
+        for name, value in summary.items():
+            writer.add_scalar(f"labels/{name}", value, 0)
+        shares = np.sort(counts / counts.sum())[::-1]
+        for rank, share in enumerate(shares):  # a curve of how unevenly clusters are used
+            writer.add_scalar("labels/share_by_rank", share, rank)

@@ -1,7 +1,12 @@
-"""Manifests in fairseq's format: a .tsv whose first line is the root folder, then one `path TAB samples` a line."""
+"""Manifests in fairseq's format: a .tsv whose first line is the root folder, then one `path TAB samples` a line.
+
+A path may also be `FILE:OFFSET:BYTES`, an audio file that lies inside a larger one (pretrain/shards.py).
+"""
 
 from __future__ import annotations
 
+import io
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,9 +48,18 @@ class Manifest:
             samples.append(int(count))
         if not paths:
             raise UserError(f"manifest {path} names no audio file")
-        if not (Path(root) / paths[0]).is_file():
-            raise UserError(f"{Path(root) / paths[0]}, the first file of {path}, is not there: has its root moved?")
+        first, _, _ = split_path(Path(root) / paths[0])
+        if not first.is_file():
+            raise UserError(f"{first}, the first file of {path}, is not there: has its root moved?")
         return Manifest(Path(root), tuple(paths), tuple(samples))
+
+
+def split_path(path: Path) -> tuple[Path, int, int | None]:
+    """The file that a manifest's path means, and where the audio in it begins and how many bytes it has (None: all)."""
+    inside = re.fullmatch(r"(.+):(\d+):(\d+)", path.name)
+    if inside is None or path.exists():
+        return path, 0, None
+    return path.with_name(inside[1]), int(inside[2]), int(inside[3])
 
 
 def load_audio(path: Path, start: int = 0, samples: int = -1) -> np.ndarray:
@@ -53,8 +67,14 @@ def load_audio(path: Path, start: int = 0, samples: int = -1) -> np.ndarray:
 
     Raises UserError that names the file when it cannot be decoded, is not 16 kHz mono, or is shorter than asked.
     """
+    source: Path | io.BytesIO
     try:
-        audio, rate = soundfile.read(path, frames=samples, start=start, dtype="float32")
+        source, offset, size = split_path(path)
+        if size is not None:
+            with source.open("rb") as file:
+                file.seek(offset)
+                source = io.BytesIO(file.read(size))
+        audio, rate = soundfile.read(source, frames=samples, start=start, dtype="float32")
     except (soundfile.LibsndfileError, OSError) as error:
         raise UserError(f"{path} cannot be read as audio: {error}") from error
     if rate != SAMPLE_RATE or audio.ndim != 1:

@@ -71,7 +71,15 @@ def pretrain(recipe: Recipe, manifest_path: Path, out: Path, labels: Path, seed:
 
     first, second = recipe.iterations.mfcc, recipe.iterations.features
     fraction, subsampling = recipe.cluster_fraction, recipe.config.downsample_rate // HOP
-    mfcc_labels = write_labels(manifest, labels / f"mfcc{first.clusters}", first.clusters, seed, fraction, subsampling)
+    mfcc_labels = write_labels(
+        manifest,
+        labels / f"mfcc{first.clusters}",
+        first.clusters,
+        seed,
+        fraction,
+        subsampling,
+        n_init=recipe.cluster_starts,
+    )
     module = _iterate(model, recipe, first, manifest, mfcc_labels, run / "iteration1", seed)
     feature_labels = write_labels(
         manifest,
@@ -82,6 +90,7 @@ def pretrain(recipe: Recipe, manifest_path: Path, out: Path, labels: Path, seed:
         subsampling,
         model,
         second.layer,
+        recipe.cluster_starts,
     )
     module = _iterate(model, recipe, second, manifest, feature_labels, run / "iteration2", seed + 1)
     model.eval()
@@ -119,10 +128,9 @@ def _iterate(
     """Masked prediction of `labels` for `iteration.steps` steps; returns the module around `model`."""
     torch.manual_seed(seed)
     module = HubertPretraining(model, iteration.clusters, recipe.objective).train()
-    crops = Crops(manifest, read_labels(labels), recipe.config.downsample_rate)
-    order = BatchOrder(
-        manifest, recipe.config.downsample_rate, recipe.batch_seconds, recipe.crop_seconds, seed, recipe.views
-    )
+    hop = recipe.config.downsample_rate
+    crops = Crops(manifest, read_labels(labels, manifest, hop), hop)
+    order = BatchOrder(manifest, hop, recipe.batch_seconds, recipe.crop_seconds, seed, recipe.views)
 
     def losses(batch: Batch, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         frames = model.frame_count(batch.lengths).tolist()

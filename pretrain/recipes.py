@@ -56,6 +56,7 @@ class Recipe:
     warm_up: float = 0.1
     clip: float = 1.0
     cluster_fraction: float = 0.2  # of the utterances, to fit k-means on
+    cluster_starts: int = 20  # initialisations of k-means that are tried
     objective: Objective = field(default_factory=Objective)
     quantization: FromScratch = field(default_factory=FromScratch)
 

@@ -26,6 +26,7 @@ app.add_typer(labels, name="labels")
 Manifest = Annotated[Path, typer.Option(help="Manifest of the training audio (.tsv, fairseq's format).")]
 Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
 Threads = Annotated[int, typer.Option(help="CPU threads of torch.", min=1)]
+Workers = Annotated[int, typer.Option(help="Processes that read audio beside this one.", min=0)]
 Out = Annotated[Path, typer.Option(help="Run folder: checkpoints/, logs and resumable states go there.")]
 
 
@@ -49,13 +50,57 @@ def corpus_mini(
     build_mini(out, DEFAULT_HOURS if hours is None else hours, seed, sources, apt)
 
 
+@app.command("manifest")
+def write_manifest(
+    root: Annotated[Path, typer.Argument(help="Folder that holds flac, wav, ogg, opus or mp3 files, at any depth.")],
+    out: Annotated[Path, typer.Option(help="Folder for train.tsv, valid.tsv and left_out.tsv.")],
+    min_seconds: Annotated[float, typer.Option(help="Leave out shorter files.", min=0.0)] = 2.0,
+    max_seconds: Annotated[float, typer.Option(help="Leave out longer files.")] = float("inf"),
+    valid: Annotated[float, typer.Option(help="Part of the audio for validation; 0 for none.")] = 0.01,
+    speaker: Annotated[
+        str | None,
+        typer.Option(
+            help="Split by speakers: a regular expression whose first group finds the speaker in a path, such as "
+            r"'(\d+)-\d+-\d+\.flac' for LibriSpeech, '(id\d+)/' for VoxCeleb; without it files are split."
+        ),
+    ] = None,
+    seed: Seed = 0,
+    workers: Annotated[int, typer.Option(help="Files that are looked at side by side.", min=1)] = 8,
+) -> None:
+    """List a folder's audio in fairseq's manifests; files that cannot be used are named and left out."""
+    from pretrain.scan import write_manifests
+
+    write_manifests(root, out, min_seconds, max_seconds, valid, speaker, seed, workers, typer.echo)
+
+
+@app.command()
+def shards(
+    manifest: Manifest,
+    out: Annotated[Path, typer.Option(help="Folder for the shards and their manifest.")],
+    gigabytes: Annotated[float, typer.Option(help="About how large a shard is.")] = 1.0,
+) -> None:
+    """Copy a manifest's files into a few large tar files: for network disks, where opening many files is slow."""
+    from pretrain.shards import write_shards
+
+    if gigabytes <= 0:
+        raise UserError(f"--gigabytes is {gigabytes}, but must be more than 0")
+    typer.echo(f"manifest: {write_shards(manifest, out, int(gigabytes * 1e9))}")
+
+
+LabelSet = Annotated[Path, typer.Option(help="Folder of the label set: train.km, dict.km.txt, summary.json.")]
+Fraction = Annotated[float, typer.Option(help="Part of the utterances k-means is fitted on.", min=0.0, max=1.0)]
+Starts = Annotated[int, typer.Option(help="Initialisations of k-means that are tried.", min=1)]
+
+
 @labels.command("mfcc")
 def labels_mfcc(
     manifest: Manifest,
-    out: Annotated[Path, typer.Option(help="Folder of the label set: train.km, dict.km.txt, summary.json.")],
+    out: LabelSet,
     clusters: Annotated[int, typer.Option(help="Clusters of k-means.", min=2)] = 100,
     subsampling: Annotated[int, typer.Option(help="10 ms frames in one label.", min=1)] = 4,
-    fraction: Annotated[float, typer.Option(help="Part of the utterances k-means is fitted on.")] = 0.2,
+    fraction: Fraction = 0.2,
+    n_init: Starts = 20,
+    workers: Workers = 0,
     seed: Seed = 0,
     threads: Threads = 1,
 ) -> None:
@@ -64,8 +109,52 @@ def labels_mfcc(
     from pretrain.manifest import Manifest as ReadManifest
 
     _use_threads(threads)
-    path = write_labels(ReadManifest.read(manifest), out, clusters, seed, fraction, subsampling)
+    audio = ReadManifest.read(manifest)
+    path = write_labels(audio, out, clusters, seed, fraction, subsampling, n_init=n_init, workers=workers)
     typer.echo(f"labels: {path}")
+
+
+@labels.command("features")
+def labels_features(
+    manifest: Manifest,
+    out: LabelSet,
+    checkpoint: Annotated[Path, typer.Option(help="The model whose hidden state is clustered.")],
+    layer: Annotated[int, typer.Option(help="The hidden state: 0 is the first block's input.", min=0)],
+    clusters: Annotated[int, typer.Option(help="Clusters of k-means.", min=2)] = 500,
+    fraction: Fraction = 0.1,
+    n_init: Starts = 20,
+    workers: Workers = 0,
+    seed: Seed = 0,
+    threads: Threads = 1,
+) -> None:
+    """Cluster a model's hidden states: the targets of a later iteration."""
+    import torch
+
+    from pretrain.labels import write_labels
+    from pretrain.manifest import Manifest as ReadManifest
+    from upstreams import checkpoint as checkpoints
+
+    _use_threads(threads)
+    model = checkpoints.load(checkpoint)
+    if layer > model.config.encoder.layers:
+        raise UserError(f"--layer is {layer}, but {checkpoint} has layers 0 to {model.config.encoder.layers}")
+    model.to("cuda" if torch.cuda.is_available() else "cpu")
+    audio, subsampling = ReadManifest.read(manifest), model.config.downsample_rate // 160
+    path = write_labels(audio, out, clusters, seed, fraction, subsampling, model, layer, n_init, workers)
+    typer.echo(f"labels: {path}")
+
+
+@labels.command("purity")
+def labels_purity(
+    label_set: Annotated[Path, typer.Option("--labels", help="A .km file.")],
+    reference: Annotated[Path, typer.Option(help="What is spoken: a line an utterance, space-separated phones.")],
+) -> None:
+    """Compare labels with phones that are aligned with the audio, frame by frame (HuBERT, section 4.4)."""
+    import json
+
+    from pretrain.purity import purity
+
+    typer.echo(json.dumps(purity(label_set, reference), indent=1))
 
 
 @app.command()

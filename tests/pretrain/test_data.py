@@ -10,7 +10,7 @@ import soundfile
 import torch
 
 from pretrain.data import BatchOrder, Crops, collate, loader, read_labels
-from pretrain.labels import cluster, mfcc, write_labels
+from pretrain.labels import mfcc, write_labels
 from pretrain.manifest import Manifest, load_audio
 from pretrain.masking import span_mask
 from tests.pretrain.audio import write_corpus
@@ -71,6 +71,19 @@ def test_batches_follow_seed_and_step_alone(manifest: Manifest, views: int) -> N
                 assert first == second and start * HOP + size <= other * HOP + HOP
 
 
+@pytest.mark.parametrize("workers", [1, 3])
+def test_batches_are_the_same_whoever_reads_them(manifest: Manifest, workers: int) -> None:
+    """From the middle of an epoch on, over its end."""
+    order = BatchOrder(manifest, HOP, 6.0, 1.0, seed=3, views=2)
+    first = order.batches_an_epoch - 2
+    crops = Crops(manifest, [np.arange(200)] * len(manifest), HOP)
+    alone, shared = (list(loader(crops, order, first, first + 5, n)) for n in (0, workers))
+    assert len(alone) == len(shared) == 5
+    for one, other in zip(alone, shared, strict=True):
+        assert one.waveforms.equal(other.waveforms) and one.labels.equal(other.labels)
+        assert one.lengths.equal(other.lengths)
+
+
 def test_a_crop_carries_the_labels_of_its_frames(manifest: Manifest) -> None:
     labels = [np.arange(200) + 1000 * k for k in range(len(manifest))]
     crops = Crops(manifest, labels, HOP)
@@ -115,21 +128,10 @@ def test_mfcc_has_kaldis_frames_and_is_deterministic() -> None:
     assert mfcc(audio[:100]).shape == (1, 39)
 
 
-def test_clusters_find_what_is_there() -> None:
-    random = np.random.default_rng(0)
-    truth = [random.integers(0, 4, 300) for _ in range(6)]
-    centres = random.normal(0, 10, (4, 5))
-    ids, summary = cluster([centres[t] + random.normal(0, 0.1, (300, 5)) for t in truth], 4, 0, 1.0)
-    pairs = {(int(a), int(b)) for t, i in zip(truth, ids, strict=True) for a, b in zip(t, i, strict=True)}
-    assert len(pairs) == 4 and summary["used"] == 4 and summary["perplexity"] == pytest.approx(4, rel=0.02)
-    with pytest.raises(UserError, match="too few for 4000 clusters"):
-        cluster([np.zeros((5, 2))], 4000, 0, 1.0)
-
-
 def test_label_files_are_at_the_frame_rate(tmp_path: Path) -> None:
     manifest = Manifest.read(write_corpus(tmp_path / "audio", corrupt=(4,)))
     path = write_labels(manifest, tmp_path / "labels", 6, 0, 1.0, 4)
-    labels = read_labels(path)
+    labels = read_labels(path, manifest, HOP)
     for k, (ids, samples) in enumerate(zip(labels, manifest.samples, strict=True)):
         assert len(ids) == (0 if k == 4 else -(-samples // 640))
     assert len((tmp_path / "labels" / "dict.km.txt").read_text().splitlines()) == 6

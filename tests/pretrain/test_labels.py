@@ -1,0 +1,247 @@
+"""Labels: k-means of streamed features against scikit-learn's own, their files, and how good they are."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from sklearn.cluster import MiniBatchKMeans
+
+from pretrain.data import read_labels
+from pretrain.kmeans import Assignment, Reservoir, fit, fit_in_torch
+from pretrain.labels import cluster, layer_features, mfcc_features, write_labels
+from pretrain.manifest import Manifest
+from tests.pretrain.audio import write_corpus
+from tests.pretrain.command import superbit
+from upstreams.checkpoint import build
+from upstreams.config import preset
+from upstreams.errors import UserError
+
+HOP = 640
+
+
+@pytest.fixture(scope="module")
+def manifest(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
+    return Manifest.read(write_corpus(tmp_path_factory.mktemp("corpus"), corrupt=(4,)))
+
+
+def test_streamed_labels_are_those_of_scikit_learn_on_everything_at_once(manifest: Manifest, tmp_path: Path) -> None:
+    done = superbit(
+        "labels",
+        "mfcc",
+        "--manifest",
+        manifest.root / "train.tsv",
+        "--out",
+        tmp_path,
+        "--clusters",
+        "7",
+        "--fraction",
+        "1",
+        "--n-init",
+        "3",
+        "--seed",
+        "5",
+        "--workers",
+        "2",
+    )
+    assert done.returncode == 0, done.stderr
+    everything = [f.copy() for f in mfcc_features(manifest, 4, 0)(range(len(manifest)))]
+    kmeans = MiniBatchKMeans(
+        7,
+        init="k-means++",
+        max_iter=100,
+        batch_size=10_000,
+        tol=0.0,
+        max_no_improvement=100,
+        n_init=3,
+        reassignment_ratio=0.0,
+        random_state=5,
+    ).fit(np.concatenate(everything))
+    labels = read_labels(tmp_path / "train.km", manifest, HOP)
+    for ids, features in zip(labels, everything, strict=True):
+        assert len(ids) == len(features) and (not len(ids) or (ids == kmeans.predict(features)).all())
+    assert len(labels[4]) == 0 and "4.wav" in done.stdout + done.stderr
+    counts = np.bincount(np.concatenate(labels), minlength=7)
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    share = counts / counts.sum()
+    assert summary["entropy"] == pytest.approx(-(share[share > 0] * np.log(share[share > 0])).sum())
+    assert summary["error_per_frame"] == pytest.approx(kmeans.inertia_ / counts.sum(), rel=1e-4)
+    assert (tmp_path / "dict.km.txt").read_text() == "".join(f"{k} {n}\n" for k, n in enumerate(counts))
+    assert list(tmp_path.glob("events.out.tfevents*"))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_layer_features_do_not_depend_on_who_reads_and_in_what_company(manifest: Manifest, workers: int) -> None:
+    torch.manual_seed(0)
+    model = build(preset("sparseformer_dn_mini")).eval()
+    together = list(layer_features(manifest, model, 3, workers)(range(len(manifest))))
+    assert [len(f) for f in together] == [0 if k == 4 else -(-n // HOP) for k, n in enumerate(manifest.samples)]
+    (alone,) = layer_features(manifest, model, 3, 0)([7])
+    np.testing.assert_allclose(together[7], alone, atol=1e-4)
+
+
+def test_a_reservoir_is_everything_while_it_fits_and_a_uniform_sample_after() -> None:
+    frames = np.arange(3000, dtype=np.float32).reshape(-1, 3)
+    whole = Reservoir(0, 4 * 3 * 1000)
+    for part in np.array_split(frames, 7):
+        whole.add(part)
+    np.testing.assert_array_equal(whole.frames(), frames)
+    hits = np.zeros(1000)
+    for seed in range(400):
+        some = Reservoir(seed, 4 * 3 * 100)
+        for part in np.array_split(frames, 7):
+            some.add(part)
+        kept = some.frames()
+        assert kept.shape == (100, 3) and len(np.unique(kept[:, 0])) == 100
+        hits[(kept[:, 0] / 3).astype(int)] += 1
+    # Each frame is kept with a chance of 0.1; by thirds of the stream the mean is known to 3 standard errors.
+    for third in np.array_split(hits / 400, 3):
+        assert third.mean() == pytest.approx(0.1, abs=0.003)
+
+
+def blobs(seed: int, count: int = 12_000) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    centres = rng.normal(0, 3, (20, 16))
+    truth = rng.integers(0, 20, count)
+    return (centres[truth] + rng.normal(0, 1, (count, 16))).astype(np.float32), truth
+
+
+def test_k_means_in_torch_is_as_good_as_scikit_learns() -> None:
+    """What runs on a GPU, here on the CPU: the error of three seeds each, and the assignment of one to the other."""
+    sample, _ = blobs(0)
+
+    def error(centroids: torch.Tensor) -> float:
+        assign = Assignment(centroids)
+        return assign.squared_error(sample, assign(sample)) / len(sample)
+
+    cpu = torch.device("cpu")
+    ours = [error(fit_in_torch(torch.from_numpy(sample), 20, 3, torch.Generator().manual_seed(s))) for s in range(3)]
+    theirs = [error(fit(sample, 20, s, 3, cpu)) for s in range(3)]
+    assert np.mean(ours) <= 1.03 * np.mean(theirs)
+    kmeans = MiniBatchKMeans(20, random_state=0, n_init=1).fit(sample)
+    ids = Assignment(torch.from_numpy(kmeans.cluster_centers_))(sample)
+    assert (ids != kmeans.predict(sample)).mean() < 1e-3
+
+
+def test_clusters_find_what_is_there() -> None:
+    random = np.random.default_rng(0)
+    truth = [random.integers(0, 4, 300) for _ in range(6)]
+    centres = random.normal(0, 10, (4, 5))
+    made = [(centres[t] + random.normal(0, 0.1, (300, 5))).astype(np.float32) for t in truth]
+
+    def features(indices: Sequence[int]) -> Iterator[np.ndarray]:
+        return (made[index] for index in indices)
+
+    assign = cluster(features, 6, 4, 0, 0.5, 3)
+    pairs = {(int(a), int(b)) for t, f in zip(truth, made, strict=True) for a, b in zip(t, assign(f), strict=True)}
+    assert len(pairs) == 4
+    with pytest.raises(UserError, match="too few for 4000 clusters"):
+        cluster(features, 6, 4000, 0, 1.0, 3)
+
+
+def test_labels_of_a_killed_run_are_not_taken_for_whole_ones(manifest: Manifest, tmp_path: Path) -> None:
+    """Killed while it writes: train.km is there only when all of it is, and the next run makes it."""
+    arguments = ["labels", "mfcc", "--manifest", str(manifest.root / "train.tsv"), "--clusters", "5", "--out"]
+    whole = superbit(*arguments, tmp_path / "whole")
+    assert whole.returncode == 0, whole.stderr
+    slow = (
+        "import time, pretrain.labels as labels\n"
+        "assign = labels.Assignment.__call__\n"
+        "labels.Assignment.__call__ = lambda self, frames: (time.sleep(0.3), assign(self, frames))[1]\n"
+        f"import runners.cli, sys; sys.argv = ['superbit', *{[*arguments, str(tmp_path / 'killed')]!r}]\n"
+        "runners.cli.main()\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", slow], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while not list((tmp_path / "killed").glob(".train.km*")):
+        assert process.poll() is None
+        time.sleep(0.05)
+    time.sleep(0.5)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (tmp_path / "killed/train.km").exists()
+    assert superbit(*arguments, tmp_path / "killed").returncode == 0
+    assert (tmp_path / "killed/train.km").read_text() == (tmp_path / "whole/train.km").read_text()
+
+
+def test_labels_of_files_that_changed_are_refused(tmp_path: Path) -> None:
+    path = write_corpus(tmp_path / "audio")
+    lines = path.read_text().splitlines()
+    lines[3] = lines[3].split("\t")[0] + "\t999"
+    path.write_text("\n".join(lines) + "\n")
+    write_labels(Manifest.read(path), tmp_path / "labels", 5, 0, 1.0, 4)
+    broken = Manifest.read(write_corpus(tmp_path / "none", 3, corrupt=(0, 1, 2)))
+    with pytest.raises(UserError, match="too few"):
+        write_labels(broken, tmp_path / "no labels", 5, 0, 1.0, 4)
+    assert not (tmp_path / "no labels/train.km").exists()
+
+
+def km(path: Path, lines: Sequence[Sequence[int] | str]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join((line if isinstance(line, str) else " ".join(map(str, line))) + "\n" for line in lines))
+    return path
+
+
+def test_labels_of_fairseqs_rates_are_read(manifest: Manifest, tmp_path: Path) -> None:
+    """50 Hz labels have as many frames as HuBERT's convolutions give, one less than the audio over 320."""
+    count = [n // 320 - 1 for n in manifest.samples]
+    path = km(tmp_path / "train.km", [range(n) for n in count])
+    labels = read_labels(path, manifest, HOP, label_rate=50)
+    for ids, n in zip(labels, count, strict=True):
+        assert ids.tolist() == list(range(0, n, 2))
+    assert [ids.tolist() for ids in read_labels(path, manifest, 320)] == [list(range(n)) for n in count]
+
+
+def test_labels_that_do_not_fit_are_refused_before_training(manifest: Manifest, tmp_path: Path) -> None:
+    good = [[0] * -(-n // HOP) for n in manifest.samples]
+    (tmp_path / "dict.km.txt").write_text("0 1\n1 1\n")
+
+    def refused(lines: Sequence[Sequence[int] | str]) -> str:
+        with pytest.raises(UserError) as caught:
+            read_labels(km(tmp_path / "train.km", lines), manifest, HOP)
+        return str(caught.value)
+
+    assert "has 11 lines, but the manifest has 12 utterances" in refused(good[:-1])
+    assert "has 13 lines, but the manifest has 12 utterances" in refused([*good, [0]])
+    said = refused([*good[:5], good[5][:10], *good[6:]])
+    assert "line 6 of" in said and "has 10 labels" in said and f"{manifest.samples[5]} samples" in said
+    assert "line 3 of" in (said := refused([*good[:2], [2, *good[2][1:]], *good[3:]])) and "label 2" in said
+    assert "whole numbers, not '0 a'" in refused([*good[:2], "0 a", *good[3:]])
+    with pytest.raises(UserError, match="no labels at"):
+        read_labels(tmp_path / "missing.km", manifest, HOP)
+    assert len(read_labels(km(tmp_path / "train.km", [*good[:2], [], *good[3:]]), manifest, HOP)[2]) == 0
+
+
+def test_purity_is_that_of_a_table_made_by_hand(tmp_path: Path) -> None:
+    """Phones at twice the labels' rate. Frames: 3 of (0, a), 1 of (0, b), 2 of (1, b), 2 of (2, b)."""
+    labels = km(tmp_path / "train.km", [[0, 0, 0, 0], [1, 1, 2, 2], [9], []])
+    reference = km(tmp_path / "train.phn", ["a a a a a a b b", "b b b b b b b b", "", "c"])
+    done = superbit("labels", "purity", "--labels", labels, "--reference", reference)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert (found["frames"], found["labels"], found["phones"]) == (8, 3, 2)
+    assert found["phone_purity"] == pytest.approx((3 + 2 + 2) / 8)
+    assert found["cluster_purity"] == pytest.approx((3 + 2) / 8)
+    entropy = -(3 / 8 * np.log(3 / 8) + 5 / 8 * np.log(5 / 8))
+    left = 4 / 8 * -(3 / 4 * np.log(3 / 4) + 1 / 4 * np.log(1 / 4))
+    assert found["pnmi"] == pytest.approx((entropy - left) / entropy)
+    done = superbit("labels", "purity", "--labels", labels, "--reference", km(tmp_path / "short.phn", ["a"]))
+    assert done.returncode == 2 and "has 4 lines" in done.stderr
+
+
+def test_labels_of_a_checkpoints_layer(work: Path, tmp_path: Path) -> None:
+    checkpoint, tsv = work / "run/checkpoints/sparseformer_dn_mini.safetensors", work / "audio/train.tsv"
+    arguments = ["labels", "features", "--manifest", tsv, "--checkpoint", checkpoint, "--clusters", "6"]
+    done = superbit(*arguments, "--out", tmp_path, "--layer", "4", "--fraction", "1", "--n-init", "2")
+    assert done.returncode == 0, done.stderr
+    labels = read_labels(tmp_path / "train.km", Manifest.read(tsv), HOP)
+    assert len(np.unique(np.concatenate(labels))) == 6
+    done = superbit(*arguments, "--out", tmp_path / "none", "--layer", "9")
+    assert done.returncode == 2 and "layers 0 to 8" in done.stderr
