@@ -1,0 +1,118 @@
+"""k-means of more features than memory should hold, and how well labels agree with aligned phones.
+
+    python -m benchmarks.labels memory                                   # 10 h of 768 features at 50 Hz, 500 clusters
+    python -m benchmarks.labels phones data/mini/manifest/train.tsv OUT  # OUT/train.phn, by forced alignment
+    superbit labels purity --labels runs/my/labels/mfcc100/train.km --reference OUT/train.phn
+
+`memory` makes features up (noise around 500 points), so that the figure is that of clustering alone, and prints the
+process's peak. `phones` aligns every utterance of LibriSpeech's layout that has a transcript with its phones, 100 a
+second, by pocketsphinx (the extra `corpora`); utterances without one get an empty line.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+SECONDS = 10  # of an utterance
+FRAMES = SECONDS * 50
+
+
+def memory(hours: float, dim: int, clusters: int, n_init: int) -> dict[str, float]:
+    """Cluster that much and assign it all; seconds, and megabytes that the process took at most."""
+    from pretrain.labels import cluster
+
+    centres = np.random.default_rng(0).normal(0, 1, (clusters, dim)).astype(np.float32)
+    utterances = int(hours * 3600 / SECONDS)
+
+    def features(indices: Sequence[int]) -> Iterator[np.ndarray]:
+        for index in indices:
+            rng = np.random.default_rng(index)
+            yield centres[rng.integers(0, clusters, FRAMES)] + rng.standard_normal((FRAMES, dim), np.float32)
+
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    started = time.perf_counter()
+    assign = cluster(features, utterances, clusters, 0, 1.0, n_init)
+    fitted = time.perf_counter()
+    used = {int(label) for frames in features(range(0, utterances, 10)) for label in np.unique(assign(frames))}
+    return {
+        "frames": utterances * FRAMES,
+        "feature_megabytes": utterances * FRAMES * dim * 4 / 1e6,
+        "seconds_fit": fitted - started,
+        "clusters_used": len(used),
+        "megabytes_before": before * 1024 / 1e6,
+        "megabytes_peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6,
+    }
+
+
+def phones(manifest_path: Path, out: Path) -> None:
+    """Write OUT/train.phn: a line an utterance of the manifest, its phones at 100 Hz."""
+    from pretrain.manifest import Manifest, load_audio
+    from upstreams.files import atomic_write
+
+    manifest = Manifest.read(manifest_path)
+    lines = []
+    for name in tqdm(manifest.paths, desc="alignment", unit="utt", mininterval=2.0):
+        path = manifest.root / name
+        text = transcript(path)
+        lines.append(" ".join(aligned(load_audio(path), text)) if text else "")
+    with atomic_write(out / f"{manifest_path.stem}.phn") as temporary:
+        temporary.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+
+
+def transcript(path: Path) -> str:
+    """The words of an utterance in LibriSpeech's layout, "" where there are none."""
+    words = path.parent / f"{path.stem.rpartition('-')[0]}.trans.txt"
+    if not words.is_file():
+        return ""
+    lines = (line.split(" ", 1) for line in words.read_text(encoding="utf-8").splitlines())
+    return next((line[1].lower() for line in lines if line[0] == path.stem and len(line) == 2), "")
+
+
+def aligned(audio: np.ndarray, text: str) -> list[str]:
+    """A phone for each 10 ms; none where the alignment fails or a word is in no lexicon."""
+    from pocketsphinx import Decoder
+
+    samples = (audio * 32767).astype(np.int16).tobytes()
+    decoder = Decoder(lm=None, loglevel="FATAL")
+    try:
+        decoder.set_align_text(text)
+        for _ in range(2):  # words, then the phones in them
+            decoder.start_utt()
+            decoder.process_raw(samples, full_utt=True)
+            decoder.end_utt()
+            if decoder.get_alignment() is None:
+                decoder.set_alignment()
+        return [phone.name for word in decoder.get_alignment() for phone in word for _ in range(phone.duration)]
+    except (RuntimeError, TypeError):
+        return []
+
+
+def main() -> None:
+    """Read the command line, measure, print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parts = parser.add_subparsers(dest="part", required=True)
+    part = parts.add_parser("memory")
+    part.add_argument("--hours", type=float, default=10.0)
+    part.add_argument("--dim", type=int, default=768)
+    part.add_argument("--clusters", type=int, default=500)
+    part.add_argument("--n-init", type=int, default=20)
+    part = parts.add_parser("phones")
+    part.add_argument("manifest", type=Path)
+    part.add_argument("out", type=Path)
+    arguments = parser.parse_args()
+    if arguments.part == "memory":
+        print(json.dumps(memory(arguments.hours, arguments.dim, arguments.clusters, arguments.n_init), indent=1))
+    else:
+        phones(arguments.manifest, arguments.out)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,82 @@
+"""Whether reading audio holds training up: pre-training steps on real audio against the same steps on made-up tensors.
+
+    python -m benchmarks.loading data/mini/manifest/train.tsv --workers 0 1
+
+A step is forward, backward and the update of a model on one torch thread. Both kinds take the very same shapes, step by
+step in turn: one on batches that worker processes read ahead from the manifest's files, one on random numbers. Figures
+are medians over the steps.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from pathlib import Path
+
+import torch
+
+from pretrain.data import Batch, BatchOrder, Crops, loader
+from pretrain.hubert import HubertPretraining, Objective
+from pretrain.manifest import Manifest
+from pretrain.masking import span_mask
+from pretrain.trainer import optimizers
+from upstreams.config import preset
+from upstreams.model import AudioEncoder
+
+CLUSTERS = 100
+
+
+def measure(manifest: Manifest, name: str, workers: int, steps: int, batch_seconds: float, crop: float) -> list[float]:
+    """Milliseconds of a step on made-up tensors and on real audio, waiting for it included."""
+    torch.manual_seed(0)
+    config = preset(name)
+    model = HubertPretraining(AudioEncoder(config), CLUSTERS, Objective(utterance_weight=0.0)).train()
+    updates = optimizers(model, 1e-4, 1e-4, 0.0, model.model.encoder.blocks)
+    order = BatchOrder(manifest, config.downsample_rate, batch_seconds, crop, seed=0)
+    batches = iter(loader(Crops(manifest, None, config.downsample_rate), order, 0, steps, workers))
+
+    def step(batch: Batch, number: int) -> None:
+        frames = model.model.frame_count(batch.lengths)
+        mask = span_mask(frames.tolist(), 0.65, 5, seed=number)
+        labels = torch.randint(0, CLUSTERS, mask.shape)
+        loss, _ = model(batch.waveforms, batch.lengths, labels, mask, paired=False)
+        loss.backward()
+        for update in updates:
+            update.step()
+            update.zero_grad(set_to_none=True)
+
+    times: list[list[float]] = [[], []]
+    for number in range(steps):
+        started = time.perf_counter()
+        batch = next(batches)
+        step(batch, number)
+        times[1].append(time.perf_counter() - started)
+        noise = Batch(torch.randn_like(batch.waveforms) * 0.1, batch.lengths, batch.labels, 0)
+        started = time.perf_counter()
+        step(noise, number)
+        times[0].append(time.perf_counter() - started)
+    return [statistics.median(kind[2:]) * 1e3 for kind in times]
+
+
+def main() -> None:
+    """Read the command line, measure, print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("manifest", type=Path)
+    parser.add_argument("--model", default="sparseformer_dn_mini")
+    parser.add_argument("--workers", nargs="+", type=int, default=[0, 1])
+    parser.add_argument("--steps", type=int, default=30)
+    parser.add_argument("--batch-seconds", type=float, default=60.0)
+    parser.add_argument("--crop-seconds", type=float, default=4.0)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    manifest = Manifest.read(arguments.manifest)
+    print("| workers | made-up tensors, ms a step | real audio, ms a step | ratio |\n|---|---|---|---|")
+    for workers in arguments.workers:
+        settings = (arguments.model, workers, arguments.steps, arguments.batch_seconds, arguments.crop_seconds)
+        made_up, real = measure(manifest, *settings)
+        print(f"| {workers} | {made_up:.1f} | {real:.1f} | {real / made_up:.3f} |")
+
+
+if __name__ == "__main__":
+    main()
