@@ -1,4 +1,4 @@
-"""`python -m runners.bucket_files LIBRISPEECH FOLDER`: the lists of audio lengths that s3prl's ASR makes batches from.
+"""The lists of audio lengths that s3prl's ASR makes batches from.
 
 FOLDER/<set>.csv has a line `,file_path,length,label` for each .flac of the set, longest first, with lengths in samples.
 """
@@ -6,7 +6,6 @@ FOLDER/<set>.csv has a line `,file_path,length,label` for each .flac of the set,
 from __future__ import annotations
 
 import csv
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -46,21 +45,3 @@ def write_bucket_files(librispeech: str | Path, folder: str | Path, sets: Sequen
                 writer.writerow([index, file.relative_to(librispeech).as_posix(), length, ""])
         written.append(path)
     return written
-
-
-def main(argv: Sequence[str]) -> int:
-    """Exit code 0, or 2 after bad input."""
-    if len(argv) < 2:
-        print(__doc__, file=sys.stderr)
-        return 2
-    try:
-        for path in write_bucket_files(argv[0], argv[1], argv[2:] or SETS):
-            print(path)
-    except UserError as error:
-        print(f"superbit: {error}", file=sys.stderr)
-        return 2
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

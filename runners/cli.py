@@ -50,6 +50,35 @@ def corpus_mini(
     build_mini(out, DEFAULT_HOURS if hours is None else hours, seed, sources, apt)
 
 
+Tasks = Annotated[list[str], typer.Argument(help="asr pr ks sid er ic sf, or all.")]
+Corpora = Annotated[Path, typer.Option(help="Folder of the corpora.", envvar="SUPERBIT_CORPORA")]
+
+
+@corpus.command("prepare")
+def corpus_prepare(tasks: Tasks, root: Corpora) -> None:
+    """Make the files that s3prl expects beside a downloaded corpus: lengths, splits, folds, names of slots."""
+    from runners.corpus_prepare import prepare
+    from runners.tasks import chosen_tasks, task_config
+
+    for task in chosen_tasks(tasks):
+        written = prepare(task, task_config(task, root))
+        typer.echo("\n".join(f"{task}: {path}" for path in written) or f"{task}: nothing to make")
+
+
+@corpus.command("check")
+def corpus_check(
+    tasks: Tasks,
+    root: Corpora,
+    any_size: Annotated[bool, typer.Option("--any-size", help="Do not compare sizes with the published ones.")] = False,
+) -> None:
+    """Check that a task's corpus is whole: every file that is named, and as many as are published."""
+    from runners.corpus_check import check_whole
+    from runners.tasks import chosen_tasks
+
+    for task in chosen_tasks(tasks):
+        check_whole(task, root, any_size, typer.echo)
+
+
 @app.command("manifest")
 def write_manifest(
     root: Annotated[Path, typer.Argument(help="Folder that holds flac, wav, ogg, opus or mp3 files, at any depth.")],

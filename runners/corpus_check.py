@@ -16,6 +16,16 @@ KEYWORDS = ("yes", "no", "up", "down", "left", "right", "on", "off", "stop", "go
 VOXCELEB_SPEAKERS = range(10001, 10001 + 1251)  # s3prl's classifier has an output for each of them
 
 
+_PREPARE = "`superbit corpus prepare"
+
+
+def _made(path: Path, task: str) -> Path:
+    """A file that the corpus does not come with."""
+    if not path.is_file():
+        raise UserError(f"the file {path} is missing; {_PREPARE} {task}` makes it")
+    return path
+
+
 def _folder(path: Path) -> Path:
     if not path.is_dir():
         raise UserError(f"the folder {path} is missing")
@@ -71,10 +81,7 @@ def check_asr(expert: Mapping[str, Any], names: Sequence[str]) -> None:
         for name in folders:
             _folder(root / name)
             if not (lists / f"{name}.csv").is_file():
-                raise UserError(
-                    f"the file {lists / f'{name}.csv'} is missing; `python -m runners.bucket_files {root} {lists}` "
-                    "writes it from the audio"
-                )
+                raise UserError(f"the file {lists / f'{name}.csv'} is missing; {_PREPARE} asr` makes it from the audio")
             files = [root / row for row in _column(lists / f"{name}.csv", "file_path")]
             _audio(files)
             for chapter in sorted({file.parent for file in files}):
@@ -128,8 +135,9 @@ def check_sid(expert: Mapping[str, Any], names: Sequence[str]) -> None:
     """VoxCeleb1: every file of the list, by a speaker that the classifier has."""
     _dev_and_test_only(names)
     datarc = expert["datarc"]
-    root, listing = _folder(Path(datarc["file_path"])), _file(Path(datarc["meta_data"]))
+    root = _folder(Path(datarc["file_path"]))
     halves = [_folder(root / half / "wav") for half in ("dev", "test")]
+    listing = _made(Path(datarc["meta_data"]), "sid")
     files: dict[str, list[Path]] = {"1": [], "2": [], "3": []}
     for number, line in enumerate(listing.read_text(encoding="utf-8").splitlines(), 1):
         split, _, name = line.strip().partition(" ")
@@ -154,7 +162,7 @@ def check_er(expert: Mapping[str, Any], names: Sequence[str]) -> None:
     datarc = expert["datarc"]
     session = str(datarc.get("test_fold") or "fold1").replace("fold", "Session")
     for kind in ("train", "test"):
-        listing = _file(Path(datarc["meta_data"], session, f"{kind}_meta_data.json"))
+        listing = _made(Path(datarc["meta_data"], session, f"{kind}_meta_data.json"), "er")
         try:
             content = json.loads(listing.read_text(encoding="utf-8"))
             labels, rows = content["labels"], content["meta_data"]
@@ -191,9 +199,9 @@ def check_sf(expert: Mapping[str, Any], names: Sequence[str]) -> None:
     """Audio SNIPS: the speakers' files, their sentences, and the slots' names."""
     corpus, text = expert["corpus"], expert["text"]
     _file(Path(text["vocab_file"]))
-    _, *slots = _file(Path(text["slots_file"])).read_text(encoding="utf-8").split("\n")
     root = _folder(Path(corpus["path"]))
     _file(root / "all.iob.snips.txt")
+    _, *slots = _made(Path(text["slots_file"]), "sf").read_text(encoding="utf-8").split("\n")
     for _, folders in _splits(corpus, names):
         for name in folders:
             _folder(root / name)
@@ -229,3 +237,31 @@ CHECKS: dict[str, Callable[[Mapping[str, Any], Sequence[str]], None]] = {
     "ic": check_ic,
     "sf": check_sf,
 }
+
+
+def check_whole(task: str, root: Path, any_size: bool, say: Callable[[str], object]) -> None:
+    """Check all splits (of ER all folds) of a task's corpus, and say how large it is beside what is published.
+
+    Raises UserError for the first thing that is missing and, unless `any_size` or the corpora are the embedded ones,
+    for a part of another size than published.
+    """
+    from runners.corpus_counts import counts
+    from runners.tasks import TASKS, check_config, task_config
+
+    is_embedded = (root / "corpus.json").is_file()
+    check_config(TASKS[task], task_config(task, root))
+    for fold in range(2, 6) if task == "er" else ():
+        if not any_size or (root / f"IEMOCAP/Session{fold}").is_dir():
+            changed = {"downstream_expert.datarc.test_fold": f"fold{fold}"}
+            check_config(TASKS[task], task_config(task, root, changed))
+    found = counts(task, task_config(task, root))
+    say(f"{task}: every file is there")
+    for count in found:
+        beside = "" if count.is_right or is_embedded else f", published: {count.published}"
+        say(f"  {count.what}: {count.found}{beside}")
+    wrong = [count for count in found if not count.is_right]
+    if wrong and not any_size and not is_embedded:
+        raise UserError(
+            f"{wrong[0].what} of {task} are {wrong[0].found} below {root}, but {wrong[0].published} are published: "
+            "is the download whole? --any-size accepts a part"
+        )

@@ -76,6 +76,15 @@ TASKS: dict[str, Task] = {
     )
 }
 
+
+def chosen_tasks(names: Collection[str]) -> list[str]:
+    """The tasks of those names, all for `all`; raises UserError for an unknown one, naming the nearest."""
+    for name in names:
+        if name not in (*TASKS, "all"):
+            raise UserError(f"there is no task {name!r}: {nearest(name, (*TASKS, 'all'))}")
+    return [task for task in TASKS if "all" in names or task in names]
+
+
 # Keys that s3prl reads where they are present and that the official configurations leave out.
 OPTIONAL_KEYS = (
     *("runner.fp16", "runner.evaluate_ratio", "runner.train_dataloader"),
