@@ -373,12 +373,42 @@ def evaluate(
 @app.command()
 def report(
     runs: Annotated[list[Path], typer.Argument(help="Run folders; several are pooled over their seeds.")],
-    out: Annotated[Path | None, typer.Option(help="Where the report goes. [default: RUNS/report]")] = None,
+    out: Annotated[Path | None, typer.Option(help="Where the report goes; without it RUNS/report.")] = None,
+    speeds: Annotated[
+        Path | None,
+        typer.Option(help="Measured real-time factors: JSON of `superbit profile --measure` or benchmarks.inference."),
+    ] = None,
 ) -> None:
-    """The table (Markdown, CSV), the plot, and everything in TensorBoard."""
+    """One page (report.html), tables (Markdown, CSV, LaTeX), plots, and everything in TensorBoard."""
+    from runners.report import read_speeds
     from runners.report import report as run
 
-    typer.echo(f"report: {run(runs, out)}")
+    typer.echo(f"report: {run(runs, out, read_speeds(speeds) if speeds else {})}")
+
+
+@app.command()
+def board(
+    runs: Annotated[Path, typer.Argument(help="A run folder.")],
+    host: Annotated[str, typer.Option(help="The address to serve at.")] = "localhost",
+    port: Annotated[int, typer.Option(help="0 for any that is free.", min=0, max=65535)] = 6006,
+) -> None:
+    """Show training curves, final metrics and the report's tables and pictures in TensorBoard."""
+    from runners.board import serve
+
+    serve(runs, host, port, typer.echo)
+
+
+@app.command()
+def submission(
+    runs: Annotated[Path, typer.Argument(help="A run folder with cells on the real corpora.")],
+    upstream: Annotated[str, typer.Option(help="The row whose predictions are to be submitted.")],
+    out: Annotated[Path, typer.Option(help="Folder for predict/ and predict.zip.")],
+    seed: Annotated[int | None, typer.Option(help="Of the cells, when there are several.")] = None,
+) -> None:
+    """Gather an upstream's predictions as the SUPERB leaderboard's upload expects them."""
+    from runners.submission import write_submission
+
+    typer.echo(f"submission: {write_submission(runs, upstream, out, seed, typer.echo)}")
 
 
 def main() -> None:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from upstreams.files import atomic_write
 
@@ -21,8 +24,10 @@ def write_plot(table: Table, path: Path) -> None:
         figure.savefig(temporary, format="png", dpi=120)
 
 
-def write_tensorboard(table: Table, markdown: str, image: Path, folder: Path) -> None:
-    """Final metrics as HParams (one session an upstream and seed), the table as text, the plot as an image.
+def write_tensorboard(
+    table: Table, markdown: str, image: Path, figures: Mapping[str, Figure | None], folder: Path
+) -> None:
+    """Final metrics as HParams (one session an upstream and seed), the table as text, plot and figures as images.
 
     The training curves need no copy: s3prl writes them into each cell's expdir, so TensorBoard shows them
     beside these when it is started on the runs' folder.
@@ -34,10 +39,21 @@ def write_tensorboard(table: Table, markdown: str, image: Path, folder: Path) ->
     with SummaryWriter(str(folder)) as writer:
         writer.add_text("table", markdown)
         writer.add_image("score_against_storage", matplotlib.image.imread(image)[..., :3], dataformats="HWC")
+        for name, figure in figures.items():
+            if figure is not None:
+                writer.add_image(name, _pixels(figure), dataformats="HWC")
     for upstream in table.upstreams:
         for seed in sorted({result["seed"] for result in table.results if result["upstream"] == upstream}):
             results = [r for r in table.results if (r["upstream"], r["seed"]) == (upstream, seed)]
             _write_session(folder / "hparams" / upstream / f"seed{seed}", upstream, seed, results)
+
+
+def _pixels(figure: Figure) -> Any:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3]
 
 
 def _write_session(folder: Path, upstream: str, seed: int, results: list[dict[str, Any]]) -> None:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import csv
 import io
+import json
+import math
 import statistics
 from collections import defaultdict
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from runners import published
 from runners.cells import read_json
 from runners.matrix import RECORD
 from runners.tasks import TASKS
@@ -19,7 +22,12 @@ from upstreams.files import atomic_write
 
 CSV_COLUMNS = (
     *("upstream", "task", "metric", "value", "higher_is_better", "parameters", "macs"),
-    *("storage_bytes", "seconds", "seed", "command"),
+    *("storage_bytes", "seconds", "seed", "learning_rate", "command", "train_command"),
+)
+# What every results.json has.
+NEEDED = (
+    *("upstream", "task", "seed", "metric", "value", "command", "train_command", "corpus", "versions", "machine"),
+    *("parameters", "macs", "storage_bytes", "seconds", "identity", "best_on_dev", "resumed_at_step", "device"),
 )
 BASELINE = "fbank_no_cmvn"
 UNTRAINED = "_untrained"
@@ -54,6 +62,7 @@ class Table:
     results: list[dict[str, Any]]
     upstreams: list[str]
     tasks: list[str]
+    failures: list[str] = field(default_factory=list)  # cells without a number, and why
 
     def measured(self, upstream: str, task: str) -> Measured | None:
         values = {
@@ -96,6 +105,21 @@ class Table:
             qualities.append(measured.mean if TASKS[task].higher_is_better else max(0.0, 100 - measured.mean))
         return statistics.fmean(qualities)
 
+    def superb_score(self, upstream: str) -> float | None:
+        """The seven tasks' superb_s; None unless all are measured, on the real corpora."""
+        results = [result for result in self.results if result["upstream"] == upstream]
+        if any(not is_published(result["corpus"]) for result in results):
+            return None
+        figures = {task: m.mean for task in self.tasks if (m := self.measured(upstream, task))}
+        rates = [100 * r["metrics"]["slot_value_cer"] for r in results if "slot_value_cer" in r.get("metrics", {})]
+        if "sf" in figures and rates:
+            figures["sf_cer"] = statistics.fmean(rates)
+        return published.superb_score(figures)
+
+    def is_comparable(self) -> bool:
+        """Whether the cells' corpora are the published ones."""
+        return all(is_published(result["corpus"]) for result in self.results)
+
     def title(self, task: str) -> str:
         """`KS acc ↑`, with "(synthetic)" where the corpus's labels are."""
         labels = {result["corpus"]["label"] for result in self.results if result["task"] == task}
@@ -104,11 +128,12 @@ class Table:
         return f"{task.upper()}{synthetic} {TASKS[task].metric} {arrow}"
 
 
-def report(runs: list[Path], out: Path | None = None) -> Path:
+def report(runs: list[Path], out: Path | None = None, speeds: Mapping[str, float] | None = None) -> Path:
     """Write the table of the cells in one runs' folder or several (of other seeds, say); return table.md.
 
-    Writes table.md, table.csv, score_storage.png and tensorboard/ into `out`, by default `report` in the
-    first runs' folder, and prints the table. Raises UserError where a folder holds no results, and when two
+    Writes table.md, table.csv, table.tex, report.html, score_storage.png and tensorboard/ into `out`, by default
+    `report` in the first runs' folder, and prints the table. speeds: measured real-time factors by upstream. Raises
+    UserError where a folder holds no results, and when two
     folders hold the same cell.
     """
     table = collect(runs)
@@ -119,10 +144,17 @@ def report(runs: list[Path], out: Path | None = None) -> Path:
         with atomic_write(out / name) as temporary:
             temporary.write_text(text, encoding="utf-8")
     # After the files: matplotlib and TensorBoard take seconds to import.
-    from runners import plots
+    from runners import html_report, latex, plots
 
-    plots.write_plot(table, out / "score_storage.png")
-    plots.write_tensorboard(table, markdown, out / "score_storage.png", out / "tensorboard")
+    drawn = html_report.all_figures(table, speeds or {})
+    page = html_report.as_html(table, runs, drawn, speeds or {})
+    for name, text in (("report.html", page), ("table.tex", latex.as_latex(table))):
+        with atomic_write(out / name) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+    plot = out / "score_storage.png"
+    plots.write_plot(table, plot)
+    figures = {name: figure for section in drawn.values() for name, figure in section.items()}
+    plots.write_tensorboard(table, markdown, plot, figures, out / "tensorboard")
     _print(table)
     return out / "table.md"
 
@@ -131,11 +163,18 @@ def collect(runs: list[Path]) -> Table:
     """Every results.json under the folders, ordered as their matrices are; raises UserError as `report` does."""
     results: dict[tuple[str, str, int], dict[str, Any]] = {}
     upstreams: dict[str, None] = {}  # in order, each once
+    failures: list[str] = []
     for folder in runs:
         record = read_json(folder / RECORD) or {}
         upstreams |= dict.fromkeys(record.get("upstreams", []))
         paths = sorted(folder.glob("cells/*/*/*/results.json"))
-        found = [result for path in paths if (result := read_json(path))]
+        read = [(path, read_json(path)) for path in paths]
+        found = [result for path, result in read if result is not None and fault(result) is None]
+        failures += [
+            f"{'/'.join(path.parts[-4:-1])}: {'results.json is damaged' if result is None else fault(result)}"
+            for path, result in read
+            if result is None or fault(result) is not None
+        ]
         if not found:
             raise UserError(f"{folder} holds no results: cells/*/*/*/results.json as `superbit evaluate` writes them")
         for result in found:
@@ -151,7 +190,43 @@ def collect(runs: list[Path]) -> Table:
         list(results.values()),
         [u for u in upstreams if any(label == u for label, _, _ in results)],
         [t for t in TASKS if any(task == t for _, task, _ in results)],
+        failures,
     )
+
+
+def read_speeds(path: Path) -> dict[str, float]:
+    """Real-time factors by upstream, of a JSON file of `superbit profile --measure` or of benchmarks.inference.
+
+    Of the latter the first setting counts, and `name/w1a1` is `name_w1a1`, `name/fp32` is `name`. Raises UserError when
+    the file is neither.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        rows = content["rows"] if isinstance(content, dict) else content
+        pairs = [(row["name"].replace("/fp32", "").replace("/", "_"), float(row["real_time_factor"])) for row in rows]
+    except FileNotFoundError:
+        raise UserError(f"there is no file {path}") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} must hold records with name and real_time_factor: {error!r}") from None
+    return dict(reversed(pairs))
+
+
+def fault(result: dict[str, Any]) -> str | None:
+    """Why a cell's results cannot be in a table; None when they can."""
+    missing = [key for key in NEEDED if key not in result]
+    if missing:
+        return f"results.json lacks {missing[0]}"
+    if result["task"] not in TASKS:
+        return f"results.json is of an unknown task, {result['task']!r}"
+    value = result["value"]
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        return f"{result['metric']} is {value!r}, which is no result"
+    return None
+
+
+def is_published(corpus: dict[str, str]) -> bool:
+    """Whether a cell's corpus is the published one, not an embedded one."""
+    return corpus["label"] == "as published"
 
 
 def percent(result: dict[str, Any]) -> float:
@@ -241,6 +316,7 @@ def _notes(table: Table) -> list[str]:
         if len({tuple(sorted(m.values)) for m in measured.values()}) > 1:
             counts = _listed(f"{upstream} {len(m.values)}" for upstream, m in measured.items())
             notes.append(f"the means of {task} are over different seeds (number of seeds: {counts}).")
+    notes += [f"without a number: {failure}." for failure in table.failures]
     if resumed := [f"{r['upstream']}/{r['task']}" for r in table.results if r["resumed_at_step"] is not None]:
         notes.append(f"{_listed(resumed)} went on after an interruption, which s3prl does not repeat bit by bit.")
     return notes

@@ -107,6 +107,8 @@ def test_one_seed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         "storage_bytes": "0",
         "seconds": "11.75",
         "seed": "1",
+        "learning_rate": "",
+        "train_command": "superbit downstream -m train",
         "command": f"superbit downstream -m evaluate -e fbank_no_cmvn/{cells[0]['task']}/1",
     }
 

@@ -1,0 +1,30 @@
+"""How much each hidden state counts in each task's weighted sum, as the tested heads learnt it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from runners.report import Table
+
+
+def layer_weights(table: Table, upstream: str) -> dict[str, list[float]]:
+    """Of each task whose cells' states are still there: the mean over seeds of the softmax weights, by layer."""
+    import argparse
+
+    import torch
+
+    from runners.submission import tested_state
+
+    found: dict[str, list[torch.Tensor]] = {}
+    for result in table.results:
+        path = Path(tested_state(result))
+        if result["upstream"] != upstream or not path.is_file():
+            continue
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            state = torch.load(path, map_location="cpu", weights_only=True)
+        weights = state.get("Featurizer", {}).get("weights")
+        if weights is not None and len(weights) > 1:
+            found.setdefault(result["task"], []).append(weights.softmax(0))
+    return {task: torch.stack(found[task]).mean(0).tolist() for task in table.tasks if task in found}

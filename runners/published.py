@@ -1,0 +1,40 @@
+"""Published SUPERB results, and the leaderboard's score that is measured against two of them."""
+
+from __future__ import annotations
+
+import functools
+import statistics
+from collections.abc import Mapping
+from importlib import resources
+from typing import Any
+
+import yaml
+
+# The metrics of each task that the score takes; of slot filling both count, half each.
+METRICS: dict[str, tuple[str, ...]] = {
+    **{task: (task,) for task in ("pr", "asr", "ks", "sid", "er", "ic")},
+    "sf": ("sf", "sf_cer"),
+}
+
+
+@functools.cache
+def published() -> dict[str, Any]:
+    """`source`, `score` (the names of its two ends) and `rows`, in percent (runners/published.yaml)."""
+    return yaml.safe_load((resources.files("runners") / "published.yaml").read_text(encoding="utf-8"))
+
+
+def superb_score(figures: Mapping[str, float]) -> float | None:
+    """superb_s of the seven tasks: their mean of a line from 0 (FBANK) to 1000 (the best published row).
+
+    figures: in percent, by task, and `sf_cer`; None when one is missing. The leaderboard's own score takes its ten
+    tasks and the best row of the day; this one is of the seven (SUPERB challenge at SLT 2022, arXiv 2210.08634).
+    """
+    rows = {row["name"]: row for row in published()["rows"]}
+    ends = published()["score"]
+    zero, thousand = rows[ends["zero"]], rows[ends["thousand"]]
+    parts = []
+    for metrics in METRICS.values():
+        if any(metric not in figures for metric in metrics):
+            return None
+        parts.append(statistics.fmean(1000 * (figures[m] - zero[m]) / (thousand[m] - zero[m]) for m in metrics))
+    return statistics.fmean(parts)

@@ -1,0 +1,17 @@
+// Tables are sorted by the column that is clicked; a cell that is linked to opens.
+for (const table of document.querySelectorAll("table.sortable"))
+  table.querySelectorAll("thead th").forEach((head, column) => head.querySelector("button").onclick = () => {
+    const descending = head.getAttribute("aria-sort") === "ascending";
+    for (const other of table.querySelectorAll("thead th")) other.removeAttribute("aria-sort");
+    head.setAttribute("aria-sort", descending ? "descending" : "ascending");
+    const value = row => row.cells[column].dataset.value ?? "";
+    const rows = [...table.tBodies[0].rows].sort((a, b) => {
+      const [x, y] = [value(a), value(b)];
+      if ((x === "") !== (y === "")) return x === "" ? 1 : -1;  // what is not known stays last
+      const order = column === 0 ? x.localeCompare(y) : x - y;
+      return descending ? -order : order;
+    });
+    table.tBodies[0].append(...rows);
+  });
+const open = () => { const cell = location.hash && document.querySelector(location.hash); if (cell) cell.open = true; };
+addEventListener("hashchange", open); open();
