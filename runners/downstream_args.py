@@ -96,7 +96,12 @@ def parser() -> argparse.ArgumentParser:
         help="CPU threads (default: 1 on CPU, as more can make the LSTMs of ASR and SF 20 times slower)",
     )
     add("--feature_store", metavar="DIR", help="keep the frozen upstream's features there and compute them only once")
-    add("--feature_store_gb", type=float, default=32.0, help="the most it may hold, the oldest out (default: %(default)s)")
+    add(
+        "--feature_store_gb",
+        type=float,
+        default=32.0,
+        help="the most it may hold, the oldest out (default: %(default)s)",
+    )
     add("--feature_store_dtype", choices=DTYPES, default="fp16", help="numbers it holds (default: %(default)s)")
     add("--backend", help="of distributed training (default: nccl on GPU, gloo on CPU)")
     add(

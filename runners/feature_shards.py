@@ -154,7 +154,7 @@ class Shards:
             record = records[-1]
             payload = record.shard.payload(record.offset, record.size)
             place = (record.shard.path.name, record.offset)
-            if payload is not None and place not in self._checked and zlib.crc32(payload.numpy()) != record.crc:
+            if payload is not None and place not in self._checked and zlib.crc32(payload.numpy().data) != record.crc:
                 self._say(f"{record.shard.path} is damaged at byte {record.offset}: that record is computed anew")
                 payload = None
             if payload is not None:
@@ -217,7 +217,9 @@ class Shards:
             if written != size:
                 raise OSError(f"{written} of {size} bytes were written")
         except OSError as error:
-            self._say(f"the feature store {self.root} cannot be written ({error.strerror or error}): nothing more is kept")
+            self._say(
+                f"the feature store {self.root} cannot be written ({error.strerror or error}): nothing more is kept"
+            )
             self._unwritable = True
             if self._own is not None and self._file is not None:
                 with contextlib.suppress(OSError):

@@ -110,7 +110,9 @@ class FeatureStore(nn.Module):
                 self.shards.wait_for(key)
         return states
 
-    def _compute(self, waveforms: dict[bytes, Tensor]) -> Iterator[tuple[bytes, tuple[int, tuple[int, int, int], Tensor]]]:
+    def _compute(
+        self, waveforms: dict[bytes, Tensor]
+    ) -> Iterator[tuple[bytes, tuple[int, tuple[int, int, int], Tensor]]]:
         """Hidden states by key, encoded; utterances of one length go through the upstream together."""
         by_length: dict[int, list[bytes]] = defaultdict(list)
         for key, wav in waveforms.items():
@@ -193,8 +195,8 @@ def fingerprint(name: str, files: Sequence[str | Path | None], upstream: nn.Modu
     code that computes features, torch's version and the kind of device.
     """
     digest = hashlib.sha256()
-    for file in filter(None, files):
-        if not Path(file).is_file():
+    for file in files:
+        if not file or not Path(file).is_file():
             continue  # a URL: the weights below stand for it
         digest.update(sha256(Path(file)).encode())
     for key, tensor in sorted(upstream.state_dict().items()):
@@ -219,7 +221,11 @@ def code_version() -> str:
 
 
 def open_store(
-    upstream: nn.Module, settings: StoreSettings, name: str, files: Sequence[str | Path | None], device: str,
+    upstream: nn.Module,
+    settings: StoreSettings,
+    name: str,
+    files: Sequence[str | Path | None],
+    device: str,
     crop_samples: int | None,
 ) -> nn.Module:
     """The store that stands in for the upstream; the upstream itself, after a line on why, where it cannot."""

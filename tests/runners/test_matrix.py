@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import shlex
@@ -16,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile
+import torch
 import yaml
 
 from runners import matrix
@@ -63,12 +65,12 @@ class FakeDownstream:
         self.calls = folder / "calls"
         self.behaviour: dict[str, str] = {}
 
-    def main(self, argv: list[str], wrap_upstream: Any = None) -> dict[str, float] | None:
+    def main(self, argv: list[str], on_step: Any = None) -> dict[str, float] | None:
         options = dict(zip(argv[::2], argv[1::2], strict=True))
         with self.calls.open("a") as file:
-            file.write(json.dumps({**options, "store": wrap_upstream is not None}) + "\n")
+            file.write(json.dumps({**options, "store": "--feature_store" in argv}) + "\n")
         if options["-m"] == "evaluate":
-            upstream = Path(options["-e"]).read_text()
+            upstream = self.upstream_of(Path(options["-e"]))
             return {"acc": float("nan") if self.behaviour.get(upstream) == "nan" else 0.5, "loss": 1.0}
         resumed = "-e" in options
         expdir = Path(options["-e"] if resumed else options["-p"])
@@ -81,9 +83,22 @@ class FakeDownstream:
             sys.exit(2)
         if behaviour == "killed" and not resumed:
             os.kill(os.getpid(), signal.SIGKILL)
+        if on_step is not None:
+            on_step(2)
         if behaviour != "no best":
-            (expdir / "dev-best.ckpt").write_text(upstream)
+            dev = torch.tensor([self.dev(expdir)])
+            torch.save({"Downstream": {"best_score": dev}, "upstream": upstream}, expdir / "dev-best.ckpt")
         return None
+
+    def dev(self, expdir: Path) -> float:
+        """The accuracy on dev: best at a learning rate of 0.01."""
+        lr = yaml.safe_load((expdir.parent / "config.yaml").read_text())["optimizer"]["lr"]
+        return 1 - abs(math.log10(lr) + 2) / 10
+
+    def upstream_of(self, checkpoint: Path) -> str:
+        if checkpoint.name.startswith("states"):
+            return checkpoint.read_text()
+        return str(torch.load(checkpoint, weights_only=True)["upstream"])
 
     def made(self) -> list[dict[str, Any]]:
         return [json.loads(line) for line in self.calls.read_text().splitlines()] if self.calls.exists() else []
@@ -226,9 +241,11 @@ def test_results_cut_short_are_not_trusted(corpora: Path, tmp_path: Path, fake: 
 
 def test_workers_end_when_the_runner_is_killed(tmp_path: Path) -> None:
     script = (
-        "import sys, time; from pathlib import Path; from runners import engines\n"
+        "import sys, time; from pathlib import Path; from runners.engines import Work, local\n"
         "def run(cell): Path(sys.argv[1], 'pid' + cell).write_text(str(__import__('os').getpid())); time.sleep(60)\n"
-        "list(engines.local(['a', 'b'], run, lambda cell: Path(sys.argv[1], cell + '.txt'), 2, 'cpu', lambda r: None))"
+        "log = lambda cell: Path(sys.argv[1], cell + '.txt')\n"
+        "work = Work(['a', 'b'], run, log, lambda c: 1, lambda c: False, False, lambda r: None)\n"
+        "list(local.run(work, {'jobs': 2}))"
     )
     runner = subprocess.Popen([sys.executable, "-c", script, str(tmp_path)])
     files = [tmp_path / "pida", tmp_path / "pidb"]
