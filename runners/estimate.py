@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import statistics
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,7 +44,7 @@ class Audio:
 
 @dataclass(frozen=True)
 class Estimate:
-    """Of one training and, where it is the cell's only one, its test; None where nothing is known of the upstream."""
+    """Of one training and a test; None where nothing is known of the upstream."""
 
     seconds: float | None
     feature_bytes: int | None  # of the training and dev audio, whether or not they are in the store
@@ -57,11 +57,8 @@ class Estimator:
     """Estimates for cells whose runs' folder is `out`."""
 
     def __init__(self, out: Path) -> None:
-        self._measured: dict[tuple[str, str | None, str, str], list[dict[str, Any]]] = {}
-        for path in sorted(out.glob("cells/*/*/seed*/**/trained.json")):
-            content = read_json(path)
-            if content:
-                self._measured.setdefault(_kind(content["identity"]), []).append(content)
+        self._trainings = _by_kind(out.glob("cells/*/*/seed*/**/trained.json"))
+        self._results = _by_kind(out.glob("cells/*/*/seed*/results.json"))
 
     def __call__(self, cell: Cell) -> Estimate:
         """The estimate for one training."""
@@ -69,14 +66,17 @@ class Estimator:
         shape = upstream_shape(cell.upstream, cell.checkpoint)
         features = None
         if shape is not None:
-            features = int(shape.bytes_a_second(cell) * (train.seconds + dev.seconds))
+            features = int(shape.bytes_a_second(cell) * (min(_heard(cell), train.seconds) + dev.seconds))
         head = head_parameters(cell.config, shape.dim if shape else 768)
-        earlier = self._measured.get(_kind(cell.training_identity), [])
+        earlier = self._trainings.get(_kind(cell.training_identity), [])
+        tested = self._results.get(_kind(cell.training_identity), [])
         steps = cell.config["runner"]["total_steps"]
         seconds = _seconds(cell, shape, head) if shape else None
         if earlier:
             seconds = steps * statistics.median(run["step_seconds"] for run in earlier)
-            if shape and not cell.learning_rates:
+            if tested:
+                seconds += statistics.median(result["seconds"]["evaluate"] for result in tested)
+            elif shape:
                 seconds += test.seconds * shape.macs_a_second / (machine_macs() * UPSTREAM_EFFICIENCY)
         memory = max((run["peak_memory_bytes"] for run in earlier), default=0)
         return Estimate(
@@ -88,7 +88,19 @@ class Estimator:
         )
 
 
-def _kind(identity: Mapping[str, Any]) -> tuple[str, str | None, str, str]:
+Kind = tuple[str, str | None, str, str]
+
+
+def _by_kind(paths: Iterable[Path]) -> dict[Kind, list[dict[str, Any]]]:
+    """The JSON objects in the files, by the kind of training that they are of."""
+    found: dict[Kind, list[dict[str, Any]]] = {}
+    for path in sorted(paths):
+        if content := read_json(path):
+            found.setdefault(_kind(content["identity"]), []).append(content)
+    return found
+
+
+def _kind(identity: Mapping[str, Any]) -> Kind:
     """Trainings that take a step in the same time."""
     config = {key: value for key, value in identity["config"].items() if key not in ("runner", "optimizer")}
     accumulated = identity["config"]["runner"]["gradient_accumulate_steps"]
@@ -168,16 +180,22 @@ def _batch(config: Mapping[str, Any]) -> int:
     return int(data.get("train_batch_size") or data.get("batch_size") or 32)
 
 
+def _heard(cell: Cell) -> float:
+    """Seconds of training audio that go through the head, repetitions counted."""
+    runner = cell.config["runner"]
+    train, _, _ = audio(cell)
+    return float(runner["total_steps"] * runner["gradient_accumulate_steps"] * _batch(cell.config) * train.mean)
+
+
 def _seconds(cell: Cell, shape: Shape, head: int) -> float:
     train, dev, test = audio(cell)
     runner = cell.config["runner"]
     passes = runner["total_steps"] * runner["gradient_accumulate_steps"]
-    heard = passes * _batch(cell.config) * train.mean
+    heard = _heard(cell)
     evaluations = runner["total_steps"] // runner["eval_step"]
     evaluated = evaluations * sum((test if "test" in split else dev).seconds for split in runner["eval_dataloaders"])
     computed = heard + evaluated if cell.store is None else min(heard, train.seconds) + min(evaluated, dev.seconds)
-    if not cell.learning_rates:
-        computed += test.seconds
+    computed += test.seconds
     upstream = computed * shape.macs_a_second / (machine_macs() * UPSTREAM_EFFICIENCY)
     # Forward and backward: three passes' work in training, one in evaluation.
     frames = shape.frame_rate * (3 * heard + evaluated)

@@ -167,33 +167,31 @@ def _run(todo: list[Cell], run: engines.Engine, settings: dict[str, object], est
             on_gpu=left[0].device == "cuda",
             watch=board.watch,
         )
+        told: set[Path] = set()
         for cell, reason in run(work, settings):
-            said = None if reason is not None else _ending(cell)
-            if said is None:
-                said = f"{cell.name} failed: {reason or 'it left no results'} (see {cell.log_file})"
-                board.end(said, failed=True)
-            else:
-                board.end(said, failed=False)
+            said = [] if reason is not None else _ending(cell, told)
+            failed = not said
+            if failed:
+                said = [f"{cell.name} failed: {reason or 'it left no results'} (see {cell.log_file})"]
+            board.end(said, failed)
     if board.failed:
         console.print(f"{board.failed} of {len(left)} cells failed; the same command tries them again")
     return board.failed
 
 
-def _ending(cell: Cell) -> str | None:
-    """What a training that is done has led to; None where it has left nothing."""
+def _ending(cell: Cell, told: set[Path]) -> list[str]:
+    """What a training that is done has led to, the cell's number once; nothing where it has left nothing."""
     training, results = cells.trained(cell), cells.finished(cell)
-    if results is None and training is None:
-        return None
-    if results is None:
-        assert training is not None
+    said = []
+    if training is not None and cell.learning_rates:
         dev = "nothing was best on dev" if training["dev"] is None else f"dev {training['dev']:.4f}"
-        return f"{cell.name}: {dev} ({training['seconds']:.0f} s)" if cell.learning_rates else None
-    value = f"{results['metric']} {results['value']:.4f} ({sum(results['seconds'].values()):.0f} s)"
-    if not cell.learning_rates:
-        return f"{cell.name}: {value}"
-    return (
-        f"{cell.label}/{cell.task} seed {cell.seed}: {value}, learning rate {results['learning_rate']:g} chosen on dev"
-    )
+        said.append(f"{cell.name}: {dev} ({training['seconds']:.0f} s)")
+    if results is not None and cell.folder not in told:
+        told.add(cell.folder)
+        value = f"{results['metric']} {results['value']:.4f} ({sum(results['seconds'].values()):.0f} s)"
+        chosen = f", learning rate {results['learning_rate']:g} chosen on dev" if cell.learning_rates else ""
+        said.append(f"{cell.label}/{cell.task} seed {cell.seed}: {value}{chosen}")
+    return said
 
 
 def show_plan(todo: Sequence[Cell], out: Path, jobs: int, console: Console) -> None:

@@ -46,11 +46,12 @@ class Board:
             self._drawn = time.monotonic()
             self._live.update(self._render(running), refresh=True)
 
-    def end(self, line: str, failed: bool) -> None:
-        """Say in one line how a cell ended."""
+    def end(self, lines: Sequence[str], failed: bool) -> None:
+        """Say how a training ended."""
         self.ended += 1
         self.failed += failed
-        self.console.print(line, markup=False, highlight=False, soft_wrap=True)
+        for line in lines:
+            self.console.print(line, markup=False, highlight=False, soft_wrap=True)
 
     def _render(self, running: Sequence[Cell]) -> Group:
         table = Table("cell", "step", "", "step time", "left", box=None, pad_edge=False)
@@ -119,7 +120,7 @@ def duration(seconds: float | None) -> str:
         return "?"
     for unit, name in ((86400.0, "days"), (3600.0, "h"), (60.0, "min")):
         if seconds >= 2 * unit:
-            return f"{seconds / unit:.3g} {name}"
+            return f"{seconds / unit:.2g} {name}"
     return f"{seconds:.0f} s"
 
 

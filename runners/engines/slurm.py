@@ -28,7 +28,7 @@ def run(work: Work[CellT], settings: Mapping[str, Any]) -> Iterator[tuple[CellT,
         raise UserError("the engine slurm needs submitit: pip install 'superbit[slurm]'") from None
     given = dict(settings)
     cluster = given.pop("cluster", "slurm")
-    folder = given.pop("folder")
+    folder, _ = given.pop("folder"), given.pop("jobs")
     try:
         executor = submitit.AutoExecutor(folder=folder / "%j", cluster=cluster)
         memory = max((work.memory(cell) for cell in work.cells), default=0)
