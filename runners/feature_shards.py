@@ -113,8 +113,11 @@ class Shards:
 
     def refresh(self) -> None:
         """Learn of the records that other processes have appended, and forget shards that are gone."""
-        with os.scandir(self.folder) as entries:
-            sizes = {entry.name: entry.stat().st_size for entry in entries if entry.name.endswith(SUFFIX)}
+        sizes = {}
+        with contextlib.suppress(FileNotFoundError), os.scandir(self.folder) as entries:
+            for entry in entries:
+                if entry.name.endswith(SUFFIX):
+                    sizes[entry.name] = entry.stat().st_size
         for name, size in sizes.items():
             shard = self._shards.setdefault(name, _Shard(self.folder / name))
             if shard is not self._own and not shard.damaged and size > shard.scanned:
@@ -213,9 +216,9 @@ class Shards:
             if self._own is None or self._own.scanned + size > self.shard_bytes or self._removed():
                 self._start_shard()
             assert self._own is not None and self._file is not None
-            written = os.writev(self._file, [header, payload, bytes(size - HEADER_BYTES - len(payload))])
-            if written != size:
-                raise OSError(f"{written} of {size} bytes were written")
+            record = memoryview(b"".join([header, payload, bytes(size - HEADER_BYTES - len(payload))]))
+            while record:  # a disk that fills up takes a part first
+                record = record[os.write(self._file, record) :]
         except OSError as error:
             self._say(
                 f"the feature store {self.root} cannot be written ({error.strerror or error}): nothing more is kept"
@@ -239,6 +242,7 @@ class Shards:
         if self._file is not None:
             os.close(self._file)
             self._file = None
+        self.folder.mkdir(parents=True, exist_ok=True)
         name = f"{time.time_ns()}-{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}{SUFFIX}"
         self._own = self._shards[name] = _Shard(self.folder / name, touched=time.time())
         self._file = os.open(self._own.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o666)

@@ -101,7 +101,8 @@ class FeatureStore(nn.Module):
             with self.shards.claim(wanted) as mine:
                 self.shards.refresh()
                 states |= self._kept(wanted)
-                for key, encoded in self._compute({key: wanted[key] for key in mine if key not in states}):
+                todo = {key: wav for key, wav in wanted.items() if key in mine and key not in states}
+                for key, encoded in self._compute(todo):
                     kind, shape, payload = encoded
                     self.shards.append(key, kind, shape, payload.numpy().data)
                     states[key] = decode(*encoded)

@@ -62,9 +62,8 @@ def write_gpu(cell: str) -> None:
 
 def test_each_cell_has_a_gpu_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(local, "visible_gpus", lambda: ["0", "3"])
-    monkeypatch.setattr(
-        local.multiprocessing, "get_context", lambda kind: multiprocessing.get_context("fork") if kind else None
-    )
+    fork = multiprocessing.get_context("fork")
+    monkeypatch.setattr(local.multiprocessing, "get_context", lambda kind: fork)
     cells = [str(tmp_path / name) for name in "abc"]
     most = [0]
     given = work(cells, write_gpu, tmp_path, on_gpu=True, watch=lambda running: most.append(len(running)))
