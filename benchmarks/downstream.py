@@ -5,8 +5,9 @@
 Four modes a task, each a process with one thread and no data loading workers, official batch sizes, one evaluation on
 dev at the end: `plain` is s3prl's own loop; `cold` starts with an empty store; `warm` repeats the same training (other
 learning rates of a grid draw the same batches); `new-seed` trains with another seed on the full store, where random
-crops (KS's silence) are new. Wall-clock and processor seconds of the whole process, imports included. With
---plain-steps below --steps, `plain` runs that many and its time is scaled by the steps; the table says so. The dev
+crops (KS's silence) are new. The table is in processor seconds of the whole process, imports included: with one
+thread that is the time on an idle machine, and other people's work does not add to it; wall-clock seconds are in the
+JSON files. With --plain-steps below --steps, `plain` runs that many and its time is scaled; the table says so. The dev
 metrics of `plain` and of a stored training of as many steps stand beside each other.
 """
 
@@ -77,7 +78,7 @@ def measure(task: str, mode: str, steps: int, checkpoint: Path, corpora: Path, o
         arguments += ["--feature_store", str(store)]
     script = (
         "import json, sys, time; from runners import downstream; times = []\n"
-        "downstream.main(json.loads(sys.argv[1]), lambda step: times.append(time.time()))\n"
+        "downstream.main(json.loads(sys.argv[1]), lambda step: times.append(time.process_time()))\n"
         "print('STEPS', json.dumps([times[0], times[-1]]))\n"
     )
     started = time.time()
@@ -91,14 +92,15 @@ def measure(task: str, mode: str, steps: int, checkpoint: Path, corpora: Path, o
     ended = time.time()
     if status != 0:
         raise SystemExit(f"{task} {mode} failed:\n{said[-2000:]}")
+    whole = usage.ru_utime + usage.ru_stime
     first, last = json.loads(said[said.index("STEPS ") :].partition(" ")[2].splitlines()[0])
     return {
         "steps": steps,
-        "seconds": ended - started,
-        "cpu_seconds": usage.ru_utime + usage.ru_stime,
-        "start_seconds": first - started,
+        "wall_seconds": ended - started,
+        "seconds": whole,
+        "start_seconds": first,
         "step_seconds": (last - first) / max(1, steps - 1),
-        "end_seconds": ended - last,
+        "end_seconds": whole - last,
         "dev": {name: float(value) for name, value in re.findall(r"^dev ([\w-]+): ([-\d.e]+)", said, re.MULTILINE)},
     }
 

@@ -21,6 +21,7 @@ import torch
 import yaml
 
 from runners import matrix
+from runners.matrix import Options
 from runners.tasks import TASKS
 from upstreams.errors import UserError
 
@@ -207,6 +208,70 @@ def test_only_the_chosen_cells_need_their_checkpoints(
         matrix.evaluate(file, corpora, tmp_path / "runs", None, 1, [])
 
 
+def test_learning_rates_are_chosen_on_dev_and_only_the_chosen_one_is_tested(
+    corpora: Path, tmp_path: Path, fake: FakeDownstream, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, runs = tmp_path / "m.yaml", tmp_path / "runs"
+    write_matrix(file, learning_rates={"ks": [1.0e-1, 1.0e-2, 1.0e-4]})
+    assert matrix.evaluate(file, corpora, runs, None, 2, []) == 0
+    found = results(runs, "fbank_no_cmvn")
+    assert found["learning_rate"] == 0.01
+    assert found["dev"] == pytest.approx(1.0)
+    assert [tried["learning_rate"] for tried in found["learning_rates"]] == [0.1, 0.01, 0.0001]
+    assert [round(tried["dev"], 2) for tried in found["learning_rates"]] == [0.9, 1.0, 0.8]
+    assert "/lr0.01/expdir/dev-best.ckpt" in found["command"]
+    calls = fake.made()
+    assert [call["-m"] for call in calls].count("train") == 3
+    assert [call["-m"] for call in calls].count("evaluate") == 1, "the test set is for the chosen one"
+    assert "learning rate 0.01 chosen on dev" in capsys.readouterr().out
+
+    # Another rate is tried: the trainings that are done stay, the choice is made anew.
+    write_matrix(file, learning_rates={"ks": [1.0e-1, 1.0e-2, 1.0e-3, 1.0e-4]})
+    assert matrix.evaluate(file, corpora, runs, None, 2, []) == 0
+    again = fake.made()[4:]
+    assert [call["-m"] for call in again] == ["train", "evaluate"]
+    assert len(results(runs, "fbank_no_cmvn")["learning_rates"]) == 4
+
+    # Killed between the last training and the test: only the test is left.
+    (runs / "cells/fbank_no_cmvn/ks/seed1/results.json").unlink()
+    assert matrix.evaluate(file, corpora, runs, None, 2, []) == 0
+    assert [call["-m"] for call in fake.made()[6:]] == ["evaluate"]
+
+
+def test_a_dry_run_lists_what_is_left_and_writes_nothing(
+    corpora: Path, tmp_path: Path, fake: FakeDownstream, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, runs = tmp_path / "m.yaml", tmp_path / "runs"
+    write_matrix(file, upstreams=["fbank_no_cmvn", "mfcc"], learning_rates={"ks": [1.0e-1, 1.0e-2]})
+    plan = Options(dry_run=True)
+    assert matrix.evaluate(file, corpora, runs, None, 2, [], plan) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "fbank_no_cmvn/ks seed 1 lr 0.1" in said
+    assert "4 of 4 trainings to run" in said
+    assert "2 of which nothing is known" in said  # s3prl's mfcc
+    assert not runs.exists()
+    assert not fake.made()
+
+    assert matrix.evaluate(file, corpora, runs, None, 2, ["fbank_no_cmvn/ks"]) == 0
+    capsys.readouterr()
+    assert matrix.evaluate(file, corpora, runs, [1, 2], 2, [], plan) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "6 of 8 trainings to run" in said
+    # The other seed of the same cells is estimated from the one that was measured.
+    assert len(re.findall(r"fbank_no_cmvn/ks seed 2 lr [\d.]+ new 4 \d+ s \d+ MB \d+ MB measured", said)) == 2
+
+
+def test_without_a_store_and_with_another_folder(corpora: Path, tmp_path: Path, fake: FakeDownstream) -> None:
+    file = write_matrix(tmp_path / "m.yaml")
+    assert matrix.evaluate(file, corpora, tmp_path / "a", None, 1, [], Options(store=False)) == 0
+    assert [call["store"] for call in fake.made()] == [False, False]
+    options = Options(store_folder=tmp_path / "elsewhere", store_gb=1.5)
+    assert matrix.evaluate(file, corpora, tmp_path / "b", None, 1, [], options) == 0
+    training = fake.made()[2]
+    assert training["--feature_store"] == str(tmp_path / "elsewhere")
+    assert training["--feature_store_gb"] == "1.5"
+
+
 def test_states_of_another_configuration_are_not_resumed(corpora: Path, tmp_path: Path, fake: FakeDownstream) -> None:
     fake.behaviour = {"fbank": "killed"}
     file, runs = write_matrix(tmp_path / "m.yaml", upstreams=["fbank"]), tmp_path / "runs"
@@ -286,6 +351,12 @@ def alive(pid: int) -> bool:
         ({"seeds": ["one"]}, "seeds must be whole numbers"),
         ({"device": "gpu"}, "no device 'gpu'"),
         ({"feature_store_gb": -1}, "feature_store_gb must be a number"),
+        ({"feature_store_dtype": "fp8"}, "no feature_store_dtype 'fp8'; did you mean"),
+        ({"learning_rates": {"er": [1.0e-3]}}, "names 'er', which is no task of it"),
+        ({"learning_rates": {"ks": []}}, "learning_rates.ks must be a list"),
+        ({"learning_rates": {"ks": ["1e-3"]}}, "must be numbers above 0 such as 1.0e-3"),
+        ({"learning_rates": {"ks": [0.1, 0.10]}}, "names a learning rate twice"),
+        ({"slurm": "gpu"}, "slurm must map settings"),
     ],
 )
 def test_bad_matrices_are_told_before_anything_runs(
