@@ -231,8 +231,15 @@ def open_store(
 ) -> nn.Module:
     """The store that stands in for the upstream; the upstream itself, after a line on why, where it cannot."""
     upstream.eval()
-    if depends_on_batch(upstream, device):
-        print(f"[superbit] features of {name} depend on what else is in a batch: they are computed at every step")
+    with torch.no_grad():
+        features = upstream([torch.zeros(16000, device=device)])
+    why_not = None
+    if "hidden_states" not in features:
+        why_not = f"{name} gives no hidden_states"
+    elif depends_on_batch(upstream, device):
+        why_not = f"features of {name} depend on what else is in a batch"
+    if why_not is not None:
+        print(f"[superbit] {why_not}: they are computed at every step")
         return upstream
     space = fingerprint(name, files, upstream, device)
     store = FeatureStore(upstream, settings, space, crop_samples)
