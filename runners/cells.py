@@ -1,7 +1,12 @@
-"""One cell of the table: train one task's head on one frozen upstream, test it, write results.json."""
+"""One cell of the table: train one task's head on one frozen upstream, test it, write results.json.
+
+Where learning rates are tried, each is a training of its own; the last of them to end chooses the one that is best on
+dev and tests that one only.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import fcntl
 import json
 import math
@@ -10,7 +15,7 @@ import platform
 import shlex
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -19,6 +24,8 @@ from typing import Any
 
 import yaml
 
+from runners.feature_settings import StoreSettings
+from runners.heartbeat import Heartbeat
 from runners.tasks import TASKS, Task
 from upstreams.checkpoint import sha256
 from upstreams.errors import UserError
@@ -28,29 +35,47 @@ from upstreams.versions import versions
 
 @dataclass(frozen=True)
 class Cell:
-    """What decides a cell's number, and where it is kept."""
+    """One training: what decides a cell's number, and where it is kept."""
 
     label: str  # the row
     upstream: str  # the name in s3prl.hub
     checkpoint: Path | None  # the weights' file, None for upstreams without one
     task: str
     seed: int
-    config: dict[str, Any]  # s3prl's, resolved
+    config: dict[str, Any]  # s3prl's, resolved, with this training's learning rate
+    learning_rates: tuple[float, ...]  # that the cell tries, this training's among them; empty where none are tried
     corpora: Path
     device: str
-    store_bytes: int  # of the feature store
-    folder: Path
+    store: StoreSettings | None
+    folder: Path  # the cell's, shared by the trainings that its learning rates make
     identity: dict[str, Any]  # a cell whose results carry the same is done; JSON values only
 
     @property
+    def learning_rate(self) -> float:
+        """Of this training."""
+        return float(self.config["optimizer"]["lr"])
+
+    @property
     def name(self) -> str:
-        """How a person calls the cell."""
-        return f"{self.label}/{self.task} seed {self.seed}"
+        """How a person calls the training."""
+        tried = f" lr {self.learning_rate:g}" if self.learning_rates else ""
+        return f"{self.label}/{self.task} seed {self.seed}{tried}"
+
+    @property
+    def training_folder(self) -> Path:
+        """Of this training: the cell's own where no learning rates are tried."""
+        return self.folder / f"lr{self.learning_rate:g}" if self.learning_rates else self.folder
+
+    @property
+    def training_identity(self) -> dict[str, Any]:
+        """What this training depends on: not on which other learning rates are tried."""
+        rest = {key: value for key, value in self.identity.items() if key != "learning_rates"}
+        return rest | {"config": json.loads(json.dumps(self.config))}
 
     @property
     def log_file(self) -> Path:
         """What s3prl prints, and the traceback of a failure."""
-        return self.folder / "log.txt"
+        return self.training_folder / "log.txt"
 
     @property
     def results_file(self) -> Path:
@@ -58,17 +83,46 @@ class Cell:
         return self.folder / "results.json"
 
     @property
+    def trained_file(self) -> Path:
+        """There, and of the training's identity, exactly when the training is done; the test has not begun then."""
+        return self.training_folder / "trained.json"
+
+    @property
+    def progress_file(self) -> Path:
+        """Where a training says how far it is, every second or two."""
+        return self.training_folder / "progress.json"
+
+    @property
     def expdir(self) -> Path:
         """s3prl's folder of the experiment."""
-        return self.folder / "expdir"
+        return self.training_folder / "expdir"
+
+    def siblings(self) -> list[Cell]:
+        """The trainings of this cell, one for each learning rate that it tries; itself where it tries none."""
+        if not self.learning_rates:
+            return [self]
+        return [with_learning_rate(self, learning_rate) for learning_rate in self.learning_rates]
+
+
+def with_learning_rate(cell: Cell, learning_rate: float) -> Cell:
+    """The training of a cell at that learning rate."""
+    config = cell.config | {"optimizer": cell.config["optimizer"] | {"lr": learning_rate}}
+    return dataclasses.replace(cell, config=config)
 
 
 def identify(
-    upstream: str, checkpoint: Path | None, task: str, seed: int, config: dict[str, Any], corpora: Path
+    upstream: str,
+    checkpoint: Path | None,
+    task: str,
+    seed: int,
+    config: dict[str, Any],
+    corpora: Path,
+    learning_rates: tuple[float, ...] = (),
+    store: StoreSettings | None = None,
 ) -> dict[str, Any]:
     """What a cell's number depends on, so that results made from anything else are not taken for it."""
     corpus = corpora / "corpus.json"
-    return {
+    identity = {
         "upstream": upstream,
         "checkpoint_sha256": sha256(checkpoint) if checkpoint else None,
         "task": task,
@@ -77,6 +131,12 @@ def identify(
         "corpus_sha256": sha256(corpus) if corpus.exists() else None,
         "superbit": versions()["superbit"],
     }
+    if learning_rates:
+        identity["learning_rates"] = list(learning_rates)
+    # fp16 and fp32 give the number that features without a store give, within its noise.
+    if store is not None and store.dtype == "int8":
+        identity["features"] = store.dtype
+    return identity
 
 
 def finished(cell: Cell) -> dict[str, Any] | None:
@@ -85,56 +145,119 @@ def finished(cell: Cell) -> dict[str, Any] | None:
     return results if results and results.get("identity") == cell.identity else None
 
 
-def run_cell(cell: Cell) -> dict[str, Any]:
-    """Train, test and write results.json; return its content.
+def trained(cell: Cell) -> dict[str, Any] | None:
+    """What a training that is done has written; None when it is not."""
+    content = read_json(cell.trained_file)
+    if not content or content.get("identity") != cell.training_identity:
+        return None
+    return content if (cell.expdir / content["tested"]).exists() else None
 
-    Goes on from s3prl's own states where the same cell was interrupted. Training uses a feature store; the
-    value is measured by `-m evaluate` without one, on the checkpoint that was best on dev, exactly as a user
-    can. Raises UserError when there is no number to report.
+
+def is_locked(cell: Cell) -> bool:
+    """Whether some process, of this runner or another, is at work on the training."""
+    try:
+        with (cell.training_folder / ".lock").open("r") as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    return False
+
+
+def run_cell(cell: Cell) -> None:
+    """Train, test and write results.json; where learning rates are tried, only the last to be trained tests.
+
+    Goes on from s3prl's own states where the same training was interrupted. Training uses the feature store; the
+    value is measured by `-m evaluate` without one, on the checkpoint that was best on dev, exactly as a user can.
+    Raises UserError when there is no number to report.
     """
+    with _alone_in(cell.training_folder):
+        if finished(cell) is not None:
+            return  # by another runner, while this one waited
+        if trained(cell) is None:
+            _train_and_record(cell)
+        if not cell.learning_rates:
+            _conclude(cell)
+            return
     with _alone_in(cell.folder):
-        if (results := finished(cell)) is not None:
-            return results  # by another runner, while this one waited
-        resumed_at = _prepare(cell)
-        started = time.monotonic()
-        _train(cell, resumed=resumed_at is not None)
-        trained = time.monotonic()
-        checkpoint = _checkpoint_to_test(cell)
-        metrics = _test(cell, checkpoint)
-        ended = time.monotonic()
-        results = _results(cell, checkpoint, metrics) | {
-            "seconds": {"train": round(trained - started, 2), "evaluate": round(ended - trained, 2)},
-            "resumed_at_step": resumed_at,
-        }
-        with atomic_write(cell.results_file) as temporary:
-            temporary.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-        return results
+        if finished(cell) is None and all(trained(sibling) is not None for sibling in cell.siblings()):
+            _conclude(cell)
 
 
 @contextmanager
 def _alone_in(folder: Path) -> Iterator[None]:
     """Hold the folder's lock, which the system lets go of however the process ends; wait for it."""
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as lock:
+    with (folder / ".lock").open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
 
+def _train_and_record(cell: Cell) -> None:
+    resumed_at = _prepare(cell)
+    progress = Heartbeat(cell.progress_file, resumed_at or 0, cell.config["runner"]["total_steps"])
+    started = time.monotonic()
+    try:
+        _train(cell, resumed_at is not None, progress)
+    finally:
+        cell.progress_file.unlink(missing_ok=True)
+    seconds = time.monotonic() - started
+    checkpoint = _checkpoint_to_test(cell)
+    write_json(
+        cell.trained_file,
+        {
+            "learning_rate": cell.learning_rate,
+            "dev": _dev_value(cell, checkpoint),
+            "tested": checkpoint.name,
+            "seconds": round(seconds, 2),
+            "resumed_at_step": resumed_at,
+            "step_seconds": round(seconds / max(1, progress.total - progress.first), 5),
+            "peak_memory_bytes": progress.peak_memory,
+            "train_command": _command(_train_arguments(cell)),
+            "identity": cell.training_identity,
+        },
+    )
+
+
+def _conclude(cell: Cell) -> None:
+    """Test the training that is best on dev, of equal ones the first, and write the cell's results."""
+    trainings = [(sibling, trained(sibling) or {}) for sibling in cell.siblings()]
+    sign = 1 if TASKS[cell.task].higher_is_better else -1
+    # A training that never improved on s3prl's starting value comes after all that did.
+    ranks = [-math.inf if of["dev"] is None else sign * of["dev"] for _, of in trainings]
+    best, of_best = trainings[ranks.index(max(ranks))]
+    started = time.monotonic()
+    checkpoint = best.expdir / of_best["tested"]
+    metrics = _test(best, checkpoint)
+    tried = ("learning_rate", "dev", "seconds", "train_command")
+    results = _results(best, checkpoint, metrics) | {
+        "learning_rate": best.learning_rate,
+        "dev": of_best["dev"],
+        "learning_rates": [{key: of[key] for key in tried} for _, of in trainings] if cell.learning_rates else [],
+        "seconds": {
+            "train": round(sum(of["seconds"] for _, of in trainings), 2),
+            "evaluate": round(time.monotonic() - started, 2),
+        },
+        **{key: of_best[key] for key in ("resumed_at_step", "step_seconds", "peak_memory_bytes")},
+    }
+    write_json(cell.results_file, results)
+
+
 def _prepare(cell: Cell) -> int | None:
     """Make the folder ready; return the step at which training goes on, None when it starts anew."""
-    started_file = cell.folder / "cell.json"
+    started_file = cell.training_folder / "cell.json"
     steps = [int(path.stem.removeprefix("states-")) for path in cell.expdir.glob("states-*.ckpt")]
-    if steps and read_json(started_file) == cell.identity:
+    if steps and read_json(started_file) == cell.training_identity:
         return max(steps)
     # What lies here is of another configuration, or ended before it saved anything.
-    cell.results_file.unlink(missing_ok=True)
-    started_file.unlink(missing_ok=True)
+    for stale in (cell.results_file, cell.trained_file, started_file):
+        stale.unlink(missing_ok=True)
     shutil.rmtree(cell.expdir, ignore_errors=True)
     cell.expdir.mkdir()
-    with atomic_write(cell.folder / "config.yaml") as temporary:
+    with atomic_write(cell.training_folder / "config.yaml") as temporary:
         temporary.write_text(yaml.safe_dump(cell.config, sort_keys=False), encoding="utf-8")
-    with atomic_write(started_file) as temporary:
-        temporary.write_text(json.dumps(cell.identity, indent=1) + "\n", encoding="utf-8")
+    write_json(started_file, cell.training_identity)
     return None
 
 
@@ -144,8 +267,19 @@ def _train_arguments(cell: Cell) -> list[str]:
     task: Task = TASKS[cell.task]
     return [
         *("-m", "train", "-u", cell.upstream, *checkpoint, "-d", task.downstream),
-        *("-c", str(cell.folder / "config.yaml"), "-p", str(cell.expdir)),
+        *("-c", str(cell.training_folder / "config.yaml"), "-p", str(cell.expdir)),
         *("--seed", str(cell.seed), "--device", cell.device),
+        *_store_arguments(cell),
+    ]
+
+
+def _store_arguments(cell: Cell) -> list[str]:
+    if cell.store is None:
+        return []
+    folder, gigabytes = str(cell.store.folder), str(cell.store.max_bytes / 2**30)
+    return [
+        *("--feature_store", folder, "--feature_store_gb", gigabytes),
+        *("--feature_store_dtype", cell.store.dtype),
     ]
 
 
@@ -158,16 +292,24 @@ def _command(arguments: list[str]) -> str:
     return shlex.join(["superbit", "downstream", *arguments])
 
 
-def _train(cell: Cell, resumed: bool) -> None:
+def _train(cell: Cell, resumed: bool, on_step: Callable[[int], None]) -> None:
     from runners import downstream
-    from runners.feature_store import FeatureStore, waveforms_kept
 
     arguments = _train_arguments(cell)
     if resumed:
-        arguments = ["-m", "train", "-e", str(cell.expdir), "--device", cell.device]
-    wrap = (lambda upstream: FeatureStore(upstream, cell.store_bytes)) if cell.store_bytes else None
-    with waveforms_kept(cell.store_bytes // 4):
-        downstream.main(arguments, wrap_upstream=wrap)
+        arguments = ["-m", "train", "-e", str(cell.expdir), "--device", cell.device, *_store_arguments(cell)]
+    downstream.main(arguments, on_step)
+
+
+def _dev_value(cell: Cell, checkpoint: Path) -> float | None:
+    """The task's metric on dev, of the checkpoint that was best there; None where nothing was."""
+    import torch
+
+    from upstreams import s3prl_compat  # noqa: F401  (lets torch load the checkpoints)
+
+    if checkpoint.name != TASKS[cell.task].best:
+        return None
+    return float(torch.load(checkpoint, map_location="cpu", weights_only=True)["Downstream"]["best_score"])
 
 
 def _checkpoint_to_test(cell: Cell) -> Path:
@@ -237,6 +379,12 @@ def _corpus(cell: Cell) -> dict[str, str]:
     tasks = (read_json(cell.corpora / "corpus.json") or {}).get("tasks", {})
     described = tasks.get(cell.task, {"speech": "real", "label": "as published"})
     return {key: described[key] for key in ("speech", "label")}
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write the object so that a reader sees all of it or what was there before."""
+    with atomic_write(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
 def read_json(path: Path) -> dict[str, Any] | None:

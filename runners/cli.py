@@ -355,17 +355,30 @@ def downstream(context: typer.Context) -> None:
 
 @app.command()
 def evaluate(
-    matrix: Annotated[Path, typer.Argument(help="YAML: upstreams, tasks and their settings, seeds.")],
+    matrix: Annotated[Path, typer.Argument(help="YAML: upstreams, tasks and their settings, learning rates, seeds.")],
     corpora: Annotated[Path, typer.Option(help="Folder that holds the corpora.")],
     out: Out,
     seed: Annotated[list[int] | None, typer.Option(help="Seeds in place of the matrix's; repeatable.")] = None,
-    jobs: Annotated[int, typer.Option(help="Cells that run side by side.", min=1)] = max(1, os.cpu_count() or 1),
+    jobs: Annotated[int, typer.Option(help="Cells that run side by side here.", min=1)] = max(1, os.cpu_count() or 1),
     only: Annotated[list[str] | None, typer.Option(help="upstream/task, with * as wildcard; repeatable.")] = None,
+    engine: Annotated[str, typer.Option(help="Where cells run: local, ray or slurm.")] = "local",
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only list the cells with estimated time and disk.")
+    ] = False,
+    feature_store: Annotated[
+        Path | None, typer.Option(help="Folder of the upstreams' features. [default: OUT/features]")
+    ] = None,
+    no_feature_store: Annotated[
+        bool, typer.Option("--no-feature-store", help="Compute the features at every step, as s3prl does.")
+    ] = False,
+    max_gb: Annotated[float | None, typer.Option(help="Disk for features, in place of the matrix's.", min=0)] = None,
 ) -> None:
     """Train and test every upstream on every task; a finished cell is kept, an interrupted one goes on."""
+    from runners.matrix import Options
     from runners.matrix import evaluate as run
 
-    failed = run(matrix, corpora, out, seed, jobs, only or [])
+    options = Options(engine, dry_run, not no_feature_store, feature_store, max_gb)
+    failed = run(matrix, corpora, out, seed, jobs, only or [], options)
     if failed:
         raise typer.Exit(1)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from runners import downstream_args
+from runners.feature_settings import StoreSettings
 from upstreams.errors import UserError, nearest
 from upstreams.files import atomic_write
 
@@ -19,12 +21,12 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 
-def main(argv: Sequence[str], wrap_upstream: Callable[[nn.Module], nn.Module] | None = None) -> dict[str, float] | None:
+def main(argv: Sequence[str], on_step: Callable[[int], None] | None = None) -> dict[str, float] | None:
     """Run one experiment as `superbit downstream ARGV` does; it may be called many times in one process.
 
-    `wrap_upstream` gets the frozen upstream and returns the module that stands in for it. With -m evaluate, the
-    metrics that s3prl prints are returned by their names, unrounded. Raises UserError for bad input: where arguments,
-    configuration, lists and file names show it, before anything is computed or written.
+    `on_step` is called with the number of each training step that is done. With -m evaluate, the metrics that s3prl
+    prints are returned by their names, unrounded. Raises UserError for bad input: where arguments, configuration,
+    lists and file names show it, before anything is computed or written.
     """
     options = downstream_args.parse(argv)
 
@@ -33,6 +35,7 @@ def main(argv: Sequence[str], wrap_upstream: Callable[[nn.Module], nn.Module] | 
     args, config, task = downstream_args.resolve(options)
     _check_upstream(args)
     _check_optimizer(config["optimizer"])
+    store = _store_settings(options, args)
     Path(args.expdir).mkdir(parents=True, exist_ok=True)
     if args.mode == "train" and os.environ.get("RANK", "0") == "0":
         args.config = str(Path(args.expdir, "config.yaml"))
@@ -40,7 +43,7 @@ def main(argv: Sequence[str], wrap_upstream: Callable[[nn.Module], nn.Module] | 
             temporary.write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
     threads = options.threads or (1 if args.device == "cpu" else torch.get_num_threads())
     with _threads(threads), _errors_of_workers():
-        metrics = _run(args, config, wrap_upstream)
+        metrics = _run(args, config, store, on_step)
     if args.mode == "train" and task and not Path(args.expdir, task.best).exists():
         print(
             f"[superbit] there is no {task.best}, as no evaluation beat the worst {task.metric}; states-*.ckpt is there"
@@ -62,6 +65,14 @@ def _check_upstream(args: argparse.Namespace) -> None:
             raise UserError(f"there is no checkpoint {checkpoint} (-k)")
 
 
+def _checkpoint_file(args: argparse.Namespace) -> str | Path | None:
+    """The file that the upstream is built from, where there is one."""
+    from upstreams import registry
+
+    ours = args.upstream in registry.names()
+    return registry.checkpoint_path(args.upstream, args.upstream_ckpt) if ours else args.upstream_ckpt
+
+
 def _check_optimizer(settings: dict[str, Any]) -> None:
     """Raise UserError for a name that s3prl would look up, and not find, when training starts."""
     import torch
@@ -74,6 +85,17 @@ def _check_optimizer(settings: dict[str, Any]) -> None:
     if not hasattr(torch.optim, str(name)):
         known = [name for name in dir(torch.optim) if name[0].isupper()]
         raise UserError(f"there is no optimizer.torch_optim_name {name!r}: {nearest(str(name), known)}")
+
+
+def _store_settings(options: argparse.Namespace, args: argparse.Namespace) -> StoreSettings | None:
+    if options.feature_store is None:
+        return None
+    if args.upstream_trainable:
+        raise UserError("--feature_store is for a frozen upstream: leave out -f, or the store")
+    if args.upstream_feature_selection != "hidden_states":
+        raise UserError("--feature_store keeps hidden_states: leave out -s, or the store")
+    folder = Path(options.feature_store).absolute()
+    return StoreSettings(folder, int(options.feature_store_gb * 2**30), options.feature_store_dtype)
 
 
 @contextlib.contextmanager
@@ -102,11 +124,13 @@ def _errors_of_workers() -> Iterator[None]:
 def _run(
     args: argparse.Namespace,
     config: dict[str, Any],
-    wrap_upstream: Callable[[nn.Module], nn.Module] | None,
+    store: StoreSettings | None,
+    on_step: Callable[[int], None] | None,
 ) -> dict[str, float] | None:
     from s3prl import run_downstream
     from torch import distributed
 
+    from runners import feature_store
     from upstreams.s3prl_compat import replaced
 
     metrics: dict[str, float] = {}
@@ -114,9 +138,26 @@ def _run(
     class Runner(run_downstream.Runner):
         def _get_upstream(self) -> Any:
             entry = super()._get_upstream()
-            if wrap_upstream is not None:
-                entry.model = wrap_upstream(entry.model)
+            if store is not None:
+                crop = config["downstream_expert"].get("datarc", {}).get("max_timestep")  # SID's
+                files = (_checkpoint_file(self.args), self.args.upstream_model_config)
+                entry.model = feature_store.open_store(
+                    entry.model, store, self.args.upstream, files, self.args.device, crop
+                )
             return entry
+
+        def _get_featurizer(self) -> Any:
+            entry = super()._get_featurizer()
+            featurizer = getattr(entry.model, "module", entry.model)  # within DDP
+            if isinstance(self.upstream.model, feature_store.FeatureStore) and not featurizer.normalize:
+                featurizer._weighted_sum = lambda states: feature_store.weighted_sum(featurizer.weights, states)
+            return entry
+
+        def _get_optimizer(self, models: Any) -> Any:
+            optimizer = super()._get_optimizer(models)
+            if on_step is not None:
+                _count_steps(optimizer, on_step, self.init_ckpt.get("Step", 0))
+            return optimizer
 
         def evaluate(self, split: str | None = None, logger: Any = None, global_step: int = 0) -> Any:
             if split is not None:
@@ -128,6 +169,7 @@ def _run(
 
     try:
         with (
+            feature_store.waveforms_kept() if store is not None else contextlib.nullcontext(),
             replaced(run_downstream, "Runner", Runner),
             replaced(run_downstream, "get_downstream_args", lambda: (args, config, [])),
         ):
@@ -136,6 +178,17 @@ def _run(
         if distributed.is_initialized():
             distributed.destroy_process_group()
     return metrics if args.mode == "evaluate" else None
+
+
+def _count_steps(optimizer: Any, on_step: Callable[[int], None], done: int) -> None:
+    """Call `on_step` after each step: s3prl's loop zeroes the gradients once a step, whatever became of them."""
+    zero_grad, steps = optimizer.zero_grad, itertools.count(done + 1)
+
+    def count_and_zero() -> None:
+        zero_grad()
+        on_step(next(steps))
+
+    optimizer.zero_grad = count_and_zero
 
 
 class MetricRecorder:

@@ -14,8 +14,12 @@ from typing import Any, NoReturn
 import yaml
 
 from runners import tasks
+from runners.feature_settings import DTYPES
 from runners.tasks import TASKS, Task
 from upstreams.errors import UserError, nearest
+
+# Flags that s3prl does not know.
+OWN_FLAGS = ("root", "threads", "feature_store", "feature_store_gb", "feature_store_dtype")
 
 # With -e, s3prl takes every argument but these from the checkpoint.
 NOT_FROM_CHECKPOINT = ("mode", "evaluate_split", "override", "backend", "local_rank", "past_exp", "device")
@@ -23,6 +27,7 @@ NOT_FROM_CHECKPOINT = ("mode", "evaluate_split", "override", "backend", "local_r
 EXAMPLES = """examples:
   superbit downstream -m train -u fbank_no_cmvn -d ks -p runs/ks --root CORPORA -o config.optimizer.lr=1e-3
   superbit downstream -m train -u fbank_no_cmvn -d ks -p runs/ks --root CORPORA -a      (goes on if interrupted)
+  superbit downstream -m train -u fbank_no_cmvn -d ks -p runs/ks --root CORPORA --feature_store runs/features
   superbit downstream -m evaluate -e runs/ks/dev-best.ckpt
   superbit downstream -m evaluate -e runs/asr/dev-clean-best.ckpt -t test-clean
   torchrun --nproc_per_node 2 --no-python superbit downstream -m train -u fbank -d ks -p runs/ks --root CORPORA
@@ -35,7 +40,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def parser() -> argparse.ArgumentParser:
-    """All flags of s3prl's run_downstream under their names, and this project's --root and --threads."""
+    """All flags of s3prl's run_downstream under their names, and this project's own."""
     flags = _Parser(
         prog="superbit downstream",
         usage="superbit downstream -m train|evaluate -u NAME -d TASK -p DIR --root CORPORA [flags]\n"
@@ -90,6 +95,14 @@ def parser() -> argparse.ArgumentParser:
         type=int,
         help="CPU threads (default: 1 on CPU, as more can make the LSTMs of ASR and SF 20 times slower)",
     )
+    add("--feature_store", metavar="DIR", help="keep the frozen upstream's features there and compute them only once")
+    add(
+        "--feature_store_gb",
+        type=float,
+        default=32.0,
+        help="the most it may hold, the oldest out (default: %(default)s)",
+    )
+    add("--feature_store_dtype", choices=DTYPES, default="fp16", help="numbers it holds (default: %(default)s)")
     add("--backend", help="of distributed training (default: nccl on GPU, gloo on CPU)")
     add(
         *("--local_rank", "--local-rank"),
@@ -117,6 +130,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         raise UserError("-a needs the experiment's folder: say -p DIR")
     if options.auto_resume and states(options.expdir):
         options.past_exp = options.expdir
+    if options.feature_store and options.feature_store_gb <= 0:
+        raise UserError(f"--feature_store_gb must be above 0, not {options.feature_store_gb}")
     if options.hub == "huggingface" or options.push_to_hf_hub:
         raise UserError("the Hugging Face Hub is not supported: leave --hub at torch and drop --push_to_hf_hub")
     if options.past_exp:
@@ -155,7 +170,7 @@ def resolve(options: argparse.Namespace) -> tuple[argparse.Namespace, dict[str, 
     A new experiment reads its configuration file; one that goes on reads the checkpoint. Raises UserError for what is
     not there, for unknown keys, and for a corpus that lacks something.
     """
-    args = argparse.Namespace(**{key: value for key, value in vars(options).items() if key not in ("root", "threads")})
+    args = argparse.Namespace(**{key: value for key, value in vars(options).items() if key not in OWN_FLAGS})
     if options.past_exp:
         args, config = _from_checkpoint(args)
         task = tasks.task_of(args.downstream, config)

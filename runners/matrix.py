@@ -1,114 +1,75 @@
-"""A matrix of upstreams x tasks x seeds: read it, check it, run the cells that are not done.
-
-```yaml
-upstreams:                # the table's rows, in order
-  - fbank                 # a name of s3prl.hub, this project's among them
-  - {label: mine, name: superbit_local, ckpt: runs/mine.safetensors}
-tasks:                    # asr pr ks sid er ic sf; what is changed in the official configuration, by dotted keys
-  ks: {runner.total_steps: 300, optimizer.lr: 1.0e-2}
-  pr: {}
-seeds: [1]
-device: cpu               # cpu, cuda, or auto (the default: cuda where there is one)
-feature_store_gb: 2       # memory a cell keeps its upstream's hidden states in; 0: compute them at every step
-```
-"""
+"""Run the cells of a matrix that are not done: check everything first, hand them to an engine, say how they end."""
 
 from __future__ import annotations
 
 import fnmatch
 import importlib
-import json
-import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import yaml
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from runners import cells, engines
 from runners.cells import Cell
+from runners.estimate import Estimate, Estimator, audio_group
+from runners.feature_settings import StoreSettings
+from runners.matrix_file import Matrix, Upstream, read_matrix
+from runners.progress import Board, duration, plan_table, size, state
 from runners.tasks import TASKS, check_corpus, task_config
 from upstreams.errors import UserError, nearest
-from upstreams.files import atomic_write
 
 RECORD = "matrix.json"  # in the runs' folder: the order of rows and columns, for the report
-DEVICES = ("auto", "cpu", "cuda")
 
 
 @dataclass(frozen=True)
-class Upstream:
-    """A row of the matrix."""
+class Options:
+    """How a matrix is run; what its numbers are does not depend on it."""
 
-    label: str
-    name: str
-    checkpoint: Path | None
-
-
-@dataclass(frozen=True)
-class Matrix:
-    """A matrix file's content, checked as far as the file alone allows."""
-
-    upstreams: list[Upstream]
-    tasks: dict[str, dict[str, Any]]
-    seeds: list[int]
-    device: str
-    store_bytes: int
+    engine: str = "local"
+    dry_run: bool = False
+    store: bool = True  # False: no feature store, whatever the matrix says
+    store_folder: Path | None = None  # by default `features` in the runs' folder
+    store_gb: float | None = None  # in place of the matrix's
 
 
-def evaluate(matrix: Path, corpora: Path, out: Path, seeds: list[int] | None, jobs: int, only: list[str]) -> int:
-    """Run the cells of a matrix file that are not done yet; return how many failed.
+def evaluate(
+    matrix: Path,
+    corpora: Path,
+    out: Path,
+    seeds: list[int] | None,
+    jobs: int,
+    only: list[str],
+    options: Options = Options(),
+) -> int:
+    """Run the cells of a matrix file that are not done yet; return how many trainings failed.
 
     corpora: the folder that holds the corpora; out: the runs' folder, cells lie in
-    `cells/<label>/<task>/seed<k>/`; seeds: instead of the matrix's; jobs: cells at a time, each in a process
-    with one torch thread; only: patterns `label/task` (`*` allowed) of the cells to run, all when empty.
+    `cells/<label>/<task>/seed<k>/`; seeds: instead of the matrix's; jobs: trainings at a time on this machine, each in
+    a process with one torch thread; only: patterns `label/task` (`*` allowed) of the cells to run, all when empty.
     Everything is checked before the first cell starts: raises UserError that names the file, key, name or
-    missing corpus file and what would be right.
+    missing corpus file and what would be right. With `dry_run` nothing is run or written but the plan on the screen.
     """
     read = read_matrix(matrix)
     if jobs < 1:
         raise UserError(f"jobs must be 1 or more, not {jobs}")
+    run = engines.engine(options.engine)
+    store = _store(read, out, options)
     chosen = choose(read, only)
-    todo = plan(read, chosen, corpora, out, read.seeds if seeds is None else seeds)
+    todo = plan(read, chosen, corpora, out, read.seeds if seeds is None else seeds, store)
+    if options.dry_run:
+        show_plan(todo, out, jobs, Console())
+        return 0
     _record(read, out, [cell.seed for cell in todo])
-    return _run(todo, jobs)
+    settings = {"jobs": jobs, "folder": out.absolute() / "jobs"} | read.engines.get(options.engine, {})
+    return _run(todo, run, settings, Estimator(out))
 
 
-def read_matrix(path: Path) -> Matrix:
-    """The content of a matrix file; raises UserError on what is no matrix, with the nearest valid key or task."""
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"there is no matrix file {path}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is no YAML: {' '.join(str(error).split())}") from None
-    known = ("upstreams", "tasks", "seeds", "device", "feature_store_gb")
-    content = _keys(content, known, required=("upstreams", "tasks", "seeds"), where=str(path))
-    upstreams = [_upstream(entry, path) for entry in _list(content["upstreams"], f"{path}: upstreams")]
-    labels = [upstream.label for upstream in upstreams]
-    if twice := {label for label in labels if labels.count(label) > 1}:
-        raise UserError(f"{path}: two upstreams are labelled {min(twice)!r}; give each its own `label`")
-    tasks = content["tasks"]
-    if not isinstance(tasks, dict) or not tasks:
-        raise UserError(f"{path}: tasks must map each task to the changes of its configuration, or to {{}}")
-    for task, overrides in tasks.items():
-        if task not in TASKS:
-            raise UserError(f"{path}: there is no task {task!r}; {nearest(str(task), TASKS)}")
-        if not isinstance(overrides or {}, dict):
-            raise UserError(f"{path}: tasks.{task} must map dotted keys to values, not be {overrides!r}")
-    seeds = _list(content["seeds"], f"{path}: seeds")
-    if not all(isinstance(seed, int) and seed >= 0 for seed in seeds):
-        raise UserError(f"{path}: seeds must be whole numbers of 0 or more, not {seeds}")
-    device = content.get("device", "auto")
-    if device not in DEVICES:
-        raise UserError(f"{path}: there is no device {device!r}; {nearest(str(device), DEVICES)}")
-    gigabytes = content.get("feature_store_gb", 2)
-    if not isinstance(gigabytes, int | float) or gigabytes < 0:
-        raise UserError(f"{path}: feature_store_gb must be a number of 0 or more, not {gigabytes!r}")
-    changed = {task: overrides or {} for task, overrides in tasks.items()}
-    return Matrix(upstreams, changed, seeds, device, int(gigabytes * 2**30))
+def _store(matrix: Matrix, out: Path, options: Options) -> StoreSettings | None:
+    max_bytes = matrix.store_bytes if options.store_gb is None else int(options.store_gb * 2**30)
+    if not options.store or max_bytes == 0:
+        return None
+    return StoreSettings((options.store_folder or out / "features").absolute(), max_bytes, matrix.store_dtype)
 
 
 def choose(matrix: Matrix, only: list[str]) -> set[tuple[str, str]]:
@@ -124,8 +85,15 @@ def choose(matrix: Matrix, only: list[str]) -> set[tuple[str, str]]:
     return chosen
 
 
-def plan(matrix: Matrix, chosen: set[tuple[str, str]], corpora: Path, out: Path, seeds: list[int]) -> list[Cell]:
-    """The chosen cells, tasks in the matrix's order, after a check of all that they need. Imports s3prl."""
+def plan(
+    matrix: Matrix,
+    chosen: set[tuple[str, str]],
+    corpora: Path,
+    out: Path,
+    seeds: list[int],
+    store: StoreSettings | None,
+) -> list[Cell]:
+    """The chosen trainings, tasks in the matrix's order, after a check of all that they need. Imports s3prl."""
     if not corpora.is_dir():
         raise UserError(f"there is no corpora folder {corpora}; `superbit corpus mini` builds one")
     corpora, out = corpora.absolute(), out.absolute()
@@ -136,62 +104,132 @@ def plan(matrix: Matrix, chosen: set[tuple[str, str]], corpora: Path, out: Path,
     device = _device(matrix.device)
     rows = [u for u in matrix.upstreams if any(u.label == label for label, _ in chosen)]
     checkpoints = _checkpoints(rows, tasks)
-    return [
-        Cell(
-            label=upstream.label,
-            upstream=upstream.name,
-            checkpoint=checkpoints[upstream.label],
-            task=task,
-            seed=seed,
-            config=configs[task],
-            corpora=corpora,
-            device=device,
-            store_bytes=matrix.store_bytes,
-            folder=out / "cells" / upstream.label / task / f"seed{seed}",
-            identity=cells.identify(upstream.name, checkpoints[upstream.label], task, seed, configs[task], corpora),
-        )
-        for seed in dict.fromkeys(seeds)
-        for task in tasks
-        for upstream in rows
-        if (upstream.label, task) in chosen
-    ]
+    planned = []
+    for seed in dict.fromkeys(seeds):
+        for task in tasks:
+            for upstream in rows:
+                if (upstream.label, task) not in chosen:
+                    continue
+                rates = matrix.learning_rates.get(task, ())
+                checkpoint = checkpoints[upstream.label]
+                cell = Cell(
+                    label=upstream.label,
+                    upstream=upstream.name,
+                    checkpoint=checkpoint,
+                    task=task,
+                    seed=seed,
+                    config=configs[task],
+                    learning_rates=rates,
+                    corpora=corpora,
+                    device=device,
+                    store=store,
+                    folder=out / "cells" / upstream.label / task / f"seed{seed}",
+                    identity=cells.identify(
+                        upstream.name, checkpoint, task, seed, configs[task], corpora, rates, store
+                    ),
+                )
+                planned += cell.siblings()
+    return planned
 
 
-def _run(todo: list[Cell], jobs: int) -> int:
-    """Run what is not done, with a progress line; return the number of failures."""
+def left_to_run(todo: Sequence[Cell]) -> list[Cell]:
+    """The trainings that are not done, and of a cell that only lacks its test the first."""
+    left = []
+    for cell in todo:
+        if cells.finished(cell) is not None:
+            continue
+        siblings = cell.siblings()
+        untested = all(cells.trained(sibling) is not None for sibling in siblings) and cell == siblings[0]
+        if untested or cells.trained(cell) is None:
+            left.append(cell)
+    return left
+
+
+def _run(todo: list[Cell], run: engines.Engine, settings: dict[str, object], estimate: Estimator) -> int:
+    """Run what is not done, with a live table; return the number of failures."""
     console = Console()
-    left = [cell for cell in todo if cells.finished(cell) is None]
+    left = left_to_run(todo)
     if len(left) < len(todo):
         console.print(f"{len(todo) - len(left)} of {len(todo)} cells are done already")
     for cell in left:
-        cell.results_file.unlink(missing_ok=True)  # of another configuration: not for a report any more
+        if cells.finished(cell) is None:
+            cell.results_file.unlink(missing_ok=True)  # of another configuration: not for a report any more
     if not left:
         return 0
-    failed = 0
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    # Drawn by hand: the thread that would draw it could hold a lock at the moment of a fork.
-    with Progress(*columns, console=console, auto_refresh=False) as progress:
-        bar = progress.add_task("cells", total=len(left))
+    memory = {cell.name: estimate(cell).memory_bytes for cell in left}
+    with Board(console, len(left)) as board:
+        work = engines.Work(
+            cells=left,
+            run=cells.run_cell,
+            log_file=lambda cell: cell.log_file,
+            memory=lambda cell: memory[cell.name],
+            busy=cells.is_locked,
+            on_gpu=left[0].device == "cuda",
+            watch=board.watch,
+        )
+        told: set[Path] = set()
+        for cell, reason in run(work, settings):
+            said = [] if reason is not None else _ending(cell, told)
+            failed = not said
+            if failed:
+                said = [f"{cell.name} failed: {reason or 'it left no results'} (see {cell.log_file})"]
+            board.end(said, failed)
+    if board.failed:
+        console.print(f"{board.failed} of {len(left)} cells failed; the same command tries them again")
+    return board.failed
 
-        def watch(running: list[Cell]) -> None:
-            names = ", ".join(cell.name for cell in running)
-            progress.update(bar, description=names or "cells", refresh=True)
 
-        ended = engines.local(left, cells.run_cell, lambda cell: cell.log_file, jobs, left[0].device, watch)
-        for cell, reason in ended:
-            results = cells.finished(cell)
-            if reason is None and results is not None:
-                said = f"{results['metric']} {results['value']:.4f} ({sum(results['seconds'].values()):.0f} s)"
-                progress.console.print(f"{cell.name}: {said}", highlight=False)
-            else:
-                failed += 1
-                why = f"failed: {reason or 'it left no results'} (see {cell.log_file})"
-                progress.console.print(f"{cell.name} {why}", markup=False, highlight=False, soft_wrap=True)
-            progress.advance(bar)
-            progress.refresh()
-    if failed:
-        console.print(f"{failed} of {len(left)} cells failed; the same command tries them again")
-    return failed
+def _ending(cell: Cell, told: set[Path]) -> list[str]:
+    """What a training that is done has led to, the cell's number once; nothing where it has left nothing."""
+    training, results = cells.trained(cell), cells.finished(cell)
+    said = []
+    if training is not None and cell.learning_rates:
+        dev = "nothing was best on dev" if training["dev"] is None else f"dev {training['dev']:.4f}"
+        said.append(f"{cell.name}: {dev} ({training['seconds']:.0f} s)")
+    if results is not None and cell.folder not in told:
+        told.add(cell.folder)
+        value = f"{results['metric']} {results['value']:.4f} ({sum(results['seconds'].values()):.0f} s)"
+        chosen = f", learning rate {results['learning_rate']:g} chosen on dev" if cell.learning_rates else ""
+        said.append(f"{cell.label}/{cell.task} seed {cell.seed}: {value}{chosen}")
+    return said
+
+
+def show_plan(todo: Sequence[Cell], out: Path, jobs: int, console: Console) -> None:
+    """Print every training, its state and its estimates, and what they come to together."""
+    estimator = Estimator(out)
+    estimates: dict[str, Estimate] = {}
+    new_bytes: dict[str, int] = {}
+    states = {cell.name: state(cell) for cell in todo}
+    counted: dict[object, int] = {}
+    seconds, unknown, features = 0.0, 0, 0
+    for cell in todo:
+        estimate = estimates[cell.name] = estimator(cell)
+        group = audio_group(cell)
+        needed = estimate.feature_bytes or 0
+        added = max(0, needed - counted.get(group, 0))
+        counted[group] = max(needed, counted.get(group, 0))
+        done = states[cell.name] == "done"
+        new_bytes[cell.name] = (0 if done else added) + estimate.checkpoint_bytes
+        features += 0 if done else added
+        if not done and estimate.seconds is None:
+            unknown += 1
+        elif not done:
+            seconds += estimate.seconds or 0.0
+    console.print(plan_table(todo, estimates, new_bytes, states))
+    left = sum(state != "done" for state in states.values())
+    total = (
+        f"{left} of {len(todo)} trainings to run: about {duration(seconds / max(1, min(jobs, left)))} with {jobs} jobs"
+    )
+    if unknown:
+        total += f", and {unknown} of which nothing is known"
+    console.print(total, soft_wrap=True)
+    store = todo[0].store
+    if store is not None:
+        console.print(
+            f"features: about {size(features)}, at most {size(store.max_bytes)} kept in {store.folder}", soft_wrap=True
+        )
+    if any(estimates[cell.name].source == "MACs" and states[cell.name] != "done" for cell in todo):
+        console.print("Times from MACs are guesses to within a factor of about 3; one measured training replaces them.")
 
 
 def _checkpoints(upstreams: list[Upstream], tasks: Iterable[str]) -> dict[str, Path | None]:
@@ -229,8 +267,7 @@ def _record(matrix: Matrix, out: Path, seeds: list[int]) -> None:
         "tasks": list(matrix.tasks),
         "seeds": sorted({*before.get("seeds", []), *seeds}),
     }
-    with atomic_write(out / RECORD) as temporary:
-        temporary.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    cells.write_json(out / RECORD, record)
 
 
 def _device(name: str) -> str:
@@ -241,37 +278,3 @@ def _device(name: str) -> str:
     if name == "cuda" and not torch.cuda.is_available():
         raise UserError("the matrix asks for device cuda, and torch sees no GPU; set device: cpu or auto")
     return name
-
-
-def _upstream(entry: object, path: Path) -> Upstream:
-    if isinstance(entry, str):
-        entry = {"name": entry}
-    content = _keys(entry, ("name", "label", "ckpt"), required=("name",), where=f"{path}: an upstream")
-    for key, value in content.items():
-        if not isinstance(value, str) or not value:
-            raise UserError(f"{path}: an upstream's {key} must be text, not {value!r}")
-    label = content.get("label", content["name"])
-    if label.startswith(".") or "/" in label or os.sep in label:
-        raise UserError(f"{path}: the label {label!r} cannot name a folder; set another `label`")
-    checkpoint = Path(content["ckpt"]).absolute() if "ckpt" in content else None
-    if checkpoint and not checkpoint.is_file():
-        raise UserError(f"{path}: the checkpoint {checkpoint} of upstream {label!r} does not exist")
-    return Upstream(label, content["name"], checkpoint)
-
-
-def _keys(content: object, known: Iterable[str], required: Iterable[str], where: str) -> dict[str, Any]:
-    if not isinstance(content, dict):
-        raise UserError(f"{where} must be a mapping with the keys {', '.join(required)}")
-    for key in content:
-        if key not in known:
-            raise UserError(f"{where} has an unknown key {key!r}; {nearest(str(key), known)}")
-    for key in required:
-        if key not in content:
-            raise UserError(f"{where} lacks the key {key!r}")
-    return content
-
-
-def _list(value: object, where: str) -> list[Any]:
-    if not isinstance(value, list) or not value:
-        raise UserError(f"{where} must be a list with one entry or more, not {value!r}")
-    return value

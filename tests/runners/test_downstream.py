@@ -89,6 +89,52 @@ def test_train_evaluate_resume(
     assert torch.load(expdir / "states-6.ckpt")["Step"] == 6
 
 
+@pytest.fixture(scope="module")
+def untrained(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Arguments that name an upstream of this project and its checkpoint."""
+    from upstreams import checkpoint
+    from upstreams.config import preset
+
+    path = tmp_path_factory.mktemp("checkpoints") / "mini.safetensors"
+    torch.manual_seed(0)
+    checkpoint.save(path, checkpoint.build(preset("transformer_mini")), None, {})
+    return ["-u", "transformer_mini_untrained", "-k", str(path)]
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_a_feature_store_leaves_the_numbers_as_they_are(
+    name: str, tiny_corpora: Path, tmp_path: Path, untrained: list[str]
+) -> None:
+    more = {"config.downstream_expert.datarc.max_timestep": 6000} if name == "sid" else {}  # some are longer
+    changes = overrides(name, **more)
+    store = ["--feature_store", str(tmp_path / "features")]
+    for folder, extra in (("plain", []), ("cold", store), ("warm", store)):
+        train(name, tiny_corpora, tmp_path / folder, *untrained, *extra, changes=changes)
+    plain, cold, warm = (logged(tmp_path / folder) for folder in ("plain", "cold", "warm"))
+    # fp16 against fp32: losses to three digits; a store that was empty and one that was full: to the bit.
+    assert any("loss" in tag for tag in plain)
+    for tag, steps in plain.items():
+        if "loss" in tag:
+            assert [value for _, value in cold[tag]] == pytest.approx([value for _, value in steps], rel=2e-3)
+    assert warm == cold
+    # What is kept does not grow when the same waveforms come again, and holds no crop.
+    shards = list((tmp_path / "features").glob("*/*.shard"))
+    assert len(shards) == 1, "the second training found everything that the first had kept"
+
+
+def test_a_feature_store_is_for_a_frozen_upstream(tiny_corpora: Path, tmp_path: Path) -> None:
+    store = ["--feature_store", str(tmp_path / "features")]
+    for flags, message in (
+        (["-f"], "frozen upstream"),
+        (["-s", "last_hidden_state"], "keeps hidden_states"),
+        (["--feature_store_gb", "0"], "must be above 0"),
+        (["--feature_store_dtype", "fp8"], "invalid choice"),
+    ):
+        with pytest.raises(UserError, match=message):
+            train("ic", tiny_corpora, tmp_path / "exp", *store, *flags)
+    assert not (tmp_path / "features").exists()
+
+
 def test_finished_experiment_resumes_to_nothing(
     tiny_corpora: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import shlex
@@ -16,9 +17,11 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile
+import torch
 import yaml
 
 from runners import matrix
+from runners.matrix import Options
 from runners.tasks import TASKS
 from upstreams.errors import UserError
 
@@ -63,12 +66,12 @@ class FakeDownstream:
         self.calls = folder / "calls"
         self.behaviour: dict[str, str] = {}
 
-    def main(self, argv: list[str], wrap_upstream: Any = None) -> dict[str, float] | None:
+    def main(self, argv: list[str], on_step: Any = None) -> dict[str, float] | None:
         options = dict(zip(argv[::2], argv[1::2], strict=True))
         with self.calls.open("a") as file:
-            file.write(json.dumps({**options, "store": wrap_upstream is not None}) + "\n")
+            file.write(json.dumps({**options, "store": "--feature_store" in argv}) + "\n")
         if options["-m"] == "evaluate":
-            upstream = Path(options["-e"]).read_text()
+            upstream = self.upstream_of(Path(options["-e"]))
             return {"acc": float("nan") if self.behaviour.get(upstream) == "nan" else 0.5, "loss": 1.0}
         resumed = "-e" in options
         expdir = Path(options["-e"] if resumed else options["-p"])
@@ -81,9 +84,22 @@ class FakeDownstream:
             sys.exit(2)
         if behaviour == "killed" and not resumed:
             os.kill(os.getpid(), signal.SIGKILL)
+        if on_step is not None:
+            on_step(2)
         if behaviour != "no best":
-            (expdir / "dev-best.ckpt").write_text(upstream)
+            dev = torch.tensor([self.dev(expdir)])
+            torch.save({"Downstream": {"best_score": dev}, "upstream": upstream}, expdir / "dev-best.ckpt")
         return None
+
+    def dev(self, expdir: Path) -> float:
+        """The accuracy on dev: best at a learning rate of 0.01."""
+        lr = yaml.safe_load((expdir.parent / "config.yaml").read_text())["optimizer"]["lr"]
+        return 1 - abs(math.log10(lr) + 2) / 10
+
+    def upstream_of(self, checkpoint: Path) -> str:
+        if checkpoint.name.startswith("states"):
+            return checkpoint.read_text()
+        return str(torch.load(checkpoint, weights_only=True)["upstream"])
 
     def made(self) -> list[dict[str, Any]]:
         return [json.loads(line) for line in self.calls.read_text().splitlines()] if self.calls.exists() else []
@@ -192,6 +208,70 @@ def test_only_the_chosen_cells_need_their_checkpoints(
         matrix.evaluate(file, corpora, tmp_path / "runs", None, 1, [])
 
 
+def test_learning_rates_are_chosen_on_dev_and_only_the_chosen_one_is_tested(
+    corpora: Path, tmp_path: Path, fake: FakeDownstream, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, runs = tmp_path / "m.yaml", tmp_path / "runs"
+    write_matrix(file, learning_rates={"ks": [1.0e-1, 1.0e-2, 1.0e-4]})
+    assert matrix.evaluate(file, corpora, runs, None, 2, []) == 0
+    found = results(runs, "fbank_no_cmvn")
+    assert found["learning_rate"] == 0.01
+    assert found["dev"] == pytest.approx(1.0)
+    assert [tried["learning_rate"] for tried in found["learning_rates"]] == [0.1, 0.01, 0.0001]
+    assert [round(tried["dev"], 2) for tried in found["learning_rates"]] == [0.9, 1.0, 0.8]
+    assert "/lr0.01/expdir/dev-best.ckpt" in found["command"]
+    calls = fake.made()
+    assert [call["-m"] for call in calls].count("train") == 3
+    assert [call["-m"] for call in calls].count("evaluate") == 1, "the test set is for the chosen one"
+    assert "learning rate 0.01 chosen on dev" in capsys.readouterr().out
+
+    # Another rate is tried: the trainings that are done stay, the choice is made anew.
+    write_matrix(file, learning_rates={"ks": [1.0e-1, 1.0e-2, 1.0e-3, 1.0e-4]})
+    assert matrix.evaluate(file, corpora, runs, None, 2, []) == 0
+    again = fake.made()[4:]
+    assert [call["-m"] for call in again] == ["train", "evaluate"]
+    assert len(results(runs, "fbank_no_cmvn")["learning_rates"]) == 4
+
+    # Killed between the last training and the test: only the test is left.
+    (runs / "cells/fbank_no_cmvn/ks/seed1/results.json").unlink()
+    assert matrix.evaluate(file, corpora, runs, None, 2, []) == 0
+    assert [call["-m"] for call in fake.made()[6:]] == ["evaluate"]
+
+
+def test_a_dry_run_lists_what_is_left_and_writes_nothing(
+    corpora: Path, tmp_path: Path, fake: FakeDownstream, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, runs = tmp_path / "m.yaml", tmp_path / "runs"
+    write_matrix(file, upstreams=["fbank_no_cmvn", "mfcc"], learning_rates={"ks": [1.0e-1, 1.0e-2]})
+    plan = Options(dry_run=True)
+    assert matrix.evaluate(file, corpora, runs, None, 2, [], plan) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "fbank_no_cmvn/ks seed 1 lr 0.1" in said
+    assert "4 of 4 trainings to run" in said
+    assert "2 of which nothing is known" in said  # s3prl's mfcc
+    assert not runs.exists()
+    assert not fake.made()
+
+    assert matrix.evaluate(file, corpora, runs, None, 2, ["fbank_no_cmvn/ks"]) == 0
+    capsys.readouterr()
+    assert matrix.evaluate(file, corpora, runs, [1, 2], 2, [], plan) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "6 of 8 trainings to run" in said
+    # The other seed of the same cells is estimated from the one that was measured.
+    assert len(re.findall(r"fbank_no_cmvn/ks seed 2 lr [\d.]+ new 4 \d+ s \d+ MB \d+ MB measured", said)) == 2
+
+
+def test_without_a_store_and_with_another_folder(corpora: Path, tmp_path: Path, fake: FakeDownstream) -> None:
+    file = write_matrix(tmp_path / "m.yaml")
+    assert matrix.evaluate(file, corpora, tmp_path / "a", None, 1, [], Options(store=False)) == 0
+    assert [call["store"] for call in fake.made()] == [False, False]
+    options = Options(store_folder=tmp_path / "elsewhere", store_gb=1.5)
+    assert matrix.evaluate(file, corpora, tmp_path / "b", None, 1, [], options) == 0
+    training = fake.made()[2]
+    assert training["--feature_store"] == str(tmp_path / "elsewhere")
+    assert training["--feature_store_gb"] == "1.5"
+
+
 def test_states_of_another_configuration_are_not_resumed(corpora: Path, tmp_path: Path, fake: FakeDownstream) -> None:
     fake.behaviour = {"fbank": "killed"}
     file, runs = write_matrix(tmp_path / "m.yaml", upstreams=["fbank"]), tmp_path / "runs"
@@ -226,9 +306,11 @@ def test_results_cut_short_are_not_trusted(corpora: Path, tmp_path: Path, fake: 
 
 def test_workers_end_when_the_runner_is_killed(tmp_path: Path) -> None:
     script = (
-        "import sys, time; from pathlib import Path; from runners import engines\n"
+        "import sys, time; from pathlib import Path; from runners.engines import Work, local\n"
         "def run(cell): Path(sys.argv[1], 'pid' + cell).write_text(str(__import__('os').getpid())); time.sleep(60)\n"
-        "list(engines.local(['a', 'b'], run, lambda cell: Path(sys.argv[1], cell + '.txt'), 2, 'cpu', lambda r: None))"
+        "log = lambda cell: Path(sys.argv[1], cell + '.txt')\n"
+        "work = Work(['a', 'b'], run, log, lambda c: 1, lambda c: False, False, lambda r: None)\n"
+        "list(local.run(work, {'jobs': 2}))"
     )
     runner = subprocess.Popen([sys.executable, "-c", script, str(tmp_path)])
     files = [tmp_path / "pida", tmp_path / "pidb"]
@@ -269,6 +351,12 @@ def alive(pid: int) -> bool:
         ({"seeds": ["one"]}, "seeds must be whole numbers"),
         ({"device": "gpu"}, "no device 'gpu'"),
         ({"feature_store_gb": -1}, "feature_store_gb must be a number"),
+        ({"feature_store_dtype": "fp8"}, "no feature_store_dtype 'fp8'; did you mean"),
+        ({"learning_rates": {"er": [1.0e-3]}}, "names 'er', which is no task of it"),
+        ({"learning_rates": {"ks": []}}, "learning_rates.ks must be a list"),
+        ({"learning_rates": {"ks": ["1e-3"]}}, "must be numbers above 0 such as 1.0e-3"),
+        ({"learning_rates": {"ks": [0.1, 0.10]}}, "names a learning rate twice"),
+        ({"slurm": "gpu"}, "slurm must map settings"),
     ],
 )
 def test_bad_matrices_are_told_before_anything_runs(

@@ -1,0 +1,137 @@
+"""How long a SUPERB head takes to train on a frozen upstream: s3prl as it is, and with the feature store.
+
+    python benchmarks/downstream.py --corpora data/mini --out runs/bench ks ic er pr
+
+Four modes a task, each a process with one thread and no data loading workers, official batch sizes, one evaluation on
+dev at the end: `plain` is s3prl's own loop; `cold` starts with an empty store; `warm` repeats the same training (other
+learning rates of a grid draw the same batches); `new-seed` trains with another seed on the full store, where random
+crops (KS's silence) are new. The table is in processor seconds of the whole process, imports included: with one
+thread that is the time on an idle machine, and other people's work does not add to it; wall-clock seconds are in the
+JSON files. With --plain-steps below --steps, `plain` runs that many and its time is scaled; the table says so. The dev
+metrics of `plain` and of a stored training of as many steps stand beside each other.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+MODES = ("plain", "cold", "warm", "new-seed", "numbers")
+SEED = 0
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("tasks", nargs="+")
+    parser.add_argument("--corpora", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--preset", default="transformer_base", help="its untrained copy is the upstream")
+    parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("--plain-steps", type=int, default=1000)
+    parser.add_argument("--modes", nargs="+", choices=MODES, default=MODES)
+    options = parser.parse_args()
+    checkpoint = options.out / f"{options.preset}_untrained.safetensors"
+    if not checkpoint.exists():
+        write_untrained(options.preset, checkpoint)
+    for task in options.tasks:
+        for mode in options.modes:
+            steps = options.plain_steps if mode in ("plain", "numbers") else options.steps
+            measured = measure(task, mode, steps, checkpoint, options.corpora, options.out)
+            (options.out / f"{task}-{mode}.json").write_text(json.dumps(measured, indent=1) + "\n")
+    print(table(options.out, options.steps))
+
+
+def write_untrained(preset: str, path: Path) -> None:
+    import torch
+
+    from upstreams import checkpoint
+    from upstreams.config import preset as read_preset
+
+    torch.manual_seed(SEED)
+    checkpoint.save(path, checkpoint.build(read_preset(preset)), None, {"stage": "untrained"})
+
+
+def measure(task: str, mode: str, steps: int, checkpoint: Path, corpora: Path, out: Path) -> dict[str, Any]:
+    """One training in a process of its own."""
+    store, expdir = out / f"features-{task}", out / f"{task}-{mode}"
+    shutil.rmtree(expdir, ignore_errors=True)
+    if mode == "cold":
+        shutil.rmtree(store, ignore_errors=True)
+    data = "corpus" if task in ("pr", "sf") else "datarc"
+    changes = {f"runner.{key}_step": steps for key in ("eval", "save", "log")}
+    changes |= {"runner.total_steps": steps, "runner.eval_dataloaders": ["dev"]}
+    changes |= {f"downstream_expert.{data}.num_workers": 0}
+    arguments = [
+        *("-m", "train", "-u", checkpoint.stem, "-k", str(checkpoint), "-d", task, "-p", str(expdir)),
+        *("--root", str(corpora), "--device", "cpu", "--seed", str(SEED + (mode == "new-seed"))),
+        *("-o", ",,".join(f"config.{key}={value}" for key, value in changes.items())),
+    ]
+    if mode != "plain":
+        arguments += ["--feature_store", str(store)]
+    script = (
+        "import json, sys, time; from runners import downstream; times = []\n"
+        "downstream.main(json.loads(sys.argv[1]), lambda step: times.append(time.process_time()))\n"
+        "print('STEPS', json.dumps([times[0], times[-1]]))\n"
+    )
+    started = time.time()
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(Path.cwd()), *sys.path[1:]])}
+    process = subprocess.Popen(
+        [sys.executable, "-c", script, json.dumps(arguments)], stdout=subprocess.PIPE, text=True, env=environment
+    )
+    assert process.stdout is not None
+    said = process.stdout.read()
+    _, status, usage = os.wait4(process.pid, 0)
+    ended = time.time()
+    if status != 0:
+        raise SystemExit(f"{task} {mode} failed:\n{said[-2000:]}")
+    whole = usage.ru_utime + usage.ru_stime
+    first, last = json.loads(said[said.index("STEPS ") :].partition(" ")[2].splitlines()[0])
+    return {
+        "steps": steps,
+        "wall_seconds": ended - started,
+        "seconds": whole,
+        "start_seconds": first,
+        "step_seconds": (last - first) / max(1, steps - 1),
+        "end_seconds": whole - last,
+        "dev": {name: float(value) for name, value in re.findall(r"^dev ([\w-]+): ([-\d.e]+)", said, re.MULTILINE)},
+    }
+
+
+def table(out: Path, steps: int) -> str:
+    """What has been measured so far, as Markdown."""
+    lines = [
+        "| task | s3prl | cold store | warm store | new seed | s3prl / cold | s3prl / warm | s3prl / new seed |",
+        "|:--|--:|--:|--:|--:|--:|--:|--:|",
+    ]
+    notes = []
+    for path in sorted(out.glob("*-plain.json")):
+        task = path.stem.removesuffix("-plain")
+        found = {
+            mode: json.loads((out / f"{task}-{mode}.json").read_text())
+            for mode in MODES
+            if (out / f"{task}-{mode}.json").exists()
+        }
+        plain = found["plain"]
+        whole = plain["start_seconds"] + plain["step_seconds"] * (steps - 1) + plain["end_seconds"]
+        mark = "" if plain["steps"] == steps else f" (from {plain['steps']} steps)"
+        stored = [found.get(mode) for mode in ("cold", "warm", "new-seed")]
+        cells = [f"{run['seconds']:.0f} s" if run else "not run" for run in stored]
+        ratios = [f"{whole / run['seconds']:.1f}" if run else "not run" for run in stored]
+        lines.append(f"| {task} | {whole:.0f} s{mark} | {' | '.join(cells)} | {' | '.join(ratios)} |")
+        if "numbers" in found:
+            notes.append(
+                f"{task}, dev after {plain['steps']} steps: s3prl {plain['dev']}, stored {found['numbers']['dev']}"
+            )
+    return "\n".join([*lines, "", *notes])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,74 @@
+"""Cells as tasks of a Ray cluster, whose machines see the runs' folder, the corpora and this project's code."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import runners
+from runners.engines import CellT, Work
+from runners.engines.logged import run_logged
+from upstreams.errors import UserError
+
+
+def run(work: Work[CellT], settings: Mapping[str, Any]) -> Iterator[tuple[CellT, str | None]]:
+    """Run every cell as one Ray task with one CPU, its expected memory, and a GPU where the matrix is on cuda.
+
+    settings: `address` of the cluster, as `ray.init` takes it; without one RAY_ADDRESS, or a cluster of this machine's
+    own. A task has a worker process for itself. Raises UserError when Ray is not installed or no cluster answers.
+    """
+    try:
+        import ray
+    except ImportError:
+        raise UserError("the engine ray needs Ray: pip install 'superbit[ray]'") from None
+    ours = not ray.is_initialized()
+    if ours:
+        # The workers import this very code, and take no more threads than the CPU they are given.
+        environment = {"PYTHONPATH": _python_path(), "OMP_NUM_THREADS": "1"}
+        try:
+            ray.init(address=settings.get("address"), runtime_env={"env_vars": environment}, log_to_driver=False)
+        except ConnectionError as error:
+            raise UserError(f"no Ray cluster answers at {settings.get('address')}: {error}") from None
+    # A process for each task: what a cell leaves in memory goes with it. A cell that died is for the next run to
+    # take up again, as everywhere.
+    task: Any = ray.remote(num_cpus=1, num_gpus=int(work.on_gpu), max_calls=1, max_retries=0)(run_logged)
+    largest = max((node["Resources"].get("memory", 0.0) for node in ray.nodes() if node["Alive"]), default=0.0)
+    pending: dict[Any, CellT] = {}
+    try:
+        for cell in work.cells:
+            needed = work.memory(cell)
+            if needed > largest:
+                yield cell, _too_large(needed, largest)
+                continue
+            pending[task.options(memory=needed).remote(work.run, cell, work.log_file(cell))] = cell
+        while pending:
+            work.watch(list(pending.values()))
+            ended, _ = ray.wait(list(pending), timeout=0.5)
+            for reference in ended:
+                yield pending.pop(reference), _reason(ray, reference)
+    finally:
+        for reference in pending:
+            ray.cancel(reference, force=True)
+        if ours:
+            ray.shutdown()
+
+
+def _reason(ray: Any, reference: Any) -> str | None:
+    try:
+        return ray.get(reference)
+    except ray.exceptions.RayError as error:
+        return f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
+
+
+def _too_large(needed: float, largest: float) -> str:
+    return (
+        f"it needs about {needed / 2**30:.1f} GB of memory, and the largest node of the cluster has"
+        f" {largest / 2**30:.1f} GB: it was not started"
+    )
+
+
+def _python_path() -> str:
+    here = str(Path(runners.__file__).parents[1])
+    return os.pathsep.join([here, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))])

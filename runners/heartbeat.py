@@ -1,0 +1,45 @@
+"""How far a training is, for those who watch it from another process or machine."""
+
+from __future__ import annotations
+
+import json
+import re
+import resource
+import time
+from pathlib import Path
+
+
+class Heartbeat:
+    """Says in a file, every second or two, how far a training is; called with the number of each step that is done."""
+
+    def __init__(self, file: Path, first: int, total: int) -> None:
+        self.file = file
+        self.first = first
+        self.total = total
+        self.peak_memory = 0
+        self._started: float | None = None
+        self._said = 0.0
+
+    def __call__(self, step: int) -> None:
+        now = time.time()
+        if self._started is None:
+            self._started = now
+            self.first = step - 1
+        if now - self._said < 1.5:
+            return
+        self._said = now
+        self.peak_memory = max(self.peak_memory, own_memory())
+        content = {"step": step, "total": self.total, "first": self.first, "started": self._started, "now": now}
+        # Renamed into place, but not synced to the disk: that could take longer than the steps.
+        temporary = self.file.with_suffix(".tmp")
+        temporary.write_text(json.dumps(content), encoding="utf-8")
+        temporary.replace(self.file)
+
+
+def own_memory() -> int:
+    """Bytes of this process that no file backs: mapped features are the system's page cache, and can go."""
+    try:
+        status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return 1024 * sum(int(n) for n in re.findall(r"^Rss(?:Anon|Shmem):\s+(\d+) kB", status, re.MULTILINE))
