@@ -196,6 +196,15 @@ class WaveformFrontEnd(nn.Module):
 
     def forward(self, waveforms: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """(batch, samples), (batch,) samples -> (batch, frames, dim), (batch,) frames."""
+        x, frames = self.convolve(waveforms, lengths)
+        return self.project(x), frames
+
+    def project(self, x: Tensor) -> Tensor:
+        """(batch, frames, width) of `convolve` -> (batch, frames, dim)."""
+        return self.projection(self.norm(x))
+
+    def convolve(self, waveforms: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """(batch, samples), (batch,) samples -> what the last convolution gives, (batch, frames, width); frames."""
         if self.utterance:
             padded = padding_mask(lengths, waveforms.shape[1])[..., None]
             mean, std = masked_moments(waveforms[..., None], padded, lengths)
@@ -212,7 +221,7 @@ class WaveformFrontEnd(nn.Module):
             elif not self.group:
                 x = self.norms[layer](x.transpose(1, 2)).transpose(1, 2)
             x = nn.functional.gelu(x)
-        return self.projection(self.norm(x.transpose(1, 2))), frames
+        return x.transpose(1, 2), frames
 
     def _per_channel(self, x: Tensor, frames: Tensor) -> Tensor:
         """(batch, channels, frames): group normalisation, a group a channel, by the statistics of its own frames."""

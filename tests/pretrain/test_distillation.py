@@ -21,7 +21,7 @@ from pretrain.hubert import CodewordHead
 from pretrain.manifest import Manifest, load_audio
 from pretrain.monitor import SignFlips
 from pretrain.recipes import read_recipe
-from pretrain.trainer import optimizers
+from pretrain.trainer import Training, optimizers
 from runners.cli import main
 from tests.pretrain.audio import write_recipe
 from tests.pretrain.command import superbit, weights
@@ -277,7 +277,7 @@ def test_a_step_in_bfloat16_has_full_precision_gradients(bits: str) -> None:
 
 def test_scales_have_a_rate_of_their_own_and_no_decay() -> None:
     student, _, _ = student_and_teacher("w2a2")
-    muon, adam = optimizers(student, 1e-3, 5e-3, 0.1, student.model.encoder.blocks, scale_lr=2e-5)
+    muon, adam = optimizers(student, Training(lr=1e-3, weight_decay=0.1, scale_lr=2e-5), student.model.encoder.blocks)
     others, scales = adam.param_groups
     expected = {id(p) for m in student.modules() if isinstance(m, Quantizer) for p in m.parameters()}
     assert {id(p) for p in scales["params"]} == expected

@@ -30,7 +30,7 @@ def test_pretraining_leaves_both_checkpoints_and_logs(work: Path) -> None:
     assert not torch.equal(before[key], after[key])
     assert after["head.codewords"].shape[0] == 10 and "head.codewords" not in before
     _, _, provenance = checkpoint.read(trained)
-    assert provenance["seed"] == 0 and provenance["recipe"]["iterations"]["mfcc"]["steps"] == 6
+    assert provenance["seed"] == 0 and provenance["recipe"]["iterations"][0]["steps"] == 6
     assert list((work / "run/pretrain/sparseformer_dn_mini/iteration2").glob("events.out.tfevents.*"))
 
 
