@@ -128,8 +128,7 @@ class _Pretraining:
         statistics = calibration_batches(self.manifest, recipe, self.hop, self.seed)
         fit_log_mel(model, statistics)
         if distributed.rank() == 0:
-            with atomic_write(self.folder / "config.json") as temporary:
-                temporary.write_text(json.dumps(self.about, indent=1) + "\n", encoding="utf-8")
+            self._claim_folder()
             untrained = self.out / "checkpoints" / f"{recipe.model}_untrained.safetensors"
             model.fit_output(statistics)
             checkpoint.save(untrained, model, None, {**self.about, "stage": "untrained"})
@@ -140,6 +139,20 @@ class _Pretraining:
             if distributed.rank() == 0:
                 tqdm.write("\n".join(f"{recipe.name}: {line}" for line in summary(sites)))
         return model, statistics
+
+    def _claim_folder(self) -> None:
+        """Say in config.json whose run this is. Raises UserError when the folder holds another one."""
+        file = self.folder / "config.json"
+        if file.is_file():
+            before = json.loads(file.read_text(encoding="utf-8"))
+            same = all(before.get(key) == self.about[key] for key in ("seed", "manifest"))
+            if not (same and same_settings(before.get("recipe"), self.recipe)):
+                raise UserError(
+                    f"{self.folder} holds a run of another recipe, seed or manifest (config.json): "
+                    "give another --out, or remove it to start anew"
+                )
+        with atomic_write(file) as temporary:
+            temporary.write_text(json.dumps(self.about, indent=1) + "\n", encoding="utf-8")
 
     def _labels(self, number: int, iteration: Iteration) -> Path:
         """Targets of an iteration; the first process makes them."""
@@ -235,12 +248,18 @@ def is_finished(final: Path, about: dict[str, Any], keys: tuple[str, ...], setti
     return all(provenance.get(k) == same[k] for k in keys) and same_settings(provenance.get(key), settings)
 
 
+# What a recipe says that changes no weight.
+WITHOUT_EFFECT = ("workers", "save_every", "keep", "max_skipped", "source", "expected")
+
+
 def same_settings(saved: Any, settings: Any) -> bool:
     """Whether `saved`, the dictionary of an earlier run, means `settings`; keys it lacks had their defaults then."""
     try:
-        return from_dict(type(settings), saved, "saved settings") == settings
+        before = from_dict(type(settings), saved, "saved settings")
     except UserError:
         return False
+    same = {key: getattr(settings, key) for key in WITHOUT_EFFECT if hasattr(settings, key)}
+    return dataclasses.replace(before, **same) == settings
 
 
 def calibration_batches(manifest: Manifest, config: Training, hop: int, seed: int) -> list[tuple[Tensor, Tensor]]:
