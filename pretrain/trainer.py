@@ -210,13 +210,8 @@ class _Run:
         self.count = config.micro_batches
         self.share = distributed.share(self.count)
         # Running statistics are averaged over a step's micro-batches: every one starts from the step's first values.
-        self.running = [
-            buffer
-            for module in task.module.modules()
-            if isinstance(module, nn.modules.batchnorm._BatchNorm)
-            for buffer in (module.running_mean, module.running_var, module.num_batches_tracked)
-            if buffer is not None
-        ]
+        self.norms = [m for m in task.module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+        self.running = [b for m in self.norms for b in (m.running_mean, m.running_var) if b is not None]
         self.average = None
         if config.ema:
             self.average = AveragedModel(task.module, multi_avg_fn=get_ema_multi_avg_fn(config.ema))
@@ -267,7 +262,8 @@ class _Run:
         distributed.sum_gradients(self.trained)
         distributed.sum_in_place(after)
         for buffer, total in zip(self.running, after, strict=True):
-            buffer.copy_(total / self.count)  # a count of batches is one of steps then
+            buffer.copy_(total / self.count)
+        self._count_batches(self.step + 1)
         self.before = before
         return sums
 
@@ -333,6 +329,13 @@ class _Run:
             optimizer.zero_grad(set_to_none=True)
         for buffer, value in zip(self.running, running, strict=True):
             buffer.copy_(value)
+        self._count_batches(self.step)
+
+    def _count_batches(self, steps: int) -> None:
+        """Batch normalisation counts steps, however many micro-batches and processes they are made of."""
+        for norm in self.norms:
+            if norm.num_batches_tracked is not None:
+                norm.num_batches_tracked.fill_(steps)
 
     def _resume(self) -> None:
         newest = None
