@@ -127,10 +127,10 @@ class _Pretraining:
         sites = quantize(quantized, recipe.quantization.bits, recipe.quantization.config)
         statistics = calibration_batches(self.manifest, recipe, self.hop, self.seed)
         fit_log_mel(model, statistics)
+        model.fit_output(statistics)  # in every process: it moves batch normalisation's running statistics as well
         if distributed.rank() == 0:
             self._claim_folder()
             untrained = self.out / "checkpoints" / f"{recipe.model}_untrained.safetensors"
-            model.fit_output(statistics)
             checkpoint.save(untrained, model, None, {**self.about, "stage": "untrained"})
         if sites:
             inherit(quantized, model)
