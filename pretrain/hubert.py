@@ -184,7 +184,7 @@ class HubertPretraining(nn.Module):
         masked = torch.where(batch.mask[..., None], self.mask_vector.to(embedded.dtype), self.dropout(embedded))
         states = self.model.encoder(masked, frames)
         objective = self.objective
-        loss = embedded.new_zeros((), dtype=torch.float32)
+        loss = single(embedded.new_zeros(()))
         sums = {}
         for name, targets, weight, total in (
             ("masked", batch.masked, 1.0, totals.masked),
@@ -193,11 +193,11 @@ class HubertPretraining(nn.Module):
             if not (weight or detailed) or not total:
                 continue
             with torch.set_grad_enabled(bool(weight) and torch.is_grad_enabled()):
-                logits = self.head(chosen(states[-1], targets.place)).float()
+                logits = single(self.head(chosen(states[-1], targets.place)))
                 part = nn.functional.cross_entropy(logits, targets.label, reduction="sum") / total
                 inner = [
                     nn.functional.cross_entropy(
-                        head(chosen(states[layer], targets.place)).float(), targets.label, reduction="sum"
+                        single(head(chosen(states[layer], targets.place))), targets.label, reduction="sum"
                     )
                     / total
                     for layer, head in zip(objective.layers if weight else (), self.inner_heads, strict=False)
@@ -234,9 +234,14 @@ class HubertPretraining(nn.Module):
         waveforms = waveforms.masked_fill(padding_mask(lengths, waveforms.shape[1]), 0.0)
         convolved, frames = front_end.convolve(waveforms, lengths)
         convolved = ScaleGradient.apply(convolved, self.objective.feature_gradient)
-        squares = convolved.float().square().mean(-1)
+        squares = single(convolved).square().mean(-1)
         penalty = squares.masked_fill(padding_mask(frames, squares.shape[1]), 0.0).sum()
         return front_end.project(convolved), frames, penalty
+
+
+def single(x: Tensor) -> Tensor:
+    """x in single precision where it is in half."""
+    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
 
 
 def chosen(states: Tensor, place: Tensor) -> Tensor:

@@ -207,7 +207,7 @@ def kills(work: Path, tmp_path: Path, moments: int, steps: int) -> None:
     killed = 0
     while killed < moments:
         ended = not kill_at_random(
-            command(work, tmp_path / "killed"), folder, draw.uniform(0.0, 0.8), while_writing=killed % 3 == 2
+            command(work, tmp_path / "killed"), folder, draw.uniform(0.0, 0.5), while_writing=killed % 3 == 2
         )
         assert not ended, f"it was over after {killed} kills: more steps are needed"
         killed += 1
@@ -215,12 +215,12 @@ def kills(work: Path, tmp_path: Path, moments: int, steps: int) -> None:
 
 
 def test_killed_three_times(work: Path, tmp_path: Path) -> None:
-    kills(work, tmp_path, 3, 120)
+    kills(work, tmp_path, 3, 50)
 
 
 @pytest.mark.slow
 def test_killed_twenty_times(work: Path, tmp_path: Path) -> None:
-    kills(work, tmp_path, 20, 600)
+    kills(work, tmp_path, 20, 300)
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
