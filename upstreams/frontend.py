@@ -241,15 +241,16 @@ class WaveformFrontEnd(nn.Module):
     def _convolve_one(self, x: Tensor) -> Tensor:
         """One utterance without padding, (samples, 1) -> (frames, width)."""
         for layer, convolution in enumerate(self.convolutions):
-            assert isinstance(convolution, nn.Conv1d)
             x = StridedConvolution.apply(x, convolution.weight, self.STRIDES[layer])
+            if isinstance(convolution.bias, Tensor):
+                x = x + convolution.bias
             if self.group and layer == 0:
                 affine = self.norms[0]
                 assert isinstance(affine, nn.LayerNorm)
                 # Statistics a channel over all frames, which is what batch normalisation computes of one utterance.
                 x = nn.functional.batch_norm(x, None, None, affine.weight, affine.bias, training=True)
             elif not self.group:
-                x = self.norms[layer](x + convolution.bias)
+                x = self.norms[layer](x)
             x = nn.functional.gelu(x)
         return x
 

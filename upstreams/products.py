@@ -1,7 +1,8 @@
 """Matrix products of training on a CPU by oneDNN instead of MKL, where that is faster.
 
-PyTorch multiplies fp32 matrices by MKL, which gives processors of other makers than Intel its AVX2 kernels alone; oneDNN,
-which PyTorch has for convolutions and half precision, uses AVX-512 on any: twice as fast (benchmarks/pretraining.py).
+PyTorch multiplies fp32 matrices by MKL, which gives processors of other makers than Intel its AVX2 kernels alone.
+oneDNN, which PyTorch has for convolutions and half precision, uses AVX-512 on any: twice as fast
+(benchmarks/pretraining.py).
 """
 
 from __future__ import annotations
@@ -52,12 +53,12 @@ class _Linear(torch.autograd.Function):
     """nn.functional.linear, whose three products are `product`."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:  # type: ignore[override]
+    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(x, weight)
         return product(x, weight, bias)
 
     @staticmethod
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         flat = gradient.reshape(-1, gradient.shape[-1])
         to_x = product(flat, weight.T).view_as(x) if ctx.needs_input_grad[0] else None

@@ -27,7 +27,7 @@ class StridedConvolution(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, x: Tensor, weight: Tensor, stride: int) -> Tensor:  # type: ignore[override]
+    def forward(ctx, x: Tensor, weight: Tensor, stride: int) -> Tensor:
         kernel = weight.shape[2]
         count = (len(x) - kernel) // stride + 1
         taps_first = weight.transpose(1, 2).contiguous()  # (out, kernel, channels)
@@ -42,7 +42,7 @@ class StridedConvolution(torch.autograd.Function):
         return parts[0]
 
     @staticmethod
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, Tensor, None]:  # type: ignore[override]
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, Tensor, None]:
         x, taps_first = ctx.saved_tensors
         stride, count = ctx.stride, len(gradient)
         runs = pieces(taps_first.shape[1], stride)
