@@ -17,7 +17,7 @@ from collections.abc import Callable
 
 import torch
 
-from pretrain.trainer import optimizers
+from pretrain.trainer import Training, optimizers
 from upstreams.config import SAMPLE_RATE, preset
 from upstreams.model import AudioEncoder
 from upstreams.quantization.convert import calibrate, quantize
@@ -35,7 +35,7 @@ def training_step(
     model.to(device)
     calibrate(model, waveforms[:1], lengths[:1])
     model.train()
-    updates = optimizers(model, 1e-4, 1e-4, 0.0, model.encoder.blocks)
+    updates = optimizers(model, Training(lr=1e-4, matrix_lr=1e-4, weight_decay=0.0), model.encoder.blocks)
     if compiled:
         for block in model.encoder.blocks:
             block.compile()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -133,27 +132,32 @@ def collate(items: list[tuple[np.ndarray, np.ndarray] | None]) -> Batch:
 
 
 class _Share(Sampler[list[tuple[int, int, int]]]):
-    """The batches of steps first ... last - 1; of several processes, each takes its own ones of the same order."""
+    """This process's share of the micro-batches of steps first ... last - 1: the same ones, whoever computes them."""
 
-    def __init__(self, order: BatchOrder, first: int, last: int) -> None:
-        self.order, self.first, self.last = order, first, last
-        self.rank, self.world = distributed.rank(), distributed.world()
+    def __init__(self, order: BatchOrder, first: int, last: int, micro_batches: int) -> None:
+        self.order, self.micro_batches = order, micro_batches
+        self.numbers = range(first * micro_batches, last * micro_batches)
+        self.share = distributed.share(micro_batches)
 
     def __len__(self) -> int:
-        return self.last - self.first
+        return len(self.numbers) // self.micro_batches * len(self.share)
 
     def __iter__(self) -> Iterator[list[tuple[int, int, int]]]:
-        steps = self.order.steps(self.first * self.world, self.last * self.world)
-        return itertools.islice(steps, self.rank, None, self.world)
+        steps = self.order.steps(self.numbers.start, self.numbers.stop)
+        for number, batch in zip(self.numbers, steps, strict=True):
+            if number % self.micro_batches in self.share:
+                yield batch
 
 
-def loader(crops: Crops, order: BatchOrder, first: int, last: int, workers: int = 0) -> DataLoader[Batch]:
-    """Batches of steps first ... last - 1, the same ones whatever the number of processes that read ahead.
+def loader(
+    crops: Crops, order: BatchOrder, first: int, last: int, micro_batches: int = 1, workers: int = 0
+) -> DataLoader[Batch]:
+    """Batches of steps first ... last - 1, `micro_batches` a step, the same ones whatever the number of processes.
 
-    Of several processes that train, each gets its own batches of the same order.
+    workers: processes that read ahead. Of several processes that train, each gets its share of every step.
     """
     ahead = {"prefetch_factor": 4} if workers else {}
-    share = _Share(order, first, last)
+    share = _Share(order, first, last, micro_batches)
     return DataLoader(crops, batch_sampler=share, collate_fn=collate, num_workers=workers, **ahead)  # type: ignore[arg-type]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 from collections.abc import Iterable
@@ -16,13 +17,15 @@ from tqdm import tqdm
 
 from pretrain import distributed
 from pretrain.data import Batch, BatchOrder, Crops, loader
-from pretrain.hubert import CodewordHead
+from pretrain.hubert import CodewordHead, LinearHead, build_head
 from pretrain.manifest import Manifest
 from pretrain.monitor import SignFlips, scales
 from pretrain.pretraining import calibration_batches, is_finished, same_settings
-from pretrain.trainer import fit, optimizers
+from pretrain.state import States
+from pretrain.throughput import step_flops
+from pretrain.trainer import Training, fit, optimizers
 from upstreams import checkpoint
-from upstreams.config import QuantizationConfig, from_dict, preset
+from upstreams.config import SAMPLE_RATE, QuantizationConfig, from_dict, preset
 from upstreams.errors import UserError
 from upstreams.files import atomic_write
 from upstreams.frontend import padding_mask
@@ -32,36 +35,32 @@ from upstreams.quantization.spec import FLOAT, Bits
 from upstreams.versions import versions
 
 
-@dataclass(frozen=True)
-class Distillation:
+@dataclass(frozen=True, kw_only=True)
+class Distillation(Training):
     """What each step of the schedule is trained with: the defaults, or a recipe's YAML file."""
 
     model: str = ""  # the preset that a recipe is made for; any when empty
     quantization: QuantizationConfig = field(default_factory=QuantizationConfig)
     steps: int = 120  # 0: the scales are calibrated and nothing is trained
-    lr: float = 1e-3  # of AdamW: norms, biases, convolutions, heads
-    matrix_lr: float = 5e-3  # of Muon: the blocks' weight matrices
-    scale_lr: float = 1e-4  # of the quantizers' scales and shifts
+    lr: float = 1e-3
+    matrix_lr: float = 5e-3
     weight_decay: float = 0.0
-    warm_up: float = 0.1
-    batch_seconds: float = 60.0
-    crop_seconds: float = 4.0
-    save_every: int = 100  # steps between states that an interrupted run goes on from
 
 
 class Student(nn.Module):
     """A quantized model with the teacher's head, compared with its teacher frame by frame."""
 
-    def __init__(self, model: AudioEncoder, head: CodewordHead) -> None:
+    def __init__(self, model: AudioEncoder, head: CodewordHead | LinearHead) -> None:
         super().__init__()
         self.model = model
         self.head = head
 
-    def forward(self, teacher: Student, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(self, teacher: Student, batch: Batch, total: float | None = None) -> tuple[Tensor, dict[str, Tensor]]:
         """Sum over hidden states of the mean squared error, plus soft cross-entropy of the codewords' logits.
 
         The hidden states are mapped as the teacher exports them (standardised, decorrelated), so that layers weigh
-        alike and an error of 1 is that of a constant. Padded frames take no part.
+        alike and an error of 1 is that of a constant. Padded frames take no part. Means are over `total` frames, those
+        of the batch when None: of several batches with their common total they add up.
         """
         with torch.no_grad():
             wanted = teacher.model(batch.waveforms, batch.lengths)
@@ -69,19 +68,64 @@ class Student(nn.Module):
         states = self.model(batch.waveforms, batch.lengths)
         frames = self.model.frame_count(batch.lengths)
         valid = ~padding_mask(frames, states[0].shape[1])
-        errors = [(ours - theirs)[valid].square().mean() for ours, theirs in zip(states, wanted, strict=True)]
+        share = 1.0 if total is None else frames.sum() / total
+        errors = [(ours - theirs)[valid].square().mean() * share for ours, theirs in zip(states, wanted, strict=True)]
         logits = self.head(states[-1]).log_softmax(-1)
-        cross_entropy = -(target * logits).sum(-1)[valid].mean()
+        cross_entropy = -(target * logits).sum(-1)[valid].mean() * share
         # The teacher's own entropy is no one's fault: what is left is the divergence from the teacher.
-        entropy = -(target * target.clamp_min(1e-9).log()).sum(-1)[valid].mean()
+        entropy = -(target * target.clamp_min(1e-9).log()).sum(-1)[valid].mean() * share
         loss = torch.stack(errors).sum() + cross_entropy
         scalars = {
-            "loss": loss.detach(),
             "divergence": (cross_entropy - entropy).detach(),
             "hidden_error": torch.stack(errors).mean().detach(),
         }
-        scalars |= {f"hidden_error_layer/{k}": error.detach() for k, error in enumerate(errors)}
-        return loss * distributed.share(frames.sum()), scalars
+        return loss, scalars | {f"hidden_error_layer/{k}": error.detach() for k, error in enumerate(errors)}
+
+
+@dataclass
+class Distilling:
+    """Distillation as the trainer wants it."""
+
+    module: Student
+    teacher: Student
+    manifest: Manifest
+    settings: Distillation
+    seed: int
+
+    def __post_init__(self) -> None:
+        settings, config = self.settings, self.module.model.config
+        hop = config.downsample_rate
+        self.crops = Crops(self.manifest, None, hop)
+        self.order = BatchOrder(self.manifest, hop, settings.seconds_at_once, settings.crop_seconds, self.seed)
+        self.flips = SignFlips(self.module.model)
+        self.flipped: dict[str, Tensor] = {}
+        self.flops = step_flops(self.module.model, int(settings.crop_seconds * SAMPLE_RATE))
+
+    def batches(self, first: int) -> Iterable[Batch]:
+        """This process's micro-batches, from step `first` on."""
+        settings = self.settings
+        return loader(self.crops, self.order, first, settings.steps, settings.micro_batches, settings.workers)
+
+    def prepare(self, batch: Batch, number: int) -> tuple[Batch, Tensor]:
+        """The batch and its frames."""
+        if number % self.settings.micro_batches == distributed.rank():
+            self.flipped = self.flips()  # by the step before
+        return batch, self.module.model.frame_count(batch.lengths).sum().double()[None]
+
+    def loss(self, prepared: Batch, totals: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """A micro-batch's part of the step's loss."""
+        device = next(self.module.parameters()).device
+        return self.module(self.teacher, prepared.to(device), float(totals[0]))
+
+    def work(self, prepared: Batch) -> tuple[float, float]:
+        """Seconds of audio and the FLOPs of training on them; the teacher's are not counted."""
+        lengths = prepared.lengths.tolist()
+        return sum(lengths) / SAMPLE_RATE, self.flops(lengths)
+
+    def summary(self, sums: dict[str, Tensor]) -> dict[str, float]:
+        """Losses, the quantizers' scales, and how many signs the step before has flipped."""
+        values = {**sums, **scales(self.module.model), **self.flipped}
+        return {name: float(value) for name, value in values.items()}
 
 
 def read_distillation(path: Path) -> Distillation:
@@ -92,9 +136,7 @@ def read_distillation(path: Path) -> Distillation:
         settings = from_dict(Distillation, yaml.safe_load(path.read_text(encoding="utf-8")) or {}, f"recipe {path}")
     except yaml.YAMLError as error:
         raise UserError(f"recipe {path} is no valid YAML: {error}") from error
-    for key in ("save_every", "batch_seconds", "crop_seconds"):
-        if getattr(settings, key) <= 0:
-            raise UserError(f"{key} is {getattr(settings, key)} in recipe {path}, but must be more than 0")
+    settings.check(f"recipe {path}")
     if settings.steps < 0:
         raise UserError(f"steps is {settings.steps} in recipe {path}, but must be 0 (calibration alone) or more")
     return settings
@@ -126,10 +168,12 @@ def load_with_head(path: Path) -> Student:
     config, tensors, _ = checkpoint.read(path)
     model = checkpoint.build(config)
     checkpoint.fill(model, tensors, "model.", path)
-    if "head.codewords" not in tensors:
+    if "head.codewords" in tensors:
+        head = build_head("cosine", config.encoder.dim, *tensors["head.codewords"].shape)
+    elif "head.weight" in tensors:
+        head = build_head("linear", config.encoder.dim, len(tensors["head.weight"]))
+    else:
         raise UserError(f"{path} has no pre-training head: distillation needs a checkpoint of `superbit pretrain`")
-    codewords, code_dim = tensors["head.codewords"].shape
-    head = CodewordHead(config.encoder.dim, codewords, code_dim)
     checkpoint.fill(head, tensors, "head.", path)
     return Student(model, head)
 
@@ -146,7 +190,7 @@ def start_student(teacher: Student, bits: str, settings: Distillation) -> tuple[
             raise UserError(f"the teacher {config.name} is of another architecture than the recipe's {settings.model}")
     model = AudioEncoder(config)
     sites = quantize(model, bits, settings.quantization)
-    student = Student(model, CodewordHead(config.encoder.dim, *teacher.head.codewords.shape))
+    student = Student(model, copy.deepcopy(teacher.head).requires_grad_(True))
     inherit(student, teacher)
     return student, summary(sites)
 
@@ -181,37 +225,15 @@ def _distil(
     student.to(device)
     if distributed.rank() == 0:
         tqdm.write("\n".join(f"{name} {bits}: {line}" for line in changes))
-        _start_anew_if_changed(run, {**about, "processes": distributed.world()}, (*keys, "processes"), settings)
+        _start_anew_if_changed(run, about, keys, settings)
     distributed.wait()
     statistics = [(w.to(device), n.to(device)) for w, n in calibration_batches(manifest, settings, hop, seed)]
     # Of the batches the one of the longest crops: one utterance or more without padding.
     calibrate(student.model, *max(statistics, key=lambda batch: batch[0].shape[1]))
-
-    crops = Crops(manifest, None, hop)
-    order = BatchOrder(manifest, hop, settings.batch_seconds, settings.crop_seconds, seed)
-    flips = SignFlips(student.model)
-
-    def batches(first: int) -> Iterable[Batch]:
-        return loader(crops, order, first, settings.steps)
-
-    def losses(batch: Batch, step: int) -> tuple[Tensor, dict[str, Tensor]]:
-        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-            loss, scalars = student(teacher, batch.to(device))
-        return loss, scalars | scales(student.model) | flips()
-
     student.train()
-    blocks = student.model.encoder.blocks
-    fit(
-        student,
-        optimizers(student, settings.lr, settings.matrix_lr, settings.weight_decay, blocks, settings.scale_lr),
-        batches,
-        losses,
-        settings.steps,
-        run,
-        warm_up=settings.warm_up,
-        save_every=settings.save_every,
-        title=f"{name} {bits}",
-    )
+    updates = optimizers(student, settings, student.model.encoder.blocks)
+    task = Distilling(student, teacher, manifest, settings, seed)
+    fit(task, updates, settings, settings.steps, run, seed=seed, title=f"{name} {bits}")
     student.eval()
     student.model.fit_output(statistics)
     if distributed.rank() == 0:
@@ -226,6 +248,6 @@ def _start_anew_if_changed(run: Path, about: dict[str, Any], keys: tuple[str, ..
     before = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     same = same_settings(before.get("distillation"), settings) and all(before.get(k) == about[k] for k in keys)
     if not same:
-        (run / "state.pt").unlink(missing_ok=True)
+        States(run).clear()
     with atomic_write(file) as temporary:
         temporary.write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")

@@ -1,23 +1,28 @@
 """Several processes that train one model, as torchrun starts them (WORLD_SIZE and its companions); one without it.
 
-Gradients are averaged by hand instead of by DistributedDataParallel: every module that is trained here fits one
-collective, and a module whose parameters are not all used in a step needs no search for them.
+Gradients are summed by hand, once a step, instead of by DistributedDataParallel: processes may take different numbers
+of a step's micro-batches, and a module whose parameters are not all used in a step (layerdrop) needs no search.
 """
 
 from __future__ import annotations
 
+import atexit
 import os
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from upstreams.errors import UserError
+
 
 def join() -> torch.device:
     """Meet the other processes, if there are any, and return this one's device."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
-        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+        # Flags and counts, which lie in the host's memory, go over gloo and never wait for a GPU.
+        dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+        atexit.register(dist.destroy_process_group)
     if not torch.cuda.is_available():
         return torch.device("cpu")
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
@@ -38,34 +43,58 @@ def rank() -> int:
 def wait() -> None:
     """Go on when every process has come here."""
     if world() > 1:
-        dist.barrier()
+        summed(torch.zeros(()))  # dist.barrier would pick a GPU
 
 
-def average_gradients(parameters: Iterable[Tensor]) -> None:
-    """Replace every gradient by its mean over the processes, in one collective."""
+def share(micro_batches: int) -> range:
+    """Which of a step's micro-batches this process computes. Raises UserError when some process would have none."""
+    if micro_batches < world():
+        raise UserError(
+            f"{world()} processes cannot share the {micro_batches} micro-batches of a step: "
+            "lower micro_batch_seconds, raise batch_seconds or start fewer processes"
+        )
+    return range(rank(), micro_batches, world())
+
+
+def summed(tensor: Tensor) -> Tensor:
+    """The sum of the processes' tensors."""
+    if world() == 1:
+        return tensor
+    total = tensor.clone()
+    dist.all_reduce(total)
+    return total
+
+
+def any_process(flag: bool) -> bool:
+    """Whether the flag is set in at least one process."""
+    return flag if world() == 1 else bool(summed(torch.tensor(float(flag))) > 0)
+
+
+def from_first(text: str) -> str:
+    """What the first process calls it with, in every process."""
+    if world() == 1:
+        return text
+    texts: list[str | None] = [text]
+    dist.broadcast_object_list(texts, device=torch.device("cpu"))
+    return str(texts[0])
+
+
+def sum_in_place(tensors: Sequence[Tensor]) -> None:
+    """Replace every tensor by its sum over the processes, in one collective."""
+    if world() == 1 or not tensors:
+        return
+    flat = torch.cat([tensor.flatten() for tensor in tensors])
+    dist.all_reduce(flat)
+    for tensor, total in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
+        tensor.copy_(total.view_as(tensor))
+
+
+def sum_gradients(parameters: Sequence[Tensor]) -> None:
+    """Replace every gradient by its sum over the processes; one that no process has stays None."""
     if world() == 1:
         return
-    gradients = [p.grad for p in parameters if p.grad is not None]
-    flat = torch.cat([gradient.flatten() for gradient in gradients])
-    dist.all_reduce(flat)
-    flat /= world()
-    for gradient, mean in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
-        gradient.copy_(mean.view_as(gradient))
-
-
-def share(count: Tensor) -> Tensor:
-    """What to multiply a mean over `count` items by, so that the processes' mean is that over all of their items."""
-    if world() == 1:
-        return torch.ones_like(count)
-    total = count.clone()
-    dist.all_reduce(total)
-    return count * world() / total
-
-
-def any_process(flag: bool, device: torch.device) -> bool:
-    """Whether the flag is set in at least one process."""
-    if world() == 1:
-        return flag
-    flags = torch.tensor(float(flag), device=device)
-    dist.all_reduce(flags)
-    return bool(flags > 0)
+    present = summed(torch.tensor([float(p.grad is not None) for p in parameters])).tolist()
+    for parameter, anywhere in zip(parameters, present, strict=True):
+        if anywhere and parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+    sum_in_place([p.grad for p in parameters if p.grad is not None])

@@ -1,4 +1,4 @@
-"""`superbit pretrain`: labels, first iteration, features, labels, second iteration, each skipped when done."""
+"""`superbit pretrain`: labels, iteration, features, labels, iteration ... as stages, each skipped when it is done."""
 
 from __future__ import annotations
 
@@ -6,23 +6,26 @@ import copy
 import dataclasses
 import json
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from pretrain.data import Batch, BatchOrder, Crops, loader, read_labels
-from pretrain.hubert import HubertPretraining
+from pretrain import distributed, memory
+from pretrain.data import Batch, BatchOrder, Crops, collate, loader, read_labels
+from pretrain.hubert import Counts, HubertPretraining, MaskedBatch, with_mask
 from pretrain.labels import write_labels
 from pretrain.manifest import Manifest
 from pretrain.masking import span_mask
 from pretrain.recipes import Iteration, Recipe
-from pretrain.trainer import fit, optimizers
+from pretrain.throughput import step_flops
+from pretrain.trainer import Training, fit, optimizers
 from upstreams import checkpoint
-from upstreams.config import from_dict
-from upstreams.errors import UserError
+from upstreams.config import SAMPLE_RATE, from_dict
+from upstreams.errors import UserError, nearest
 from upstreams.files import atomic_write
 from upstreams.frontend import HOP, LogMelFrontEnd
 from upstreams.model import AudioEncoder
@@ -32,17 +35,25 @@ from upstreams.versions import versions
 CALIBRATION_BATCHES = 8
 
 
-def pretrain(recipe: Recipe, manifest_path: Path, out: Path, labels: Path, seed: int) -> Path:
+def stages(recipe: Recipe) -> list[str]:
+    """The names of a recipe's stages, in order: labels1, iteration1, labels2, iteration2 ... teacher, export."""
+    names = [f"{what}{n}" for n in range(1, len(recipe.iterations) + 1) for what in ("labels", "iteration")]
+    return [*names, *(["teacher"] if recipe.teacher.name else []), "export"]
+
+
+def pretrain(recipe: Recipe, manifest_path: Path, out: Path, labels: Path, seed: int, stage: str | None = None) -> Path:
     """Pre-train `recipe.model` on a manifest and return its checkpoint, OUT/checkpoints/<model>.safetensors.
 
     With `quantization` in the recipe the model is quantized from the first step and the checkpoint is <model>_<bits>.
     Beside it lies <model>_untrained.safetensors, the float initialisation that training started from. `labels` is where
     MFCC targets are kept, which runs of one seed share; OUT/pretrain holds the run. A run that was interrupted goes on.
-    Raises UserError on bad data, bad bits or overrides, or a loss that is not finite.
+    stage: stop after this one of `stages`; return what it wrote.
+    Raises UserError on bad data, bad bits or overrides, too little memory, or when gradients stop being finite.
     """
-    name = recipe.name
-    final = out / "checkpoints" / f"{name}.safetensors"
-    run = out / "pretrain" / name
+    if stage is not None and stage not in stages(recipe):
+        raise UserError(f"the recipe has no stage {stage!r}: {nearest(stage, stages(recipe))}")
+    device = distributed.join()
+    final = out / "checkpoints" / f"{recipe.name}.safetensors"
     manifest = Manifest.read(manifest_path)
     about = {
         "recipe": dataclasses.asdict(recipe),
@@ -52,51 +63,180 @@ def pretrain(recipe: Recipe, manifest_path: Path, out: Path, labels: Path, seed:
     }
     if is_finished(final, about, ("seed", "manifest"), recipe, "recipe"):
         return final
-    torch.manual_seed(seed)
-    model = AudioEncoder(recipe.config)
-    quantized = copy.deepcopy(model)
-    sites = quantize(quantized, recipe.quantization.bits, recipe.quantization.config)
-    with atomic_write(run / "config.json") as temporary:
-        temporary.write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
-    statistics = calibration_batches(manifest, recipe, recipe.config.downsample_rate, seed)
-    fit_log_mel(model, statistics)
-    model.fit_output(statistics)
-    untrained = out / "checkpoints" / f"{recipe.model}_untrained.safetensors"
-    checkpoint.save(untrained, model, None, {**about, "stage": "untrained"})
-    if sites:
-        inherit(quantized, model)
-        model = quantized
-        calibrate(model, *max(statistics, key=lambda batch: batch[0].shape[1]))
-        tqdm.write("\n".join(f"{name}: {line}" for line in summary(sites)))
+    memory.check(recipe.config, recipe, device)
+    distributed.share(recipe.micro_batches)
+    return _Pretraining(recipe, manifest, out, labels, seed, about, device).run(stage or "export")
 
-    first, second = recipe.iterations.mfcc, recipe.iterations.features
-    fraction, subsampling = recipe.cluster_fraction, recipe.config.downsample_rate // HOP
-    mfcc_labels = write_labels(
-        manifest,
-        labels / f"mfcc{first.clusters}",
-        first.clusters,
-        seed,
-        fraction,
-        subsampling,
-        n_init=recipe.cluster_starts,
-    )
-    module = _iterate(model, recipe, first, manifest, mfcc_labels, run / "iteration1", seed)
-    feature_labels = write_labels(
-        manifest,
-        run / f"labels_layer{second.layer}_{second.clusters}",
-        second.clusters,
-        seed,
-        fraction,
-        subsampling,
-        model,
-        second.layer,
-        recipe.cluster_starts,
-    )
-    module = _iterate(model, recipe, second, manifest, feature_labels, run / "iteration2", seed + 1)
-    model.eval()
-    model.fit_output(statistics)
-    checkpoint.save(final, model, module.head, {**about, "stage": "pretrained"})
-    return final
+
+class _Pretraining:
+    """The stages of one run and what they share."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        manifest: Manifest,
+        out: Path,
+        labels: Path,
+        seed: int,
+        about: dict[str, Any],
+        device: torch.device,
+    ) -> None:
+        self.recipe, self.manifest, self.out, self.labels, self.seed = recipe, manifest, out, labels, seed
+        self.about, self.device = about, device
+        self.folder = out / "pretrain" / recipe.name
+        self.hop = recipe.config.downsample_rate
+        torch.manual_seed(seed)
+        self.model = AudioEncoder(recipe.config)
+
+    def run(self, last: str) -> Path:
+        """Go through the stages until `last` is done."""
+        recipe = self.recipe
+        model, statistics = self._initialise()
+        self.model = model.to(self.device)
+        start = copy.deepcopy(self.model.state_dict())
+        module = None
+        for number, iteration in enumerate(recipe.iterations, start=1):
+            labels = self._labels(number, iteration)
+            if last == f"labels{number}":
+                return labels
+            if iteration.from_scratch:
+                self.model.load_state_dict(start)
+            folder = self.folder / f"iteration{number}"
+            module = self._iterate(iteration, labels, folder, self.seed + number - 1)
+            if last == f"iteration{number}":
+                return folder
+        if recipe.teacher.name:
+            from pretrain.teacher import learn_from_teacher
+
+            learn_from_teacher(self.model, recipe, self.manifest, self.folder / "teacher", self.seed, self.device)
+            if last == "teacher":
+                return self.folder / "teacher"
+        final = self.out / "checkpoints" / f"{recipe.name}.safetensors"
+        if distributed.rank() == 0:
+            self.model.eval()
+            self.model.fit_output([(w.to(self.device), n.to(self.device)) for w, n in statistics])
+            head = module.head if module is not None and not recipe.teacher.name else None
+            checkpoint.save(final, self.model, head, {**self.about, "stage": "pretrained"})
+        distributed.wait()
+        return final
+
+    def _initialise(self) -> tuple[AudioEncoder, list[tuple[Tensor, Tensor]]]:
+        """The model that training starts from, and the batches that its fixed statistics are of."""
+        recipe, model = self.recipe, self.model
+        quantized = copy.deepcopy(model)
+        sites = quantize(quantized, recipe.quantization.bits, recipe.quantization.config)
+        statistics = calibration_batches(self.manifest, recipe, self.hop, self.seed)
+        fit_log_mel(model, statistics)
+        model.fit_output(statistics)  # in every process: it moves batch normalisation's running statistics as well
+        if distributed.rank() == 0:
+            self._claim_folder()
+            untrained = self.out / "checkpoints" / f"{recipe.model}_untrained.safetensors"
+            checkpoint.save(untrained, model, None, {**self.about, "stage": "untrained"})
+        if sites:
+            inherit(quantized, model)
+            model = quantized
+            calibrate(model, *max(statistics, key=lambda batch: batch[0].shape[1]))
+            if distributed.rank() == 0:
+                tqdm.write("\n".join(f"{recipe.name}: {line}" for line in summary(sites)))
+        return model, statistics
+
+    def _claim_folder(self) -> None:
+        """Say in config.json whose run this is. Raises UserError when the folder holds another one."""
+        file = self.folder / "config.json"
+        if file.is_file():
+            before = json.loads(file.read_text(encoding="utf-8"))
+            same = all(before.get(key) == self.about[key] for key in ("seed", "manifest"))
+            if not (same and same_settings(before.get("recipe"), self.recipe)):
+                raise UserError(
+                    f"{self.folder} holds a run of another recipe, seed or manifest (config.json): "
+                    "give another --out, or remove it to start anew"
+                )
+        with atomic_write(file) as temporary:
+            temporary.write_text(json.dumps(self.about, indent=1) + "\n", encoding="utf-8")
+
+    def _labels(self, number: int, iteration: Iteration) -> Path:
+        """Targets of an iteration; the first process makes them."""
+        layer, clusters = iteration.layer, iteration.clusters
+        out = self.folder / f"labels{number}_layer{layer}_{clusters}" if layer else self.labels / f"mfcc{clusters}"
+        if distributed.rank() == 0:
+            model, recipe = self.model if layer else None, self.recipe
+            fraction, starts = recipe.cluster_fraction, recipe.cluster_starts
+            write_labels(
+                *(self.manifest, out, clusters, self.seed, fraction, self.hop // HOP, model, layer, starts),
+                workers=recipe.workers,
+            )
+        distributed.wait()
+        return out / "train.km"
+
+    def _iterate(self, iteration: Iteration, labels: Path, folder: Path, seed: int) -> HubertPretraining:
+        """Masked prediction of `labels` for `iteration.steps` steps; returns the module around the model."""
+        recipe = self.recipe
+        torch.manual_seed(seed)
+        module = HubertPretraining(self.model, iteration.clusters, recipe.objective).to(self.device).train()
+        task = MaskedPrediction(module, recipe, self.manifest, labels, iteration.steps, seed)
+        updates = optimizers(module, recipe, self.model.encoder.blocks)
+        fit(task, updates, recipe, iteration.steps, folder, seed=seed, title=f"{recipe.name} {folder.name}")
+        return module
+
+
+@dataclass
+class MaskedPrediction:
+    """HuBERT's objective as the trainer wants it."""
+
+    module: HubertPretraining
+    recipe: Recipe
+    manifest: Manifest
+    labels: Path
+    steps: int
+    seed: int
+
+    def __post_init__(self) -> None:
+        recipe, hop = self.recipe, self.recipe.config.downsample_rate
+        self.crops = Crops(self.manifest, read_labels(self.labels, self.manifest, hop), hop)
+        self.order = BatchOrder(
+            self.manifest,
+            hop,
+            recipe.seconds_at_once,
+            recipe.crop_seconds,
+            self.seed,
+            recipe.views,
+        )
+        self.flops = step_flops(self.module.model, int(recipe.crop_seconds * SAMPLE_RATE))
+        if recipe.compile:
+            for block in self.module.model.encoder.blocks:
+                block.compile(dynamic=True)
+
+    def batches(self, first: int) -> Iterable[Batch]:
+        """This process's micro-batches, from step `first` on."""
+        return loader(self.crops, self.order, first, self.steps, self.recipe.micro_batches, self.recipe.workers)
+
+    def prepare(self, batch: Batch, number: int) -> tuple[MaskedBatch, Tensor]:
+        """The batch with its mask, which seed and number fix."""
+        objective, frames = self.recipe.objective, self.module.model.frame_count(batch.lengths)
+        mask = span_mask(
+            frames.tolist(), objective.mask_prob, objective.mask_length, seed=self.seed * 1_000_003 + number
+        )
+        # A file that could not be read leaves a crop without its partner.
+        masked = with_mask(batch, mask, frames, paired=self.recipe.views == 2 and batch.skipped == 0)
+        return masked, torch.tensor(masked.counts, dtype=torch.float64)
+
+    def loss(self, prepared: MaskedBatch, totals: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """A micro-batch's part of the step's loss."""
+        return self.module(prepared.to(self.module.mask_vector.device), Counts(*totals.tolist()))
+
+    def work(self, prepared: MaskedBatch) -> tuple[float, float]:
+        """Seconds of audio and the FLOPs of training on them."""
+        lengths = prepared.lengths.tolist()
+        return sum(lengths) / SAMPLE_RATE, self.flops(lengths)
+
+    def summary(self, sums: dict[str, Tensor]) -> dict[str, float]:
+        """Losses, accuracies, and the perplexity of the codewords that are predicted of masked frames."""
+        share = sums.pop("codewords", None)
+        values = {name: float(total) for name, total in sums.items()}
+        if share is not None:
+            used = share[share > 0].double()
+            values["codebook_perplexity"] = float(torch.exp(-(used * used.log()).sum()))
+        return values
 
 
 def is_finished(final: Path, about: dict[str, Any], keys: tuple[str, ...], settings: Any, key: str) -> bool:
@@ -108,69 +248,28 @@ def is_finished(final: Path, about: dict[str, Any], keys: tuple[str, ...], setti
     return all(provenance.get(k) == same[k] for k in keys) and same_settings(provenance.get(key), settings)
 
 
+# What a recipe says that changes no weight.
+WITHOUT_EFFECT = ("workers", "save_every", "keep", "max_skipped", "source", "expected")
+
+
 def same_settings(saved: Any, settings: Any) -> bool:
     """Whether `saved`, the dictionary of an earlier run, means `settings`; keys it lacks had their defaults then."""
     try:
-        return from_dict(type(settings), saved, "saved settings") == settings
+        before = from_dict(type(settings), saved, "saved settings")
     except UserError:
         return False
+    same = {key: getattr(settings, key) for key in WITHOUT_EFFECT if hasattr(settings, key)}
+    return dataclasses.replace(before, **same) == settings
 
 
-def _iterate(
-    model: AudioEncoder,
-    recipe: Recipe,
-    iteration: Iteration,
-    manifest: Manifest,
-    labels: Path,
-    folder: Path,
-    seed: int,
-) -> HubertPretraining:
-    """Masked prediction of `labels` for `iteration.steps` steps; returns the module around `model`."""
-    torch.manual_seed(seed)
-    module = HubertPretraining(model, iteration.clusters, recipe.objective).train()
-    hop = recipe.config.downsample_rate
-    crops = Crops(manifest, read_labels(labels, manifest, hop), hop)
-    order = BatchOrder(manifest, hop, recipe.batch_seconds, recipe.crop_seconds, seed, recipe.views)
+def calibration_batches(manifest: Manifest, config: Training, hop: int, seed: int) -> list[tuple[Tensor, Tensor]]:
+    """A few batches of (waveforms, lengths) for statistics that are fixed once: normalisation, quantizers' scales.
 
-    def losses(batch: Batch, step: int) -> tuple[Tensor, dict[str, Tensor]]:
-        frames = model.frame_count(batch.lengths).tolist()
-        mask = span_mask(frames, recipe.objective.mask_prob, recipe.objective.mask_length, seed=seed * 1_000_003 + step)
-        # A file that could not be read leaves a crop without its partner.
-        paired = recipe.views == 2 and batch.skipped == 0
-        return module(batch.waveforms, batch.lengths, batch.labels, mask, paired)
-
-    def batches(first: int) -> Iterable[Batch]:
-        return loader(crops, order, first, iteration.steps)
-
-    fit(
-        module,
-        optimizers(
-            module, recipe.lr, recipe.matrix_lr, recipe.weight_decay, model.encoder.blocks, recipe.quantization.scale_lr
-        ),
-        batches,
-        losses,
-        iteration.steps,
-        folder,
-        warm_up=recipe.warm_up,
-        clip=recipe.clip,
-        title=f"{recipe.name} {folder.name}",
-    )
-    return module
-
-
-class Cropping(Protocol):
-    """What a recipe says of its batches."""
-
-    @property
-    def batch_seconds(self) -> float: ...
-    @property
-    def crop_seconds(self) -> float: ...
-
-
-def calibration_batches(manifest: Manifest, cropping: Cropping, hop: int, seed: int) -> list[tuple[Tensor, Tensor]]:
-    """A few batches of (waveforms, lengths) for statistics that are fixed once: normalisation, quantizers' scales."""
-    order = BatchOrder(manifest, hop, cropping.batch_seconds, cropping.crop_seconds, seed)
-    batches = loader(Crops(manifest, None, hop), order, 0, CALIBRATION_BATCHES)
+    The same in every process.
+    """
+    order = BatchOrder(manifest, hop, config.micro_batch_seconds or config.batch_seconds, config.crop_seconds, seed)
+    crops = Crops(manifest, None, hop)
+    batches = (collate([crops[item] for item in items]) for items in order.steps(0, CALIBRATION_BATCHES))
     return [(batch.waveforms, batch.lengths) for batch in batches]
 
 

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import yaml
 
 from pretrain.hubert import Objective
-from upstreams.config import ModelConfig, QuantizationConfig, from_dict, preset
+from pretrain.trainer import Training
+from upstreams.config import EncoderConfig, ModelConfig, QuantizationConfig, from_dict, preset
 from upstreams.errors import UserError, nearest
 from upstreams.quantization.spec import FLOAT, Bits
 
@@ -21,14 +26,26 @@ class Iteration:
     layer: int
     clusters: int
     steps: int
+    from_scratch: bool = False  # start from the initialisation, not from the round before (as HuBERT does)
 
 
 @dataclass(frozen=True)
-class Iterations:
-    """HuBERT's two rounds; the second goes on from the first one's weights."""
+class Teacher:
+    """Distillation after the iterations: predict a teacher's layers, by L1 and cosine (DistilHuBERT, 2110.01900)."""
 
-    mfcc: Iteration
-    features: Iteration
+    name: str = ""  # a checkpoint of this project, one of its names, or any upstream of s3prl; none when empty
+    layers: tuple[int, ...] = (4, 8, 12)  # hidden states of the teacher, 0 its input
+    steps: int = 0
+    cosine_weight: float = 1.0
+
+
+@dataclass(frozen=True)
+class Expectation:
+    """What a recipe is for, costs and gives; "not run" where nobody has run it."""
+
+    audio_hours: float = 0.0
+    gpu_hours: str = "not run"
+    loss: str = "not run"  # of the masked frames at the end of each iteration
 
 
 @dataclass(frozen=True)
@@ -37,24 +54,19 @@ class FromScratch:
 
     bits: str = "w32a32"
     config: QuantizationConfig = field(default_factory=QuantizationConfig)
-    scale_lr: float = 1e-4  # of the quantizers' scales and shifts
 
 
-@dataclass(frozen=True)
-class Recipe:
+@dataclass(frozen=True, kw_only=True)
+class Recipe(Training):
     """Everything that `superbit pretrain` needs besides data, folder and seed."""
 
     model: str
-    iterations: Iterations
+    encoder: dict[str, Any] = field(default_factory=dict)  # keys of the preset's encoder to change
+    iterations: tuple[Iteration, ...] = ()
+    teacher: Teacher = field(default_factory=Teacher)
     source: str = ""
-    batch_seconds: float = 60.0
-    crop_seconds: float = 4.0
+    expected: Expectation = field(default_factory=Expectation)
     views: int = 2  # crops of an utterance in a batch; with 2 they are paired for the utterance loss
-    lr: float = 3e-3  # of AdamW: norms, biases, embeddings, heads
-    matrix_lr: float = 1.5e-2  # of Muon: the blocks' weight matrices
-    weight_decay: float = 0.01
-    warm_up: float = 0.1
-    clip: float = 1.0
     cluster_fraction: float = 0.2  # of the utterances, to fit k-means on
     cluster_starts: int = 20  # initialisations of k-means that are tried
     objective: Objective = field(default_factory=Objective)
@@ -66,10 +78,14 @@ class Recipe:
         bits = self.quantization.bits
         return self.model if Bits.parse(bits) == FLOAT else f"{self.model}_{bits}"
 
-    @property
+    @cached_property
     def config(self) -> ModelConfig:
         """The model that is pre-trained, in float."""
-        return preset(self.model)
+        config = preset(self.model)
+        if not self.encoder:
+            return config
+        encoder = from_dict(EncoderConfig, dataclasses.asdict(config.encoder) | self.encoder, "encoder of the recipe")
+        return dataclasses.replace(config, encoder=encoder)
 
 
 def recipe_names() -> list[str]:
@@ -81,24 +97,69 @@ def recipe_names() -> list[str]:
     )
 
 
-def read_recipe(name: str) -> Recipe:
-    """The packaged recipe of that name, or the YAML file at that path. Raises UserError when it is neither."""
+def read_recipe(name: str, settings: Sequence[str] = ()) -> Recipe:
+    """The packaged recipe of that name, or the YAML file at that path, with `settings` (KEY=VALUE) put into it.
+
+    A key may reach inside: objective.mask_prob=0.8, iterations.0.steps=10. Raises UserError when there is no such
+    recipe, on keys that it does not have and on values that are impossible.
+    """
     if name in recipe_names():
         text = (resources.files("pretrain") / "configs" / f"{name}.yaml").read_text(encoding="utf-8")
     elif Path(name).is_file():
         text = Path(name).read_text(encoding="utf-8")
     else:
         raise UserError(f"no recipe or file is called {name!r}: {nearest(name, recipe_names())}")
-    try:
-        recipe = from_dict(Recipe, yaml.safe_load(text), f"recipe {name}")
-    except yaml.YAMLError as error:
-        raise UserError(f"recipe {name} is no valid YAML: {error}") from error
+    values = with_settings(parsed(text, f"recipe {name}"), settings)
+    recipe = from_dict(Recipe, values, f"recipe {name}")
+    recipe.check(f"recipe {name}")
     Bits.parse(recipe.quantization.bits)
     layers = recipe.config.encoder.layers
-    for what, layer in (
-        ("iterations.features.layer", recipe.iterations.features.layer),
-        ("objective.utterance_layer", recipe.objective.utterance_layer),
-    ):
-        if not 1 <= layer <= layers:
-            raise UserError(f"{what} is {layer} in recipe {name}, but {recipe.model} has layers 1 to {layers}")
+    recipe.objective.check(layers, f"recipe {name}")
+    if not recipe.iterations and not recipe.teacher.name:
+        raise UserError(f"recipe {name} has no iterations and no teacher: it needs one of them")
+    for number, iteration in enumerate(recipe.iterations):
+        if not 0 <= iteration.layer <= layers or (number == 0 and iteration.layer):
+            raise UserError(
+                f"iterations[{number}].layer is {iteration.layer} in recipe {name}, but must be 0 (MFCC)"
+                + (f" or a layer of {recipe.model}, 1 to {layers}" if number else ", as nothing has been trained yet")
+            )
+        if iteration.steps < 1 or iteration.clusters < 2:
+            raise UserError(f"iterations[{number}] of recipe {name} needs at least 1 step and 2 clusters")
+    if recipe.teacher.name and (recipe.teacher.steps < 1 or not recipe.teacher.layers):
+        raise UserError(f"teacher of recipe {name} needs at least 1 step and one layer")
     return recipe
+
+
+def parsed(text: str, where: str) -> Any:
+    """The contents of YAML text. Raises UserError where it is none."""
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"{where} is no valid YAML: {error}") from error
+
+
+def with_settings(values: Any, settings: Sequence[str]) -> Any:
+    """`values` of a YAML file with KEY=VALUE settings put into it; the value is YAML as well.
+
+    >>> with_settings({"a": {"b": 1}, "c": [{"d": 2}]}, ["a.b=3", "c.0.d=[4]"])
+    {'a': {'b': 3}, 'c': [{'d': [4]}]}
+    """
+    for setting in settings:
+        key, equals, value = setting.partition("=")
+        if not equals or not key:
+            raise UserError(f"--set {setting} is no KEY=VALUE, such as batch_seconds=6 or iterations.0.steps=10")
+        *path, last = key.split(".")
+        place = values
+        for part in path:
+            place = place.setdefault(part, {}) if isinstance(place, dict) else place[_index(place, part, setting)]
+        if isinstance(place, dict):
+            place[last] = parsed(value, f"--set {setting}")
+        else:
+            place[_index(place, last, setting)] = parsed(value, f"--set {setting}")
+    return values
+
+
+def _index(place: Any, part: str, setting: str) -> int:
+    if not isinstance(place, list) or not part.isdigit() or int(part) >= len(place):
+        raise UserError(f"--set {setting}: the recipe has no {part!r} there")
+    return int(part)

@@ -195,6 +195,13 @@ def pretrain(
         Path | None,
         typer.Option("--labels", help="MFCC label sets shared between runs. [default: OUT/labels]"),
     ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="KEY=VALUE in place of the recipe's, such as iterations.0.steps=10; repeatable."),
+    ] = None,
+    stage: Annotated[
+        str | None, typer.Option(help="Stop after this stage: labels1, iteration1, labels2 ... teacher, export.")
+    ] = None,
     seed: Seed = 0,
     threads: Threads = 1,
 ) -> None:
@@ -203,7 +210,8 @@ def pretrain(
     from pretrain.recipes import read_recipe
 
     _use_threads(threads)
-    typer.echo(f"checkpoint: {run(read_recipe(recipe), manifest, out, label_sets or out / 'labels', seed)}")
+    path = run(read_recipe(recipe, settings or []), manifest, out, label_sets or out / "labels", seed, stage)
+    typer.echo(f"{'checkpoint' if stage in (None, 'export') else stage}: {path}")
 
 
 @app.command()

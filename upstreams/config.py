@@ -164,6 +164,10 @@ def from_dict(cls: type[T], values: Any, where: str) -> T:
         kind = hints[key]
         if dataclasses.is_dataclass(kind):
             arguments[key] = from_dict(kind, value, f"{where}.{key}")  # type: ignore[arg-type]
+        elif (item := _item(kind)) is not None:
+            if not isinstance(value, (list, tuple)):
+                raise UserError(f"{where}.{key} is {value!r}, but must be a list")
+            arguments[key] = tuple(from_dict(item, v, f"{where}.{key}[{n}]") for n, v in enumerate(value))
         elif kind is float and isinstance(value, int) and not isinstance(value, bool):
             arguments[key] = float(value)
         elif kind == dict[str, str]:
@@ -182,6 +186,15 @@ def from_dict(cls: type[T], values: Any, where: str) -> T:
     if missing:
         raise UserError(f"{where} lacks the key {missing[0]!r}")
     return cls(**arguments)
+
+
+def _item(kind: Any) -> type | None:
+    """The dataclass that a tuple of any length holds; None of any other type."""
+    import typing
+
+    inside = typing.get_args(kind)
+    is_tuple = typing.get_origin(kind) is tuple and len(inside) == 2 and inside[1] is Ellipsis
+    return inside[0] if is_tuple and dataclasses.is_dataclass(inside[0]) else None  # type: ignore[return-value]
 
 
 def _type_hints(cls: type) -> dict[str, Any]:

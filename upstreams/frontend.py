@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from upstreams.config import FrontEndConfig
+from upstreams.strided import StridedConvolution
 
 WINDOW = 400  # samples: 25 ms at 16 kHz
 HOP = 160  # samples: 10 ms
@@ -196,12 +197,26 @@ class WaveformFrontEnd(nn.Module):
 
     def forward(self, waveforms: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """(batch, samples), (batch,) samples -> (batch, frames, dim), (batch,) frames."""
+        x, frames = self.convolve(waveforms, lengths)
+        return self.project(x), frames
+
+    def project(self, x: Tensor) -> Tensor:
+        """(batch, frames, width) of `convolve` -> (batch, frames, dim)."""
+        return self.projection(self.norm(x))
+
+    def convolve(self, waveforms: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """(batch, samples), (batch,) samples -> what the last convolution gives, (batch, frames, width); frames."""
         if self.utterance:
             padded = padding_mask(lengths, waveforms.shape[1])[..., None]
             mean, std = masked_moments(waveforms[..., None], padded, lengths)
             waveforms = ((waveforms[..., None] - mean) / std).masked_fill(padded, 0.0).squeeze(-1)
         # Padding to at least SHORTEST, without asking how long a batch of unknown size is.
         waveforms = nn.functional.pad(waveforms, (0, max(0, self.SHORTEST - waveforms.shape[1])))
+        if self._by_utterance(waveforms):
+            frames = self.frame_count(lengths)
+            samples = lengths.clamp_min(self.SHORTEST).tolist()
+            own = [self._convolve_one(w[:n, None].contiguous()) for w, n in zip(waveforms, samples, strict=True)]
+            return nn.utils.rnn.pad_sequence(own, batch_first=True), frames
         x = waveforms[:, None].to(self.projection.weight.dtype)
         frames = lengths.clamp_min(self.SHORTEST)
         for layer, convolution in enumerate(self.convolutions):
@@ -212,7 +227,32 @@ class WaveformFrontEnd(nn.Module):
             elif not self.group:
                 x = self.norms[layer](x.transpose(1, 2)).transpose(1, 2)
             x = nn.functional.gelu(x)
-        return self.projection(self.norm(x.transpose(1, 2))), frames
+        return x.transpose(1, 2), frames
+
+    def _by_utterance(self, waveforms: Tensor) -> bool:
+        """Whether to take the way of CPUs in training: utterance by utterance, frames first, without padding."""
+        return (
+            self.training
+            and waveforms.device.type == "cpu"
+            and not torch.is_autocast_enabled("cpu")
+            and all(type(convolution) is nn.Conv1d for convolution in self.convolutions)
+        )
+
+    def _convolve_one(self, x: Tensor) -> Tensor:
+        """One utterance without padding, (samples, 1) -> (frames, width)."""
+        for layer, convolution in enumerate(self.convolutions):
+            x = StridedConvolution.apply(x, convolution.weight, self.STRIDES[layer])
+            if isinstance(convolution.bias, Tensor):
+                x = x + convolution.bias
+            if self.group and layer == 0:
+                affine = self.norms[0]
+                assert isinstance(affine, nn.LayerNorm)
+                # Statistics a channel over all frames, which is what batch normalisation computes of one utterance.
+                x = nn.functional.batch_norm(x, None, None, affine.weight, affine.bias, training=True)
+            elif not self.group:
+                x = self.norms[layer](x)
+            x = nn.functional.gelu(x)
+        return x
 
     def _per_channel(self, x: Tensor, frames: Tensor) -> Tensor:
         """(batch, channels, frames): group normalisation, a group a channel, by the statistics of its own frames."""

@@ -30,8 +30,8 @@ def write_corpus(root: Path, utterances: int = 12, seconds: float = 1.5, corrupt
 RECIPE = """
 model: sparseformer_dn_mini
 iterations:
-  mfcc: {layer: 0, clusters: 8, steps: %d}
-  features: {layer: 4, clusters: 10, steps: %d}
+  - {layer: 0, clusters: 8, steps: %d}
+  - {layer: 4, clusters: 10, steps: %d}
 batch_seconds: 6
 crop_seconds: 1.0
 lr: 0.002

@@ -77,7 +77,7 @@ def test_batches_are_the_same_whoever_reads_them(manifest: Manifest, workers: in
     order = BatchOrder(manifest, HOP, 6.0, 1.0, seed=3, views=2)
     first = order.batches_an_epoch - 2
     crops = Crops(manifest, [np.arange(200)] * len(manifest), HOP)
-    alone, shared = (list(loader(crops, order, first, first + 5, n)) for n in (0, workers))
+    alone, shared = (list(loader(crops, order, first, first + 5, workers=n)) for n in (0, workers))
     assert len(alone) == len(shared) == 5
     for one, other in zip(alone, shared, strict=True):
         assert one.waveforms.equal(other.waveforms) and one.labels.equal(other.labels)

@@ -21,7 +21,8 @@ from pretrain.hubert import CodewordHead
 from pretrain.manifest import Manifest, load_audio
 from pretrain.monitor import SignFlips
 from pretrain.recipes import read_recipe
-from pretrain.trainer import optimizers
+from pretrain.state import States
+from pretrain.trainer import Training, optimizers
 from runners.cli import main
 from tests.pretrain.audio import write_recipe
 from tests.pretrain.command import superbit, weights
@@ -124,12 +125,12 @@ def test_a_killed_distillation_resumes_to_the_same_curve(work: Path, distilled: 
         str(out),
     ]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    state = out / "quantize/sparseformer_dn_mini_w1a1/state.pt"
-    while not state.exists() and process.poll() is None:
+    states = States(out / "quantize/sparseformer_dn_mini_w1a1")
+    while not states.saved() and process.poll() is None:
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
-    assert 0 < torch.load(state, weights_only=True)["step"] < 12
+    assert 0 < states.saved()[-1].step < 12
     done = superbit("quantize", *arguments(work, distilled), "--out", out)
     assert done.returncode == 0, done.stderr
     name = "checkpoints/sparseformer_dn_mini_w1a1.safetensors"
@@ -153,7 +154,8 @@ def test_finished_steps_are_kept_and_a_state_of_other_settings_is_not(
     # The state of a run by another recipe lies where this one's would: it is not gone on from.
     run = tmp_path / "quantize/sparseformer_dn_mini_w2a8"
     run.mkdir(parents=True)
-    (run / "state.pt").write_bytes((distilled / "run/quantize/sparseformer_dn_mini_w2a8/state.pt").read_bytes())
+    newest = States(distilled / "run/quantize/sparseformer_dn_mini_w2a8").saved()[-1].path
+    (run / newest.name).write_bytes(newest.read_bytes())
     config = json.loads((distilled / "run/quantize/sparseformer_dn_mini_w2a8/config.json").read_text())
     config["distillation"]["lr"] = 7.0
     (run / "config.json").write_text(json.dumps(config))
@@ -277,7 +279,7 @@ def test_a_step_in_bfloat16_has_full_precision_gradients(bits: str) -> None:
 
 def test_scales_have_a_rate_of_their_own_and_no_decay() -> None:
     student, _, _ = student_and_teacher("w2a2")
-    muon, adam = optimizers(student, 1e-3, 5e-3, 0.1, student.model.encoder.blocks, scale_lr=2e-5)
+    muon, adam = optimizers(student, Training(lr=1e-3, weight_decay=0.1, scale_lr=2e-5), student.model.encoder.blocks)
     others, scales = adam.param_groups
     expected = {id(p) for m in student.modules() if isinstance(m, Quantizer) for p in m.parameters()}
     assert {id(p) for p in scales["params"]} == expected
@@ -306,11 +308,11 @@ def test_sign_flips_are_counted() -> None:
 def test_processes_share_an_epochs_batches(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     manifest = Manifest.read(work / "audio/train.tsv")
     order, crops = BatchOrder(manifest, 640, 3.0, 1.0, seed=1), Crops(manifest, None, 640)
-    alone = [batch.waveforms for batch in loader(crops, order, 4, 10)]
+    alone = [batch.waveforms for batch in loader(crops, order, 2, 5, micro_batches=2)]
     monkeypatch.setattr(distributed, "world", lambda: 2)
     for rank in range(2):
         monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
-        ours = [batch.waveforms for batch in loader(crops, order, 2, 5)]
+        ours = [batch.waveforms for batch in loader(crops, order, 2, 5, micro_batches=2)]
         assert len(ours) == 3 and all(torch.equal(a, b) for a, b in zip(ours, alone[rank::2], strict=True))
 
 

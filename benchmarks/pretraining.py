@@ -1,0 +1,162 @@
+"""A step of HuBERT's pre-training against transformers' and torchaudio's: `python -m benchmarks.pretraining`.
+
+HuBERT Base with its waveform convolutions, and the same encoder over log-mel at 40 ms, on the same audio in the same
+precision: masking, encoder, head, loss, backward pass, AdamW. All take turns in one process; figures are medians.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.timing import interleaved
+from pretrain.data import Batch
+from pretrain.hubert import CodewordHead, HubertPretraining, Objective, with_mask
+from pretrain.masking import span_mask
+from pretrain.throughput import matmul_peak, step_flops
+from pretrain.trainer import Training, optimizers
+from runners.profile import processor
+from upstreams import (
+    checkpoint,
+    s3prl_compat,  # noqa: F401
+)
+from upstreams.config import SAMPLE_RATE, preset
+from upstreams.frontend import padding_mask
+from upstreams.products import FastProducts
+
+CLUSTERS = 500
+SECONDS = (15.6, 12.3, 8.9, 6.1)
+
+
+def audio(seconds: tuple[float, ...], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Noise: (batch, samples) padded with zeros, (batch,) samples."""
+    lengths = torch.tensor([int(s * SAMPLE_RATE) for s in seconds], device=device)
+    waveforms = 0.1 * torch.randn(len(seconds), int(lengths.max()), device=device)
+    return waveforms.masked_fill(padding_mask(lengths, waveforms.shape[1]), 0.0), lengths
+
+
+def ours(name: str, waveforms: Tensor, lengths: Tensor, half: bool) -> tuple[Callable[[], None], float]:
+    """A step of this project's pre-training, and its FLOPs."""
+    config = preset(name)
+    model = checkpoint.build(replace(config, encoder=replace(config.encoder, layerdrop=0.0)))
+    length = 10 if config.front_end.kind == "waveform" else 5
+    objective = Objective(mask_prob=0.8, mask_length=length, code_dim=256, unmasked_weight=0.0, utterance_weight=0.0)
+    module = HubertPretraining(model, CLUSTERS, objective).to(waveforms.device).train()
+    updates = optimizers(module, Training(optimizer="adamw", lr=1e-4), model.encoder.blocks)
+    frames = model.frame_count(lengths.cpu())
+    labels = torch.randint(0, CLUSTERS, (len(lengths), int(frames.max())))
+    mask = span_mask(frames.tolist(), 0.8, length, seed=0)
+    batch = with_mask(Batch(waveforms.cpu(), lengths.cpu(), labels, 0), mask, frames, False).to(waveforms.device)
+
+    def step() -> None:
+        with torch.autocast(waveforms.device.type, torch.bfloat16, enabled=half), FastProducts():
+            loss, _ = module(batch, detailed=False)
+        _update(loss, module, updates)
+
+    return step, step_flops(model, int(lengths.max()))(lengths.tolist())
+
+
+def of_transformers(waveforms: Tensor, lengths: Tensor, half: bool) -> Callable[[], None]:
+    """HubertModel, which has no pre-training head: with HuBERT's, its loss and its penalty of the features."""
+    from transformers import HubertConfig, HubertModel
+
+    config = HubertConfig(attn_implementation="sdpa", layerdrop=0.0, mask_time_prob=0.8, mask_time_length=10)
+    model = HubertModel(config).to(waveforms.device).train()
+    head = CodewordHead(768, CLUSTERS, 256).to(waveforms.device)
+    module = nn.ModuleList([model, head])
+    optimizer = torch.optim.AdamW(module.parameters(), lr=1e-4, betas=(0.9, 0.98), eps=1e-6)
+    valid = (~padding_mask(lengths, waveforms.shape[1])).long()
+    features: list[Tensor] = []
+    model.feature_extractor.register_forward_hook(lambda *call: features.append(call[2]))
+    frames = model._get_feat_extract_output_lengths(lengths).tolist()
+    mask = span_mask(frames, 0.8, 10, seed=0).to(waveforms.device)
+    labels = torch.randint(0, CLUSTERS, mask.shape, device=waveforms.device)
+
+    def step() -> None:
+        with torch.autocast(waveforms.device.type, torch.bfloat16, enabled=half):
+            states = model(waveforms, attention_mask=valid, mask_time_indices=mask).last_hidden_state
+            logits = head(states[mask])
+            loss = nn.functional.cross_entropy(logits, labels[mask])
+            loss = loss + 10 * features.pop().float().square().mean()
+        _update(loss, module, [optimizer])
+
+    return step
+
+
+def of_torchaudio(waveforms: Tensor, lengths: Tensor, half: bool) -> Callable[[], None]:
+    """hubert_pretrain_base, which masks, and gives the logits of masked frames and the penalty of the features."""
+    from torchaudio.models import hubert_pretrain_base
+
+    module = hubert_pretrain_base(encoder_layer_drop=0.0, num_classes=CLUSTERS).to(waveforms.device).train()
+    optimizer = torch.optim.AdamW(module.parameters(), lr=1e-4, betas=(0.9, 0.98), eps=1e-6)
+    with torch.no_grad():
+        _, frames = module.wav2vec2.feature_extractor(waveforms, lengths)
+    labels = torch.randint(0, CLUSTERS, (len(lengths), int(frames.max())), device=waveforms.device)
+
+    def step() -> None:
+        with torch.autocast(waveforms.device.type, torch.bfloat16, enabled=half):
+            logits, _, penalty = module(waveforms, labels, lengths)
+            # Its logits hold the cosine with the true codeword first (the recipe's hubert_loss).
+            loss = nn.functional.cross_entropy(logits, logits.new_zeros(len(logits), dtype=torch.long))
+            loss = loss + 10 * penalty
+        _update(loss, module, [optimizer])
+
+    return step
+
+
+def _update(loss: Tensor, module: nn.Module, updates: list[torch.optim.Optimizer]) -> None:
+    loss.backward()
+    nn.utils.clip_grad_norm_(module.parameters(), 10.0)
+    for update in updates:
+        update.step()
+        update.zero_grad(set_to_none=True)
+    if loss.is_cuda:
+        torch.cuda.synchronize()
+
+
+def main() -> None:
+    """Print a table; --out keeps it as JSON."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--seconds", type=float, nargs="+", default=list(SECONDS), help="lengths of the utterances")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--bfloat16", action="store_true", help="autocast, all of them")
+    parser.add_argument("--out", type=Path)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    torch.manual_seed(0)
+    device, half = torch.device(arguments.device), arguments.bfloat16
+    waveforms, lengths = audio(tuple(arguments.seconds), device)
+    seconds = float(lengths.sum()) / SAMPLE_RATE
+    steps, flops = {}, {}
+    for name in ("hubert_base", "transformer_base"):
+        steps[name], flops[name] = ours(name, waveforms, lengths, half)
+    steps["transformers"] = of_transformers(waveforms, lengths, half)
+    steps["torchaudio"] = of_torchaudio(waveforms, lengths, half)
+    peak = matmul_peak(device, torch.bfloat16 if half else torch.float32)
+    times = interleaved(steps, arguments.repeats, warm_up=1)
+    print(
+        f"{processor() if device.type == 'cpu' else torch.cuda.get_device_name(device)}, {arguments.threads} threads,"
+    )
+    print(f"{len(lengths)} utterances, {seconds:.1f} s; peak of a matrix product {peak / 1e9:.0f} GFLOPS")
+    print("| | seconds a step | seconds of audio a second | MFU | times transformers | times torchaudio |")
+    print("|---|---|---|---|---|---|")
+    for name, time in times.items():
+        # The rivals of HuBERT Base compute the same model.
+        mfu = flops.get(name, flops["hubert_base"]) / time / peak
+        ratios = " | ".join(f"{times[rival] / time:.2f}" for rival in ("transformers", "torchaudio"))
+        print(f"| {name} | {time:.2f} | {seconds / time:.1f} | {100 * mfu:.0f} % | {ratios} |")
+    if arguments.out:
+        content = {"seconds_of_audio": seconds, "peak_flops": peak, "step_seconds": times, "step_flops": flops}
+        arguments.out.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

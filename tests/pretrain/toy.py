@@ -1,0 +1,56 @@
+"""A task of milliseconds for the trainer: regression through batch normalisation and dropout."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from pretrain import distributed
+from pretrain.trainer import Training, fit, optimizers
+
+
+@dataclass
+class Toy:
+    """`poison`: steps whose batch holds NaN; `after`: what is called with the number of each micro-batch."""
+
+    config: Training
+    steps: int = 20
+    poison: range = range(0)
+    module: nn.Module = field(init=False)
+
+    def __post_init__(self) -> None:
+        torch.manual_seed(0)
+        blocks = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Dropout(0.2), nn.Linear(8, 8))
+        self.module = nn.ModuleDict({"blocks": blocks, "head": nn.Linear(8, 1)})
+
+    def batches(self, first: int) -> Iterable[Tensor]:
+        count = self.config.micro_batches
+        for step in range(first, self.steps):
+            for number in distributed.share(count):
+                generator = torch.Generator().manual_seed(step * count + number)
+                x = torch.randn(5 + number, 4, generator=generator)
+                yield x * float("nan") if step in self.poison else x
+
+    def prepare(self, batch: Tensor, number: int) -> tuple[Tensor, Tensor]:
+        return batch, torch.tensor([len(batch)], dtype=torch.float64)
+
+    def loss(self, prepared: Tensor, totals: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        guess = self.module["head"](self.module["blocks"](prepared)).squeeze(-1)  # type: ignore[index]
+        error = (guess - prepared.sum(1)).square().sum() / float(totals)
+        return error, {"error": error}
+
+    def work(self, prepared: Tensor) -> tuple[float, float]:
+        return float(len(prepared)), 1.0
+
+    def summary(self, sums: dict[str, Tensor]) -> dict[str, float]:
+        return {name: float(value) for name, value in sums.items()}
+
+    def run(self, folder: Path) -> dict[str, Tensor]:
+        """Train, and return the weights."""
+        blocks = self.module["blocks"]  # type: ignore[index]
+        fit(self, optimizers(self.module, self.config, blocks), self.config, self.steps, folder, seed=3)
+        return self.module.state_dict()
