@@ -49,6 +49,7 @@ class Cell:
     store: StoreSettings | None
     folder: Path  # the cell's, shared by the trainings that its learning rates make
     identity: dict[str, Any]  # a cell whose results carry the same is done; JSON values only
+    folds: tuple[str, ...] = ()  # whose mean is the task's result, this cell's among them; empty where it is alone
 
     @property
     def learning_rate(self) -> float:
@@ -58,8 +59,9 @@ class Cell:
     @property
     def name(self) -> str:
         """How a person calls the training."""
+        fold = f" {self.folder.name}" if self.folds else ""
         tried = f" lr {self.learning_rate:g}" if self.learning_rates else ""
-        return f"{self.label}/{self.task} seed {self.seed}{tried}"
+        return f"{self.label}/{self.task} seed {self.seed}{fold}{tried}"
 
     @property
     def training_folder(self) -> Path:
@@ -172,7 +174,7 @@ def run_cell(cell: Cell) -> None:
     value is measured by `-m evaluate` without one, on the checkpoint that was best on dev, exactly as a user can.
     Raises UserError when there is no number to report.
     """
-    with _alone_in(cell.training_folder):
+    with alone_in(cell.training_folder):
         if finished(cell) is not None:
             return  # by another runner, while this one waited
         if trained(cell) is None:
@@ -180,13 +182,13 @@ def run_cell(cell: Cell) -> None:
         if not cell.learning_rates:
             _conclude(cell)
             return
-    with _alone_in(cell.folder):
+    with alone_in(cell.folder):
         if finished(cell) is None and all(trained(sibling) is not None for sibling in cell.siblings()):
             _conclude(cell)
 
 
 @contextmanager
-def _alone_in(folder: Path) -> Iterator[None]:
+def alone_in(folder: Path) -> Iterator[None]:
     """Hold the folder's lock, which the system lets go of however the process ends; wait for it."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".lock").open("a") as lock:

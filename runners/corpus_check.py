@@ -83,6 +83,10 @@ def check_asr(expert: Mapping[str, Any], names: Sequence[str]) -> None:
             if not (lists / f"{name}.csv").is_file():
                 raise UserError(f"the file {lists / f'{name}.csv'} is missing; {_PREPARE} asr` makes it from the audio")
             files = [root / row for row in _column(lists / f"{name}.csv", "file_path")]
+            if not files:
+                raise UserError(
+                    f"{lists / f'{name}.csv'} lists no utterance; delete it and {_PREPARE} asr` makes it anew"
+                )
             _audio(files)
             for chapter in sorted({file.parent for file in files}):
                 ctc.read_transcripts(chapter)

@@ -63,10 +63,15 @@ def counts(task: str, config: Mapping[str, Any]) -> list[Count]:
     return [Count(what, found[what], nearest[what]) for what in nearest]
 
 
-def _librispeech(root: Path) -> dict[str, int]:
+def _librispeech(root: Path, lists: Path | None = None) -> dict[str, int]:
+    """What the folders hold; of ASR, which reads no other, what its lists name."""
     found = {}
     for name in ("train-clean-100", "dev-clean", "test-clean"):
-        files = list((root / name).glob("*/*/*.flac"))
+        if lists is None:
+            files = list((root / name).glob("*/*/*.flac"))
+        else:
+            with (lists / f"{name}.csv").open(encoding="utf-8", newline="") as file:
+                files = [Path(row["file_path"]) for row in csv.DictReader(file)]
         found[f"{name} utterances"] = len(files)
         found[f"{name} speakers"] = len({file.parent.parent.name for file in files})
     return found
@@ -129,7 +134,7 @@ def _snips(expert: Mapping[str, Any]) -> dict[str, int]:
 
 
 COUNTERS: dict[str, Callable[[Mapping[str, Any]], dict[str, int]]] = {
-    "asr": lambda expert: _librispeech(Path(expert["datarc"]["libri_root"])),
+    "asr": lambda expert: _librispeech(Path(expert["datarc"]["libri_root"]), Path(expert["datarc"]["bucket_file"])),
     "pr": lambda expert: _librispeech(Path(expert["corpus"]["path"])),
     "ks": _speech_commands,
     "sid": _voxceleb,

@@ -5,20 +5,19 @@ from __future__ import annotations
 import argparse
 import contextlib
 import itertools
+import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import yaml
 
 from runners import downstream_args
 from runners.feature_settings import StoreSettings
+from runners.tasks import Task
 from upstreams.errors import UserError, nearest
 from upstreams.files import atomic_write
-
-if TYPE_CHECKING:
-    from torch import Tensor, nn
 
 
 def main(argv: Sequence[str], on_step: Callable[[int], None] | None = None) -> dict[str, float] | None:
@@ -43,7 +42,7 @@ def main(argv: Sequence[str], on_step: Callable[[int], None] | None = None) -> d
             temporary.write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
     threads = options.threads or (1 if args.device == "cpu" else torch.get_num_threads())
     with _threads(threads), _errors_of_workers():
-        metrics = _run(args, config, store, on_step)
+        metrics = _run(args, config, task, store, on_step)
     if args.mode == "train" and task and not Path(args.expdir, task.best).exists():
         print(
             f"[superbit] there is no {task.best}, as no evaluation beat the worst {task.metric}; states-*.ckpt is there"
@@ -124,13 +123,14 @@ def _errors_of_workers() -> Iterator[None]:
 def _run(
     args: argparse.Namespace,
     config: dict[str, Any],
+    task: Task | None,
     store: StoreSettings | None,
     on_step: Callable[[int], None] | None,
 ) -> dict[str, float] | None:
     from s3prl import run_downstream
     from torch import distributed
 
-    from runners import feature_store
+    from runners import ctc_targets, feature_store
     from upstreams.s3prl_compat import replaced
 
     metrics: dict[str, float] = {}
@@ -159,13 +159,20 @@ def _run(
                 _count_steps(optimizer, on_step, self.init_ckpt.get("Step", 0))
             return optimizer
 
+        def train(self) -> None:
+            with ctc_targets.counted(self.downstream.model, training=True) as targets:
+                super().train()
+            targets.say("train")
+
         def evaluate(self, split: str | None = None, logger: Any = None, global_step: int = 0) -> Any:
-            if split is not None:
-                return super().evaluate(split, logger, global_step)
-            split = self.args.evaluate_split
-            recorder = MetricRecorder(split, metrics)
-            with count_unalignable(self.downstream.model, split):
-                return super().evaluate(split, recorder, global_step)
+            if split is None:
+                split = self.args.evaluate_split
+                logger = MetricRecorder(split, metrics)
+            with ctc_targets.counted(self.downstream.model, training=False) as targets:
+                saved = super().evaluate(split, logger, global_step)
+            targets.say(split)
+            targets.log(f"{args.downstream}/{split}", logger, global_step)
+            return saved
 
     try:
         with (
@@ -177,7 +184,19 @@ def _run(
     finally:
         if distributed.is_initialized():
             distributed.destroy_process_group()
-    return metrics if args.mode == "evaluate" else None
+    if args.mode != "evaluate":
+        return None
+    _check_metrics(metrics, args.evaluate_split, task)
+    return metrics
+
+
+def _check_metrics(metrics: dict[str, float], split: str, task: Task | None) -> None:
+    """Raise UserError where there is no number to report: a head with NaN in it still has an accuracy."""
+    if task and task.metric not in metrics:
+        raise UserError(f"evaluating {split} gave no {task.metric}: is the split empty?")
+    for name, value in metrics.items():
+        if not math.isfinite(value):
+            raise UserError(f"evaluating {split} gave {name} = {value}, so there is no result")
 
 
 def _count_steps(optimizer: Any, on_step: Callable[[int], None], done: int) -> None:
@@ -204,35 +223,3 @@ class MetricRecorder:
 
     def __getattr__(self, name: str) -> Callable[..., None]:
         return lambda *args, **kwargs: None
-
-
-@contextlib.contextmanager
-def count_unalignable(downstream: nn.Module, split: str) -> Iterator[None]:
-    """Print how many CTC targets need more frames than their utterances have.
-
-    CTC needs a frame for each symbol and one between equal neighbours. zero_infinity makes the loss of such a target
-    0 and so hides it; at 40 ms a frame some are to be expected.
-    """
-    import torch
-
-    objective = getattr(downstream, "objective", None)
-    if not isinstance(objective, torch.nn.CTCLoss):
-        yield
-        return
-    total = unalignable = 0
-
-    def count(module: nn.Module, inputs: tuple[Tensor, Tensor, Tensor, Tensor]) -> None:
-        nonlocal total, unalignable
-        _, targets, frames, lengths = inputs
-        for target, available, length in zip(targets.cpu(), frames.tolist(), lengths.tolist(), strict=True):
-            symbols = target[:length]
-            needed = length + int((symbols[1:] == symbols[:-1]).sum())
-            unalignable += needed > available
-            total += 1
-
-    handle = objective.register_forward_pre_hook(count)
-    try:
-        yield
-    finally:
-        handle.remove()
-    print(f"{split} targets that need more frames than there are: {unalignable} of {total}")

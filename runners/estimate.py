@@ -58,7 +58,7 @@ class Estimator:
 
     def __init__(self, out: Path) -> None:
         self._trainings = _by_kind(out.glob("cells/*/*/seed*/**/trained.json"))
-        self._results = _by_kind(out.glob("cells/*/*/seed*/results.json"))
+        self._results = _by_kind(out.glob("cells/*/*/seed*/**/results.json"))
 
     def __call__(self, cell: Cell) -> Estimate:
         """The estimate for one training."""

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 def layer_weights(table: Table, upstream: str) -> dict[str, list[float]]:
-    """Of each task whose cells' states are still there: the mean over seeds of the softmax weights, by layer."""
+    """Of each task whose cells' states are still there: the mean over seeds and folds of the softmax weights."""
     import argparse
 
     import torch
@@ -19,12 +19,15 @@ def layer_weights(table: Table, upstream: str) -> dict[str, list[float]]:
 
     found: dict[str, list[torch.Tensor]] = {}
     for result in table.results:
-        path = Path(tested_state(result))
-        if result["upstream"] != upstream or not path.is_file():
+        if result["upstream"] != upstream:
             continue
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            state = torch.load(path, map_location="cpu", weights_only=True)
-        weights = state.get("Featurizer", {}).get("weights")
-        if weights is not None and len(weights) > 1:
-            found.setdefault(result["task"], []).append(weights.softmax(0))
+        for tested in result.get("folds", {"": result}).values():
+            path = Path(tested_state(tested))
+            if not path.is_file():
+                continue
+            with torch.serialization.safe_globals([argparse.Namespace]):
+                state = torch.load(path, map_location="cpu", weights_only=True)
+            weights = state.get("Featurizer", {}).get("weights")
+            if weights is not None and len(weights) > 1:
+                found.setdefault(result["task"], []).append(weights.softmax(0))
     return {task: torch.stack(found[task]).mean(0).tolist() for task in table.tasks if task in found}

@@ -10,13 +10,13 @@ from pathlib import Path
 
 from rich.console import Console
 
-from runners import cells, engines
+from runners import cells, engines, folds
 from runners.cells import Cell
 from runners.estimate import Estimate, Estimator, audio_group
 from runners.feature_settings import StoreSettings
 from runners.matrix_file import Matrix, Upstream, read_matrix
 from runners.progress import Board, duration, plan_table, size, state
-from runners.tasks import TASKS, check_corpus, task_config
+from runners.tasks import TASKS, check_config, task_configs
 from upstreams.errors import UserError, nearest
 
 RECORD = "matrix.json"  # in the runs' folder: the order of rows and columns, for the report
@@ -98,9 +98,11 @@ def plan(
         raise UserError(f"there is no corpora folder {corpora}; `superbit corpus mini` builds one")
     corpora, out = corpora.absolute(), out.absolute()
     tasks = [task for task in matrix.tasks if any(task == name for _, name in chosen)]
+    configs = {task: task_configs(task, corpora, matrix.tasks[task]) for task in tasks}
     for task in tasks:
-        check_corpus(task, corpora)
-    configs = {task: task_config(task, corpora, matrix.tasks[task]) for task in tasks}
+        for config in configs[task]:
+            check_config(TASKS[task], config)
+    names = {task: tuple(map(folds.fold, configs[task])) if len(configs[task]) > 1 else () for task in tasks}
     device = _device(matrix.device)
     rows = [u for u in matrix.upstreams if any(u.label == label for label, _ in chosen)]
     checkpoints = _checkpoints(rows, tasks)
@@ -112,23 +114,24 @@ def plan(
                     continue
                 rates = matrix.learning_rates.get(task, ())
                 checkpoint = checkpoints[upstream.label]
-                cell = Cell(
-                    label=upstream.label,
-                    upstream=upstream.name,
-                    checkpoint=checkpoint,
-                    task=task,
-                    seed=seed,
-                    config=configs[task],
-                    learning_rates=rates,
-                    corpora=corpora,
-                    device=device,
-                    store=store,
-                    folder=out / "cells" / upstream.label / task / f"seed{seed}",
-                    identity=cells.identify(
-                        upstream.name, checkpoint, task, seed, configs[task], corpora, rates, store
-                    ),
-                )
-                planned += cell.siblings()
+                folder = out / "cells" / upstream.label / task / f"seed{seed}"
+                for config in configs[task]:
+                    cell = Cell(
+                        label=upstream.label,
+                        upstream=upstream.name,
+                        checkpoint=checkpoint,
+                        task=task,
+                        seed=seed,
+                        config=config,
+                        learning_rates=rates,
+                        corpora=corpora,
+                        device=device,
+                        store=store,
+                        folder=folder / folds.fold(config) if names[task] else folder,
+                        identity=cells.identify(upstream.name, checkpoint, task, seed, config, corpora, rates, store),
+                        folds=names[task],
+                    )
+                    planned += cell.siblings()
     return planned
 
 
@@ -154,13 +157,14 @@ def _run(todo: list[Cell], run: engines.Engine, settings: dict[str, object], est
     for cell in left:
         if cells.finished(cell) is None:
             cell.results_file.unlink(missing_ok=True)  # of another configuration: not for a report any more
+    folds.combine(todo)
     if not left:
         return 0
     memory = {cell.name: estimate(cell).memory_bytes for cell in left}
     with Board(console, len(left)) as board:
         work = engines.Work(
             cells=left,
-            run=cells.run_cell,
+            run=folds.run_cell,
             log_file=lambda cell: cell.log_file,
             memory=lambda cell: memory[cell.name],
             busy=cells.is_locked,
@@ -190,7 +194,8 @@ def _ending(cell: Cell, told: set[Path]) -> list[str]:
         told.add(cell.folder)
         value = f"{results['metric']} {results['value']:.4f} ({sum(results['seconds'].values()):.0f} s)"
         chosen = f", learning rate {results['learning_rate']:g} chosen on dev" if cell.learning_rates else ""
-        said.append(f"{cell.label}/{cell.task} seed {cell.seed}: {value}{chosen}")
+        fold = f" {cell.folder.name}" if cell.folds else ""
+        said.append(f"{cell.label}/{cell.task} seed {cell.seed}{fold}: {value}{chosen}")
     return said
 
 

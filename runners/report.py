@@ -312,6 +312,14 @@ def _notes(table: Table) -> list[str]:
             notes.append(f"the cells of {task} were run on different builds of the corpora.")
         if last := [f"{r['upstream']} seed {r['seed']}" for r in of_task if not r["best_on_dev"]]:
             notes.append(f"{task}, {_listed(last)}: nothing was ever best on dev; the last states were tested.")
+        if deviations := [
+            f"{r['upstream']} {100 * r['fold_deviation']:.2f} ({len(r['folds'])} folds, seed {r['seed']})"
+            for r in of_task
+            if "folds" in r
+        ]:
+            notes.append(f"{task} is the mean over folds, whose standard deviations are: {_listed(deviations)}.")
+        if task == "er" and (alone := [r["upstream"] for r in of_task if "folds" not in r]):
+            notes.append(f"er of {_listed(dict.fromkeys(alone))} is of one fold, where SUPERB takes the mean of five.")
         measured = {u: m for u in table.upstreams if (m := table.measured(u, task))}
         if len({tuple(sorted(m.values)) for m in measured.values()}) > 1:
             counts = _listed(f"{upstream} {len(m.values)}" for upstream, m in measured.items())

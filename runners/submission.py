@@ -80,12 +80,14 @@ def chosen(table: Table, upstream: str, seed: int | None) -> dict[str, dict[str,
 def predictions(result: dict[str, Any]) -> list[tuple[str, Path, str]]:
     """(folder, file, name in the submission) of a cell; of emotion recognition one a fold that was tested."""
     folder, source, name = FILES[result["task"]]
-    expdir = Path(tested_state(result)).parent
     if result["task"] != "er":
-        candidates = [(folder, expdir / source, name)]
+        candidates = [(folder, Path(tested_state(result)).parent / source, name)]
     else:
-        fold = result["identity"]["config"]["downstream_expert"]["datarc"].get("test_fold", "fold1")
-        candidates = [(folder.format(fold=fold), expdir / source.format(fold=fold), name)]
+        alone = result["identity"]["config"]["downstream_expert"]["datarc"].get("test_fold", "fold1")
+        candidates = [
+            (folder.format(fold=fold), Path(tested_state(of)).parent / source.format(fold=fold), name)
+            for fold, of in (result.get("folds") or {alone: result}).items()
+        ]
     for _, path, _ in candidates:
         if not path.is_file():
             raise UserError(

@@ -85,6 +85,9 @@ def chosen_tasks(names: Collection[str]) -> list[str]:
     return [task for task in TASKS if "all" in names or task in names]
 
 
+FOLD = "downstream_expert.datarc.test_fold"  # of ER
+FOLDS = ("fold1", "fold2", "fold3", "fold4", "fold5")
+
 # Keys that s3prl reads where they are present and that the official configurations leave out.
 OPTIONAL_KEYS = (
     *("runner.fp16", "runner.evaluate_ratio", "runner.train_dataloader"),
@@ -112,6 +115,21 @@ def task_config(task: str, root: str | Path, overrides: Mapping[str, object] | N
     for key, value in (overrides or {}).items():
         set_key(config, key, value)
     return config
+
+
+def task_configs(task: str, root: str | Path, overrides: Mapping[str, object]) -> list[dict[str, Any]]:
+    """The configurations whose mean result is the task's: of ER one a fold, of any other task one.
+
+    ER has five folds unless the overrides name one, or a list of them, as its test_fold. Raises UserError as
+    `task_config` does, and for a fold that there is not.
+    """
+    if task != "er":
+        return [task_config(task, root, overrides)]
+    named = overrides.get(FOLD, FOLDS)
+    folds = list(dict.fromkeys([named] if isinstance(named, str) else named if isinstance(named, list | tuple) else []))
+    if not folds or not set(folds) <= set(FOLDS):
+        raise UserError(f"{FOLD} must be one or a list of {', '.join(FOLDS)}, not {named!r}")
+    return [task_config(task, root, {**overrides, FOLD: fold}) for fold in folds]
 
 
 def read_config(file: str | Path, root: str | Path | None) -> dict[str, Any]:

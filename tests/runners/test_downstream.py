@@ -382,21 +382,3 @@ def test_corrupt_audio_is_an_error_that_names_the_file(
     with pytest.raises(UserError, match=f"^cannot read the audio file .*{corrupt.name}") as raised:
         train(task, root, tmp_path / "exp", changes=changes)
     assert "\n" not in str(raised.value)
-
-
-def test_targets_longer_than_their_frames_are_counted(capsys: pytest.CaptureFixture[str]) -> None:
-    class Expert(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.objective = torch.nn.CTCLoss(zero_infinity=True)
-
-    expert = Expert()
-    log_probs = torch.zeros(4, 3, 5).log_softmax(-1)
-    targets = torch.tensor([[1, 2, 3, 4], [1, 1, 2, 0], [1, 1, 2, 2]])
-    with downstream.count_unalignable(expert, "test"):
-        # 4 symbols in 4 frames; 3 with a repeat in 4; 4 with two repeats in 4
-        expert.objective(log_probs, targets, torch.tensor([4, 4, 4]), torch.tensor([4, 3, 4]))
-    assert capsys.readouterr().out == "test targets that need more frames than there are: 1 of 3\n"
-    with downstream.count_unalignable(torch.nn.Identity(), "test"):
-        pass
-    assert capsys.readouterr().out == ""

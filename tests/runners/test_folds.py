@@ -1,0 +1,168 @@
+"""ER's five folds: a cell each, whose mean is the task's result, however often the runner is stopped between them."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import statistics
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from runners import downstream, matrix, matrix_file, report
+from runners.submission import write_submission
+from runners.tasks import FOLD, FOLDS, task_config
+from tests.runners import published_corpora
+from tests.runners.test_corpora_published import superbit
+from tests.tiny_corpora import _Sounds
+from upstreams.errors import UserError
+
+FEW = {
+    **{"runner.total_steps": 2, "runner.eval_step": 2, "runner.save_step": 2, "runner.log_step": 2},
+    **{"runner.gradient_accumulate_steps": 1, "runner.eval_dataloaders": ["dev"]},
+    "downstream_expert.datarc.num_workers": 0,
+}
+ACCURACY = {"fold1": 0.5, "fold2": 0.7, "fold3": 0.6, "fold4": 0.4, "fold5": 0.8}
+
+
+class FoldsDownstream:
+    """In s3prl's place: each fold has its accuracy; folds in `failing` fail."""
+
+    def __init__(self, folder: Path) -> None:
+        self.calls = folder / "calls"
+        self.failing: set[str] = set()
+
+    def main(self, argv: list[str], on_step: Any = None) -> dict[str, float] | None:
+        options = dict(zip(argv[::2], argv[1::2], strict=True))
+        if options["-m"] == "evaluate":
+            return {"acc": ACCURACY[torch.load(options["-e"])["fold"]]}
+        fold = yaml.safe_load(Path(options["-c"]).read_text())["downstream_expert"]["datarc"]["test_fold"]
+        with self.calls.open("a") as file:
+            file.write(f"{fold}\n")
+        if fold in self.failing:
+            raise RuntimeError("the head exploded")
+        state = {"Downstream": {"best_score": torch.tensor([ACCURACY[fold] / 2])}, "fold": fold}
+        for name in ("states-2.ckpt", "dev-best.ckpt"):
+            torch.save(state, Path(options["-p"], name))
+        Path(options["-p"], f"test_{fold}_predict.txt").write_text(fold)
+        return None
+
+    def trained(self) -> list[str]:
+        return sorted(self.calls.read_text().split())
+
+
+@pytest.fixture
+def fake(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FoldsDownstream:
+    fake = FoldsDownstream(tmp_path)
+    monkeypatch.setattr("runners.downstream.main", fake.main)
+    return fake
+
+
+@pytest.fixture(scope="module")
+def iemocap(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("iemocap")
+    published_corpora.iemocap(root / "IEMOCAP", _Sounds(3))
+    assert superbit("prepare", "er", root).exit_code == 0
+    return root
+
+
+def write_matrix(path: Path, rates: list[float] | None = None, **changes: Any) -> Path:
+    content: dict[str, Any] = {"upstreams": ["fbank_no_cmvn"], "tasks": {"er": FEW | changes}, "seeds": [1]}
+    content |= {"device": "cpu", "feature_store_gb": 0, "learning_rates": {"er": rates} if rates else {}}
+    path.write_text(yaml.safe_dump(content), encoding="utf-8")
+    return path
+
+
+def mean(runs: Path) -> Path:
+    return runs / "cells/fbank_no_cmvn/er/seed1/results.json"
+
+
+def test_the_five_folds_give_mean_and_deviation(iemocap: Path, tmp_path: Path, fake: FoldsDownstream) -> None:
+    file, runs = write_matrix(tmp_path / "m.yaml"), tmp_path / "runs"
+    assert matrix.evaluate(file, iemocap, runs, None, 2, []) == 0
+    assert fake.trained() == list(FOLDS)
+    found = json.loads(mean(runs).read_text())
+    assert found["value"] == found["metrics"]["acc"] == pytest.approx(0.6)
+    assert found["fold_deviation"] == pytest.approx(statistics.stdev(ACCURACY.values()))
+    assert {fold: of["value"] for fold, of in found["folds"].items()} == ACCURACY
+    for fold, of in found["folds"].items():
+        assert f"/seed1/{fold}/expdir/" in of["command"] and of["command"] in found["command"]
+        assert json.loads((mean(runs).parent / fold / "results.json").read_text())["value"] == ACCURACY[fold]
+    table = report.collect([runs])
+    assert [result["value"] for result in table.results] == [pytest.approx(0.6)], "one row, not one a fold"
+    assert "er is the mean over folds, whose standard deviations are: fbank_no_cmvn 15.81 (5 folds, seed 1)" in (
+        report.as_markdown(table, [runs])
+    )
+    said: list[str] = []
+    write_submission(runs, "fbank_no_cmvn", tmp_path / "out", None, said.append)
+    for fold in FOLDS:
+        assert (tmp_path / f"out/predict/er_{fold}_public/predict.txt").read_text() == fold
+    assert not any("of 5 folds" in line for line in said)
+
+    # Stopped between the last fold and the mean: nothing is trained again, and the mean is there.
+    mean(runs).unlink()
+    assert matrix.evaluate(file, iemocap, runs, None, 2, []) == 0
+    assert len(fake.trained()) == 5 and json.loads(mean(runs).read_text()) == found
+
+
+def test_no_mean_without_every_fold(iemocap: Path, tmp_path: Path, fake: FoldsDownstream) -> None:
+    file, runs = write_matrix(tmp_path / "m.yaml"), tmp_path / "runs"
+    fake.failing = {"fold4"}
+    assert matrix.evaluate(file, iemocap, runs, None, 1, []) == 1
+    assert not mean(runs).exists() and fake.trained() == list(FOLDS)
+    fake.failing = set()
+    assert matrix.evaluate(file, iemocap, runs, None, 1, []) == 0
+    assert fake.trained() == sorted([*FOLDS, "fold4"]), "folds that were done are kept"
+    assert mean(runs).exists()
+
+    # Another configuration: the old mean is gone before the first new fold is there.
+    fake.failing = {"fold1"}
+    assert matrix.evaluate(write_matrix(file, **{"optimizer.lr": 0.5}), iemocap, runs, None, 1, []) == 1
+    assert not mean(runs).exists()
+
+
+def test_learning_rates_are_chosen_within_each_fold(iemocap: Path, tmp_path: Path, fake: FoldsDownstream) -> None:
+    rates = [0.1, 0.2]
+    file, runs = write_matrix(tmp_path / "m.yaml", rates, **{FOLD: ["fold1", "fold2"]}), tmp_path / "runs"
+    assert matrix.evaluate(file, iemocap, runs, None, 1, []) == 0
+    assert fake.trained() == ["fold1", "fold1", "fold2", "fold2"]
+    found = json.loads(mean(runs).read_text())
+    assert (found["value"], found["dev"], found["learning_rate"]) == (pytest.approx(0.6), pytest.approx(0.3), 0.1)
+    assert [[of["learning_rate"] for of in fold["learning_rates"]] for fold in found["folds"].values()] == [rates] * 2
+    assert matrix.evaluate(file, iemocap, runs, None, 1, []) == 0 and len(fake.trained()) == 4
+
+
+def test_a_matrix_may_restrict_the_folds(iemocap: Path, tmp_path: Path, fake: FoldsDownstream) -> None:
+    runs = tmp_path / "runs"
+    assert matrix.evaluate(write_matrix(tmp_path / "m.yaml", **{FOLD: "fold3"}), iemocap, runs, None, 1, []) == 0
+    found = json.loads(mean(runs).read_text())
+    assert "er of fbank_no_cmvn is of one fold, where" in report.as_markdown(report.collect([runs]), [runs])
+    assert found["value"] == 0.6 and "folds" not in found and not (mean(runs).parent / "fold3").exists()
+    both = write_matrix(tmp_path / "m.yaml", **{FOLD: ["fold1", "fold2"]})
+    assert matrix.evaluate(both, iemocap, runs, None, 1, []) == 0
+    assert json.loads(mean(runs).read_text())["value"] == pytest.approx(0.6)
+    assert fake.trained() == ["fold1", "fold2", "fold3"]
+    for wrong in ("fold6", [], 1, ["fold1", "flod2"]):
+        with pytest.raises(UserError, match="must be one or a list of fold1, "):
+            matrix.evaluate(write_matrix(tmp_path / "m.yaml", **{FOLD: wrong}), iemocap, runs, None, 1, [])
+
+
+def test_real_folds_test_their_own_sessions(iemocap: Path, tmp_path: Path) -> None:
+    file, runs = write_matrix(tmp_path / "m.yaml", **{FOLD: ["fold2", "fold5"]}), tmp_path / "runs"
+    assert matrix.evaluate(file, iemocap, runs, None, 1, []) == 0
+    folds = json.loads(mean(runs).read_text())["folds"]
+    for fold, of in folds.items():
+        again = downstream.main(shlex.split(of["command"])[2:])
+        assert again is not None and again["acc"] == of["value"]
+        truth = (mean(runs).parent / fold / "expdir" / f"test_{fold}_truth.txt").read_text()
+        assert len(truth.splitlines()) == 10 and f"Ses0{fold[-1]}" in truth
+
+
+def test_the_mini_matrix_keeps_the_first_fold_and_the_whole_one_takes_five() -> None:
+    folder = Path(matrix.__file__).parent / "matrices"
+    assert matrix_file.read_matrix(folder / "superb_mini.yaml").tasks["er"][FOLD] == "fold1"
+    assert FOLD not in matrix_file.read_matrix(folder / "superb.yaml").tasks["er"]
+    assert task_config("er", "/c")["downstream_expert"]["datarc"]["test_fold"] == "fold1"
