@@ -43,9 +43,14 @@ def suited(x: Tensor, weight: Tensor) -> bool:
 
 
 def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """x (m, k), weight (n, k) -> x weight^T + bias, (m, n); strides are as they may be."""
+    """x (..., k), weight (n, k) -> x weight^T + bias, (..., n)."""
     if not suited(x, weight):
         return torch.nn.functional.linear(x, weight, bias)
+    # Strides that are neither a matrix's nor its transpose's would be computed a thousand times more slowly.
+    if not (weight.is_contiguous() or weight.T.is_contiguous()):
+        weight = weight.contiguous()
+    if x.stride(-1) != 1 and not x.mT.is_contiguous():
+        x = x.contiguous()
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
 
 
@@ -73,5 +78,6 @@ class FastProducts(TorchFunctionMode):
         if func is torch.nn.functional.linear and not kwargs and not torch.is_autocast_enabled("cpu"):
             x, weight, *bias = args
             if suited(x, weight):
+                x = x if x.ndim == 2 else x.contiguous()
                 return _Linear.apply(x, weight, bias[0] if bias else None)
         return func(*args, **(kwargs or {}))

@@ -1,0 +1,121 @@
+"""Packaged recipes: each takes a few steps, shrunk by --set, through the command line; bad input is refused."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from pretrain import memory
+from pretrain.recipes import read_recipe, recipe_names, with_settings
+from pretrain.teacher import at_rate
+from runners.cli import main
+from tests.pretrain.command import weights
+from upstreams import checkpoint
+from upstreams.errors import UserError
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
+    monkeypatch.setattr(sys, "argv", ["superbit", *map(str, arguments)])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    return int(stopped.value.code or 0)
+
+
+def shrunk(name: str, teacher: Path) -> list[str]:
+    """Settings that make a recipe one of seconds: two or four blocks, two steps an iteration."""
+    recipe = read_recipe(name)
+    blocks = (
+        {"layers": 4, "reduce": 1, "recover": 3} if recipe.config.encoder.kind == "squeezeformer" else {"layers": 2}
+    )
+    settings = [f"encoder={blocks}", "batch_seconds=4", "micro_batch_seconds=2", "crop_seconds=1", "workers=0"]
+    settings += ["cluster_fraction=1.0", "cluster_starts=1", "objective.utterance_layer=1"]
+    for number, iteration in enumerate(recipe.iterations):
+        settings += [
+            f"iterations.{number}.{key}" for key in ("steps=2", "clusters=8", f"layer={min(iteration.layer, 1)}")
+        ]
+    if recipe.objective.layers:
+        settings.append("objective.layers=[1]")
+    if recipe.teacher.name:
+        settings += ["teacher.steps=2", f"teacher.name={teacher}"]
+    return [argument for setting in settings for argument in ("--set", setting)]
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_every_packaged_recipe_takes_steps(
+    name: str, work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    teacher = work / "run/checkpoints/sparseformer_dn_mini.safetensors"
+    where = ["--manifest", work / "audio/train.tsv", "--out", tmp_path, *shrunk(name, teacher)]
+    assert run(monkeypatch, "pretrain", name, *where) == 0
+    recipe = read_recipe(name)
+    final = tmp_path / f"checkpoints/{recipe.name}.safetensors"
+    provenance = checkpoint.read(final)[2]
+    assert provenance["recipe"]["encoder"]["layers"] in (2, 4) and recipe.source and recipe.expected.audio_hours
+    assert all(torch.isfinite(tensor).all() for tensor in weights(final).values())
+
+
+def test_a_stage_alone(work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    where = ["pretrain", work / "recipe.yaml", "--manifest", work / "audio/train.tsv", "--out", tmp_path]
+    assert run(monkeypatch, *where, "--stage", "labels1") == 0
+    assert (tmp_path / "labels/mfcc8/train.km").is_file() and not (tmp_path / "pretrain/iteration1").exists()
+    assert run(monkeypatch, *where, "--stage", "iteration1") == 0
+    assert not (tmp_path / "checkpoints/sparseformer_dn_mini.safetensors").exists()
+    assert run(monkeypatch, *where) == 0
+    ours, whole = (weights(f / "checkpoints/sparseformer_dn_mini.safetensors") for f in (tmp_path, work / "run"))
+    assert all(torch.equal(ours[key], whole[key]) for key in whole)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["--set", "batch_secs=3"], "did you mean 'batch_seconds'"),
+        (["--set", "batch_seconds"], "is no KEY=VALUE"),
+        (["--set", "iterations.7.steps=3"], "the recipe has no '7' there"),
+        (["--set", "iterations.1.layer=99"], "must be 0 (MFCC) or a layer of sparseformer_dn_mini, 1 to 8"),
+        (["--set", "objective.head=square"], "must be cosine or linear"),
+        (["--set", "objective.layers=[8]"], "inner layers are 1 to 7"),
+        (["--set", "iterations=[]"], "no iterations and no teacher"),
+        (["--stage", "labels9"], "the recipe has no stage 'labels9'"),
+        (["--set", "batch_seconds=1000000000"], "GB are free on cpu: set micro_batch_seconds to"),
+        (["--set", "teacher={name: no_such, steps: 1}", "--set", "iterations=[]"], "no teacher is called 'no_such'"),
+    ],
+)
+def test_bad_input_ends_before_training(
+    settings: list[str],
+    message: str,
+    work: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    where = ["pretrain", work / "recipe.yaml", "--manifest", work / "audio/train.tsv", "--out", tmp_path / "x"]
+    assert run(monkeypatch, *where, *settings) == 2
+    assert message in capsys.readouterr().err
+    assert not list((tmp_path / "x").rglob("step_*"))
+
+
+def test_a_run_of_other_settings_is_not_gone_on_from(
+    work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    where = ["pretrain", work / "recipe.yaml", "--manifest", work / "audio/train.tsv", "--out", tmp_path]
+    assert run(monkeypatch, *where, "--stage", "iteration1") == 0
+    assert run(monkeypatch, *where, "--set", "lr=0.1") == 2
+    assert "holds a run of another recipe" in capsys.readouterr().err
+    assert run(monkeypatch, *where, "--set", "save_every=3") == 0  # changes no weight
+
+
+def test_memory_grows_with_audio_and_model() -> None:
+    small, large = (memory.needs(read_recipe(name).config, 4.0) for name in ("sparseformer_dn_mini", "hubert_base"))
+    assert large[0] == pytest.approx(16 * 94.4e6, rel=0.01)
+    assert 10 * small[1] < large[1]
+    with pytest.raises(UserError, match="is no KEY=VALUE"):
+        with_settings({}, ["x.y"])
+
+
+def test_frames_of_two_rates_meet() -> None:
+    states = torch.arange(6.0)[None, :, None]
+    assert at_rate(states, torch.tensor([3]), torch.tensor([6])).flatten().tolist() == [1, 3, 5]
+    assert at_rate(states, torch.tensor([12]), torch.tensor([6])).flatten().tolist() == [k // 2 for k in range(12)]
