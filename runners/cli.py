@@ -50,7 +50,7 @@ def corpus_mini(
     build_mini(out, DEFAULT_HOURS if hours is None else hours, seed, sources, apt)
 
 
-Tasks = Annotated[list[str], typer.Argument(help="asr pr ks sid er ic sf, or all.")]
+Tasks = Annotated[list[str], typer.Argument(help="asr pr ks sid er ic sf qbe asv sd, or all for the first seven.")]
 Corpora = Annotated[Path, typer.Option(help="Folder of the corpora.", envvar="SUPERBIT_CORPORA")]
 
 

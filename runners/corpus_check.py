@@ -223,6 +223,80 @@ def check_sf(expert: Mapping[str, Any], names: Sequence[str]) -> None:
             raise UserError(f"no utterance of {', '.join(folders)} below {root} has a slot, so F1 has no value")
 
 
+def check_qbe(expert: Mapping[str, Any], names: Sequence[str]) -> None:
+    """QUESST 2014: the lists of languages, every English file of theirs, and the ground truth of what is evaluated."""
+    from runners import detection
+
+    _dev_and_test_only(names)
+    root = _folder(Path(expert["datarc"]["dataset_root"]))
+    splits = ["dev" if name == "dev" else "eval" for name in names]
+    for part in ["utterances", *splits]:
+        listing = _file(root / "scoring" / f"language_key_{part}.lst")
+        files = []
+        for number, line in enumerate(listing.read_text(encoding="utf-8").splitlines(), 1):
+            if len(words := line.split()) != 2:
+                raise UserError(f"{listing}, line {number}: expected `<folder>/<file>.wav <language>`, got {line!r}")
+            if words[1] == "nnenglish":
+                files.append(root / words[0].partition("/")[2])  # the first folder is the list's own, as s3prl takes it
+        if not files:
+            raise UserError(f"{listing} names no file of the language nnenglish")
+        _audio(files, rate=None)
+    for split in splits:
+        detection.read_truth(_folder(root / "scoring" / f"groundtruth_quesst14_{split}"))
+
+
+def check_asv(expert: Mapping[str, Any], names: Sequence[str]) -> None:
+    """VoxCeleb1: speakers to train on, the trials of both kinds, and every file of theirs."""
+    for name in names:
+        if name not in ("train", "test"):
+            raise UserError(f"s3prl scores no split {name!r} of asv: valid are train and test")
+    datarc = expert["datarc"]
+    dev, test = (_folder(Path(datarc["file_path"], half, "wav")) for half in ("dev", "test"))
+    if len([folder for folder in dev.iterdir() if folder.is_dir()]) < 2:
+        raise UserError(f"{dev} holds fewer than two speakers' folders: <id1xxxx>/<video>/<n>.wav is expected there")
+    listing = _file(Path(datarc["test_meta_data"]))
+    files: dict[Path, None] = {}
+    labels = set()
+    for number, line in enumerate(listing.read_text(encoding="utf-8").splitlines(), 1):
+        words = line.split()
+        if len(words) != 3 or words[0] not in ("0", "1"):
+            raise UserError(f"{listing}, line {number}: expected `0|1 <file> <file>`, got {line!r}")
+        labels.add(words[0])
+        files |= dict.fromkeys(test / name for name in words[1:])
+    if labels != {"0", "1"}:
+        raise UserError(f"{listing} must hold trials of the same speaker (1) and of different ones (0)")
+    _audio(files)
+
+
+def check_sd(expert: Mapping[str, Any], names: Sequence[str]) -> None:
+    """Libri2Mix as Kaldi's files describe it, every mixture, and the reference segments of the test set."""
+    from runners.diarization import read_rttm
+
+    _dev_and_test_only(names)
+    for name in names:
+        folder = _folder(Path(expert["loaderrc"][f"{name}_dir"]))
+        tables = {}
+        for part in ("wav.scp", "segments", "utt2spk", "spk2utt", "reco2dur"):
+            tables[part] = _file(folder / part).read_text(encoding="utf-8").splitlines()
+        recordings = {}
+        for number, line in enumerate(tables["wav.scp"], 1):
+            recording, _, path = line.strip().partition(" ")
+            if not path or path.endswith("|"):  # Kaldi's commands are not run
+                raise UserError(f"{folder / 'wav.scp'}, line {number}: expected `<recording> <file>.wav`, got {line!r}")
+            recordings[recording] = Path(path.strip())
+        if not recordings:
+            raise UserError(f"{folder / 'wav.scp'} lists no recording")
+        _audio(recordings.values())
+        for part, column in (("segments", 1), ("reco2dur", 0)):
+            listed = {words[column] for line in tables[part] if len(words := line.split()) > column}
+            if unlisted := recordings.keys() - listed:
+                raise UserError(f"{folder / part} has no line for the recording {min(unlisted)}")
+        if name == "test":
+            truth = read_rttm(folder / "rttm")
+            if unlisted := recordings.keys() - truth.keys():
+                raise UserError(f"{folder / 'rttm'} has no line for the recording {min(unlisted)}")
+
+
 def _column(listing: Path, column: str) -> list[str]:
     """A column of a CSV file with a header."""
     with _file(listing).open(encoding="utf-8", newline="") as file:
@@ -240,6 +314,9 @@ CHECKS: dict[str, Callable[[Mapping[str, Any], Sequence[str]], None]] = {
     "er": check_er,
     "ic": check_ic,
     "sf": check_sf,
+    "qbe": check_qbe,
+    "asv": check_asv,
+    "sd": check_sd,
 }
 
 

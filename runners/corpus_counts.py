@@ -38,6 +38,10 @@ PUBLISHED: dict[str, list[dict[str, int]]] = {  # of KS two versions, either of 
     ],
     "ic": [{"speakers": 97, "train": 23_132, "valid": 3_118, "test": 3_793}],
     "sf": [{"train": 104_672, "valid": 2_800, "test": 2_800}],
+    # Anguera et al., 2014; Nagrani et al., 2017; Cosentino et al., 2020 (Libri2Mix, train-100).
+    "qbe": [{"utterances": 12_492, "dev queries": 560, "eval queries": 555}],
+    "asv": [{"speakers": 1_211, "utterances": 148_642, "trials": 37_720}],
+    "sd": [{"train": 13_900, "dev": 3_000, "test": 3_000}],
 }
 
 
@@ -133,6 +137,32 @@ def _snips(expert: Mapping[str, Any]) -> dict[str, int]:
     }
 
 
+def _quesst(expert: Mapping[str, Any]) -> dict[str, int]:
+    parts = {"utterances": "utterances", "dev": "dev queries", "eval": "eval queries"}
+    scoring = Path(expert["datarc"]["dataset_root"], "scoring")
+    return {
+        what: len((scoring / f"language_key_{part}.lst").read_text(encoding="utf-8").splitlines())
+        for part, what in parts.items()
+    }
+
+
+def _verification(expert: Mapping[str, Any]) -> dict[str, int]:
+    datarc = expert["datarc"]
+    files = list(Path(datarc["file_path"], "dev", "wav").glob("*/*/*.wav"))
+    return {
+        "speakers": len({file.parent.parent.name for file in files}),
+        "utterances": len(files),
+        "trials": len(Path(datarc["test_meta_data"]).read_text(encoding="utf-8").splitlines()),
+    }
+
+
+def _mixtures(expert: Mapping[str, Any]) -> dict[str, int]:
+    return {
+        split: len(Path(expert["loaderrc"][f"{split}_dir"], "wav.scp").read_text(encoding="utf-8").splitlines())
+        for split in ("train", "dev", "test")
+    }
+
+
 COUNTERS: dict[str, Callable[[Mapping[str, Any]], dict[str, int]]] = {
     "asr": lambda expert: _librispeech(Path(expert["datarc"]["libri_root"]), Path(expert["datarc"]["bucket_file"])),
     "pr": lambda expert: _librispeech(Path(expert["corpus"]["path"])),
@@ -141,4 +171,7 @@ COUNTERS: dict[str, Callable[[Mapping[str, Any]], dict[str, int]]] = {
     "er": _iemocap,
     "ic": _fluent,
     "sf": _snips,
+    "qbe": _quesst,
+    "asv": _verification,
+    "sd": _mixtures,
 }

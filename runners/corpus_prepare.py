@@ -150,4 +150,7 @@ PREPARERS: dict[str, Callable[[Mapping[str, Any]], list[Path]]] = {
     "er": folds,
     "ic": _nothing,
     "sf": slots,
+    "qbe": _nothing,
+    "asv": _nothing,
+    "sd": _nothing,
 }

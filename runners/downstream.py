@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from runners import downstream_args
+from runners import downstream_args, scoring
 from runners.feature_settings import StoreSettings
 from runners.tasks import Task
 from upstreams.errors import UserError, nearest
@@ -33,7 +33,8 @@ def main(argv: Sequence[str], on_step: Callable[[int], None] | None = None) -> d
 
     args, config, task = downstream_args.resolve(options)
     _check_upstream(args)
-    _check_optimizer(config["optimizer"])
+    if task is None or task.has_head:
+        _check_optimizer(config["optimizer"])
     store = _store_settings(options, args)
     Path(args.expdir).mkdir(parents=True, exist_ok=True)
     if args.mode == "train" and os.environ.get("RANK", "0") == "0":
@@ -43,7 +44,7 @@ def main(argv: Sequence[str], on_step: Callable[[int], None] | None = None) -> d
     threads = options.threads or (1 if args.device == "cpu" else torch.get_num_threads())
     with _threads(threads), _errors_of_workers():
         metrics = _run(args, config, task, store, on_step)
-    if args.mode == "train" and task and not Path(args.expdir, task.best).exists():
+    if args.mode == "train" and task and task.best and not Path(args.expdir, task.best).exists():
         print(
             f"[superbit] there is no {task.best}, as no evaluation beat the worst {task.metric}; states-*.ckpt is there"
         )
@@ -186,13 +187,15 @@ def _run(
             distributed.destroy_process_group()
     if args.mode != "evaluate":
         return None
+    if task and task.name in scoring.SCORERS:
+        metrics |= scoring.SCORERS[task.name](args, config)
     _check_metrics(metrics, args.evaluate_split, task)
     return metrics
 
 
 def _check_metrics(metrics: dict[str, float], split: str, task: Task | None) -> None:
     """Raise UserError where there is no number to report: a head with NaN in it still has an accuracy."""
-    if task and task.metric not in metrics:
+    if task and split == task.eval_split and task.metric not in metrics:
         raise UserError(f"evaluating {split} gave no {task.metric}: is the split empty?")
     for name, value in metrics.items():
         if not math.isfinite(value):

@@ -298,5 +298,10 @@ def _check(args: argparse.Namespace, config: dict[str, Any], task: Task | None) 
         return
     if task is None:
         return
+    if args.mode == "train" and not task.has_head:
+        raise UserError(
+            f"{task.name} trains nothing: say -m evaluate -u NAME -l LAYER, with -t dev to find the best layer, "
+            "and then -t test"
+        )
     tasks.check_keys(task, config)
     tasks.check_config(task, config, [args.evaluate_split] if args.mode == "evaluate" else None)

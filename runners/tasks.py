@@ -1,8 +1,9 @@
-"""The seven SUPERB tasks: their s3prl names, metrics, configurations and corpora."""
+"""SUPERB's ten tasks: their s3prl names, metrics, configurations and corpora."""
 
 from __future__ import annotations
 
 import copy
+import importlib.util
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,9 +25,11 @@ class Task:
     downstream: str  # s3prl's -d
     metric: str  # the leaderboard's, by s3prl's name; from 0 to 1, but asr's wer from 0 to 100
     higher_is_better: bool
-    best: str  # file name of the checkpoint that was best on dev
+    best: str  # file name of the checkpoint that was best on dev; "" where there is none, as nothing is tried on dev
     eval_split: str  # s3prl's -t
     layout: str  # what the corpora root must hold
+    has_head: bool = True  # something is trained
+    packages: tuple[str, ...] = ()  # that s3prl imports for it, of the extra `superb`
 
     @property
     def config_file(self) -> Path:
@@ -73,16 +76,37 @@ TASKS: dict[str, Task] = {
             *("sf", "ctc", "slot_type_f1", True, "dev-best.ckpt", "test"),
             layout="SNIPS/{train,valid,test}/<Speaker>-snips-<split>-<n>.wav, SNIPS/all.iob.snips.txt, SNIPS/slots.txt",
         ),
+        Task(
+            *("qbe", "quesst14_dtw", "mtwv", True, "", "test"),
+            layout="quesst14Database/{Audio,dev_queries,eval_queries}/*.wav; quesst14Database/scoring/"
+            "{language_key_{utterances,dev,eval}.lst,groundtruth_quesst14_{dev,eval}/*.{rttm,tlist.xml}}",
+            has_head=False,
+            packages=("dtw", "lxml"),
+        ),
+        Task(
+            *("asv", "sv_voxceleb1", "EER", False, "", "test"),
+            layout="VoxCeleb1/{dev,test}/wav/<id1xxxx>/<video>/<n>.wav; VoxCeleb1/veri_test.txt with lines "
+            "`0|1 <id1xxxx>/<video>/<n>.wav <id1xxxx>/<video>/<n>.wav`",
+            packages=("joblib",),
+        ),
+        Task(
+            *("sd", "diarization", "DER", False, "best-states-dev.ckpt", "test"),
+            layout="Libri2Mix_diarization/{train,dev,test}/{wav.scp,segments,utt2spk,spk2utt,reco2dur,rttm}",
+            packages=("h5py",),
+        ),
     )
 }
 
+# Those that `all` means: the embedded corpora are theirs, and the paper's tables.
+SEVEN = ("asr", "pr", "ks", "sid", "er", "ic", "sf")
+
 
 def chosen_tasks(names: Collection[str]) -> list[str]:
-    """The tasks of those names, all for `all`; raises UserError for an unknown one, naming the nearest."""
+    """The tasks of those names, the seven for `all`; raises UserError for an unknown one, naming the nearest."""
     for name in names:
         if name not in (*TASKS, "all"):
             raise UserError(f"there is no task {name!r}: {nearest(name, (*TASKS, 'all'))}")
-    return [task for task in TASKS if "all" in names or task in names]
+    return [task for task in TASKS if task in names or ("all" in names and task in SEVEN)]
 
 
 FOLD = "downstream_expert.datarc.test_fold"  # of ER
@@ -97,7 +121,7 @@ OPTIONAL_KEYS = (
 
 
 def task_of(downstream: str, config: Mapping[str, Any]) -> Task | None:
-    """The task that s3prl's `-d` name and a configuration make; None for a task that is none of the seven."""
+    """The task that s3prl's `-d` name and a configuration make; None for a task that is none of SUPERB's."""
     corpus = config.get("downstream_expert", {}).get("corpus", {}).get("name")
     if downstream == "ctc":
         return {"libriphone": TASKS["pr"], "snips": TASKS["sf"]}.get(corpus)
@@ -224,7 +248,7 @@ def path_keys(task: Task) -> list[str]:
 def check_keys(task: Task, config: Mapping[str, Any]) -> None:
     """Raise UserError unless a configuration has what s3prl's runner and the task's dataset read."""
     official = yaml.safe_load(task.config_file.read_text(encoding="utf-8"))
-    needed = [f"{section}.{key}" for section in ("runner", "optimizer") for key in official[section]]
+    needed = [f"{section}.{key}" for section in ("runner", "optimizer") for key in official.get(section, ())]
     known = dict(flat_keys(config))
     for key in [*needed, *path_keys(task)]:
         if key not in known:
@@ -246,8 +270,12 @@ def check_config(task: Task, config: Mapping[str, Any], splits: Collection[str] 
     """
     from runners import corpus_check
 
+    for package in task.packages:
+        if importlib.util.find_spec(package) is None:
+            raise UserError(f"{task.name} needs the package {package}: `pip install superbit[superb]` brings it")
     if splits is None:
-        splits = ["train", *config["runner"]["eval_dataloaders"], task.eval_split]
+        splits = ["train"] if task.has_head else ["dev"]
+        splits += [*config["runner"].get("eval_dataloaders", ()), task.eval_split]
     try:
         corpus_check.CHECKS[task.name](config["downstream_expert"], list(dict.fromkeys(splits)))
     except UserError as error:

@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 
 from upstreams.errors import UserError
@@ -40,7 +41,7 @@ def save_audio(uri: str | os.PathLike[str], src: torch.Tensor, sample_rate: int,
 def apply_effects_tensor(
     tensor: torch.Tensor, sample_rate: int, effects: Sequence[Sequence[str]], channels_first: bool = True
 ) -> tuple[torch.Tensor, int]:
-    """The sox effects that the SUPERB tasks use: `channels 1`, `rate <Hz>` and `gain <dB>`.
+    """The sox effects that the SUPERB tasks use: `channels 1`, `rate <Hz>`, `gain <dB>` and one form of `silence`.
 
     `tensor` is (channels, samples), or (samples, channels) without channels_first, and so is the result. Against
     the sox program the samples differ by 3e-8 where the rate stays and by 1.5e-4 where it changes. Raises
@@ -58,9 +59,53 @@ def apply_effects_tensor(
                 sample_rate = int(rate)
             case ["gain", decibel]:
                 wav = wav * 10 ** (float(decibel) / 20)
+            case ["silence", "1", seconds, percent, "-1", same_seconds, same_percent] if (seconds, percent) == (
+                same_seconds,
+                same_percent,
+            ) and wav.shape[0] == 1:
+                kept = without_silence(wav[0].numpy(), sample_rate, float(seconds), float(percent.rstrip("%")) / 100)
+                wav = torch.from_numpy(kept)[None]
             case _:
-                raise UserError(f"no sox effect {' '.join(effect)!r} here: valid are channels 1, rate and gain")
+                raise UserError(
+                    f"no sox effect {' '.join(effect)!r} here: valid are channels 1, rate, gain and, of one channel, "
+                    "silence 1 D P -1 D P"
+                )
     return (wav if channels_first else wav.T), sample_rate
+
+
+def without_silence(samples: np.ndarray, rate: int, seconds: float, threshold: float) -> np.ndarray:
+    """sox's `silence 1 D P -1 D P`: (samples,) without what is silent for D seconds, wherever it is.
+
+    A sample is silent whose root mean square over the last 20 ms is at most `threshold`. Copying begins where D seconds
+    in a row are not silent, and ends where D seconds in a row are; then the search begins anew (sox, silence.c).
+    """
+    window, duration = rate // 50, int(seconds * rate + 0.5)
+    energy = np.concatenate([[0.0], np.cumsum(np.square(samples, dtype=np.float64))])
+    indices = np.arange(len(samples))
+    kept, start = [], 0
+    while start < len(samples):
+        # The window is empty where a search begins.
+        begins = np.maximum(indices[start:] + 1 - window, start)
+        loud = np.sqrt(np.maximum(energy[start + 1 :] - energy[begins], 0) / window) > threshold
+        first = _first_run(loud, duration)
+        if first is None:
+            break
+        stop = _first_run(~loud[first + duration :], duration)
+        if stop is None:
+            kept.append(samples[start + first :])
+            break
+        stop += first + duration
+        kept.append(samples[start + first : start + stop])
+        start += stop + duration
+    return np.concatenate([samples[:0], *kept])
+
+
+def _first_run(true: np.ndarray, length: int) -> int | None:
+    """Where the first `length` true values in a row begin."""
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], true, [False]])))
+    begins, ends = edges[::2], edges[1::2]
+    long_enough = np.flatnonzero(ends - begins >= length)
+    return int(begins[long_enough[0]]) if len(long_enough) else None
 
 
 def apply_effects_file(path: str, effects: Sequence[Sequence[str]]) -> tuple[torch.Tensor, int]:

@@ -137,6 +137,12 @@ def add_catalyst_sampler() -> None:
         _module("catalyst.data.sampler", DistributedSamplerWrapper=DistributedSamplerWrapper)
 
 
+def add_sox_package() -> None:
+    """ASV imports a class of the package sox, which it does not use, and which asks for the sox program."""
+    if importlib.util.find_spec("sox") is None:
+        _module("sox", Transformer=object)
+
+
 def allow_namespace_in_checkpoints() -> None:
     """Break 9, torch >= 2.6: load is weights_only by default, and s3prl's checkpoints hold an argparse.Namespace."""
     torch.serialization.add_safe_globals([argparse.Namespace])
@@ -192,10 +198,11 @@ def accept_launchers(run_downstream: types.ModuleType) -> None:
 
 @contextlib.contextmanager
 def gpu_hidden() -> Iterator[None]:
-    """torch reports no GPU inside the block, and choosing one does nothing."""
+    """torch reports no GPU inside the block, and choosing one, or moving a tensor to it as ASV does, does nothing."""
     with (
         replaced(torch.cuda, "is_available", lambda: False),
         replaced(torch.cuda, "set_device", lambda device: None),
+        replaced(torch.Tensor, "cuda", lambda tensor, *args, **kwargs: tensor),
     ):
         yield
 
@@ -356,6 +363,23 @@ def search_voxceleb_anew(dataset: types.ModuleType) -> None:
     dataset.SpeakerClassifiDataset.__init__ = __init__
 
 
+def measure_voxceleb_anew(dataset: types.ModuleType) -> None:
+    """ASV remembers lengths inside site-packages by the corpus's name only, and measures in 12 new processes.
+
+    They are kept beside the corpus, in dev/.wav_lengths, and measured in threads.
+    """
+    init = dataset.SpeakerVerifi_train.__init__
+
+    @functools.wraps(init)
+    def __init__(self: Any, vad_config: Any, key_list: Any, file_path: Any, *args: Any, **kwargs: Any) -> None:
+        beside = str(Path(file_path[0]).parent / "dataset.py")
+        threads = functools.partial(dataset.Parallel, backend="threading")
+        with replaced(dataset, "__file__", beside), replaced(dataset, "Parallel", threads):
+            init(self, vad_config, key_list, file_path, *args, **kwargs)
+
+    dataset.SpeakerVerifi_train.__init__ = __init__
+
+
 def sort_speech_commands(dataset: types.ModuleType) -> None:
     """KS takes its files in the order that the file system lists them in, so a copied corpus trains differently."""
 
@@ -388,6 +412,7 @@ ON_IMPORT: dict[str, tuple[Callable[[types.ModuleType], None], ...]] = {
     ),
     "s3prl.downstream.ctc.data": (add_ctc_corpora, keep_ctc_config),
     "s3prl.downstream.voxceleb1.dataset": (search_voxceleb_anew,),
+    "s3prl.downstream.sv_voxceleb1.dataset": (measure_voxceleb_anew,),
     "s3prl.downstream.speech_commands.dataset": (sort_speech_commands,),
 }
 
@@ -421,6 +446,7 @@ def _apply() -> None:
     read_audio_by_soundfile()
     add_hub_placeholders()
     add_catalyst_sampler()
+    add_sox_package()
     allow_namespace_in_checkpoints()
     sys.meta_path.insert(0, FixOnImport())
     for name in ON_IMPORT.keys() & sys.modules.keys():

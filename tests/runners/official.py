@@ -1,7 +1,8 @@
-"""SUPERB's official settings, s3prl's YAML files of the seven tasks, without the paths in them.
+"""SUPERB's official settings, s3prl's YAML files of its tasks, without the paths in them.
 
-From s3prl at ec8064b (s3prl/downstream/{asr,speech_commands,voxceleb1,emotion,fluent_commands}/config.yaml and
-ctc/{libriphone,snips}.yaml). There `unk_weight` is the text "-math.inf", which s3prl never reads as a number.
+From s3prl at ec8064b: s3prl/downstream/{asr,speech_commands,voxceleb1,emotion,fluent_commands,quesst14_dtw,
+sv_voxceleb1,diarization}/config.yaml and ctc/{libriphone,snips}.yaml. In asr's, `unk_weight` is the text "-math.inf",
+which s3prl never reads as a number.
 """
 
 from __future__ import annotations
@@ -277,6 +278,85 @@ OFFICIAL: dict[str, dict[str, Any]] = {
         "downstream_expert": {
             "datarc": {"num_workers": 12, "train_batch_size": 32, "eval_batch_size": 32},
             "modelrc": {"projector_dim": 256, "select": "UtteranceLevel", "UtteranceLevel": {"pooling": "MeanPooling"}},
+        },
+    },
+    "qbe": {
+        "runner": {},
+        "downstream_expert": {
+            "max_workers": None,
+            "feature_normalization": True,
+            "silence_frame": None,
+            "datarc": {"num_workers": 8, "batch_size": 1},
+            "dtwrc": {
+                "dist_method": "cosine_exp",
+                "minmax_norm": True,
+                "step_pattern": "asymmetric",
+                "subsequence": True,
+            },
+        },
+    },
+    "asv": {
+        "runner": {
+            "total_steps": 200000,
+            "gradient_clipping": 1000.0,
+            "gradient_accumulate_steps": 5,
+            "log_step": 500,
+            "eval_step": 10000,
+            "save_step": 10000,
+            "max_keep": 20,
+            "eval_dataloaders": [],
+        },
+        "optimizer": {"name": "TorchOptim", "torch_optim_name": "AdamW", "lr": 0.0001},
+        "downstream_expert": {
+            "datarc": {
+                "vad_config": {"min_sec": 32000},
+                "max_timestep": 128000,
+                "train_batch_size": 10,
+                "eval_batch_size": 1,
+                "num_workers": 8,
+            },
+            "modelrc": {
+                "module": "XVector",
+                "input_dim": 512,
+                "agg_module": "SP",
+                "utter_module": "UtteranceExtractor",
+                "module_config": {
+                    "XVector": {"agg_dim": 1500, "dropout_p": 0.0, "batch_norm": False},
+                    "Identity": {"no_args": True},
+                },
+                "ObjectiveLoss": "AMSoftmaxLoss",
+                "LossConfig": {
+                    "SoftmaxLoss": {"no_args": True},
+                    "AMSoftmaxLoss": {"s": 30.0, "m": 0.4},
+                    "AAMSoftmaxLoss": {"s": 15, "m": 0.3, "easy_margin": False},
+                },
+            },
+        },
+    },
+    "sd": {
+        "runner": {
+            "total_steps": 30000,
+            "gradient_clipping": 1,
+            "gradient_accumulate_steps": 4,
+            "log_step": 500,
+            "eval_step": 500,
+            "save_step": 500,
+            "max_keep": 1,
+            "eval_dataloaders": ["dev"],
+        },
+        "optimizer": {"name": "TorchOptim", "torch_optim_name": "Adam", "lr": 0.0001},
+        "downstream_expert": {
+            "datarc": {
+                "chunk_size": 2000,
+                "subsampling": 1,
+                "label_delay": 0,
+                "num_speakers": 2,
+                "rate": 16000,
+                "frame_shift": None,
+            },
+            "loaderrc": {"num_workers": 8, "train_batchsize": 8, "eval_batchsize": 1},
+            "scorerc": {"save_predictions": True},
+            "modelrc": {"rnn_layers": 1, "hidden_size": 512},
         },
     },
 }

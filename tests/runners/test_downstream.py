@@ -16,7 +16,7 @@ import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from runners import downstream, downstream_args
-from runners.tasks import TASKS
+from runners.tasks import SEVEN, TASKS
 from upstreams.errors import UserError
 
 # What makes a task's official head and batches fit four steps on six sounds.
@@ -57,7 +57,7 @@ def logged(expdir: Path) -> dict[str, list[tuple[int, float]]]:
     }
 
 
-@pytest.mark.parametrize("name", TASKS)
+@pytest.mark.parametrize("name", SEVEN)
 def test_train_evaluate_resume(
     name: str, tiny_corpora: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -101,7 +101,7 @@ def untrained(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     return ["-u", "transformer_mini_untrained", "-k", str(path)]
 
 
-@pytest.mark.parametrize("name", TASKS)
+@pytest.mark.parametrize("name", SEVEN)
 def test_a_feature_store_leaves_the_numbers_as_they_are(
     name: str, tiny_corpora: Path, tmp_path: Path, untrained: list[str]
 ) -> None:
@@ -156,25 +156,6 @@ def test_same_seed_same_weights_other_seed_others(tiny_corpora: Path, tmp_path: 
         weights.append(state["projector.weight"])
     assert torch.equal(weights[0], weights[1])
     assert not torch.equal(weights[0], weights[2])
-
-
-def test_wrapped_upstream_is_the_one_that_is_used(tiny_corpora: Path, tmp_path: Path) -> None:
-    class Counting(torch.nn.Module):
-        calls = 0
-
-        def __init__(self, upstream: Any):
-            super().__init__()
-            self.upstream = upstream
-            self.get_downsample_rates = upstream.get_downsample_rates
-
-        def forward(self, wavs: list[torch.Tensor]) -> Any:
-            Counting.calls += 1
-            return self.upstream(wavs)
-
-    arguments = ["-m", "train", "-u", "fbank", "-d", "er", "-p", str(tmp_path), "--root", str(tiny_corpora)]
-    downstream.main([*arguments, "--device", "cpu", "-o", overrides("er")], wrap_upstream=Counting)
-    # One for the featurizer's start, 4 steps; dev (2 utterances) and test (6) in batches of 4, twice.
-    assert Counting.calls == 1 + 4 + 2 * (1 + 2)
 
 
 def test_corpora_that_moved(tiny_corpora: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -247,9 +228,8 @@ def test_flags_are_s3prls(monkeypatch: pytest.MonkeyPatch) -> None:
         run_downstream.get_downstream_args()
     (s3prls,), ours = parsers, downstream_args.parser()
     assert set(ours._option_string_actions) - set(s3prls._option_string_actions) == {
-        "--root",
-        "--threads",
-        "--local-rank",
+        *("--root", "--threads", "--local-rank"),
+        *("--feature_store", "--feature_store_gb", "--feature_store_dtype"),
     }
     for flag, theirs in s3prls._option_string_actions.items():
         action = ours._option_string_actions[flag]

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from runners import downstream
-from runners.tasks import TASKS
+from runners.tasks import SEVEN
 from tests.runners.test_downstream import overrides, train
 from upstreams.errors import UserError
 
@@ -45,7 +45,7 @@ EMPTY: dict[str, Callable[[Path], None]] = {
 }
 
 
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("task", SEVEN)
 def test_no_number_of_an_empty_test_set_or_of_nan(task: str, tiny_corpora: Path, tmp_path: Path) -> None:
     train(task, tiny_corpora, tmp_path, changes=overrides(task, steps=2))
     states, poisoned = tmp_path / "states-2.ckpt", tmp_path / "poisoned.ckpt"
