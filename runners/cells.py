@@ -216,7 +216,7 @@ def _train_and_record(cell: Cell) -> None:
             "resumed_at_step": resumed_at,
             "step_seconds": round(seconds / max(1, progress.total - progress.first), 5),
             "peak_memory_bytes": progress.peak_memory,
-            "train_command": _command(_train_arguments(cell)),
+            "train_command": command(_train_arguments(cell)),
             "identity": cell.training_identity,
         },
     )
@@ -225,7 +225,8 @@ def _train_and_record(cell: Cell) -> None:
 def _conclude(cell: Cell) -> None:
     """Test the training that is best on dev, of equal ones the first, and write the cell's results."""
     trainings = [(sibling, trained(sibling) or {}) for sibling in cell.siblings()]
-    sign = 1 if TASKS[cell.task].higher_is_better else -1
+    task = TASKS[cell.task]
+    sign = 1 if task.higher_is_better or task.best_by_accuracy else -1
     # A training that never improved on s3prl's starting value comes after all that did.
     ranks = [-math.inf if of["dev"] is None else sign * of["dev"] for _, of in trainings]
     best, of_best = trainings[ranks.index(max(ranks))]
@@ -290,7 +291,7 @@ def _test_arguments(cell: Cell, checkpoint: Path) -> list[str]:
     return ["-m", "evaluate", "-t", split, "-e", str(checkpoint), "--device", cell.device]
 
 
-def _command(arguments: list[str]) -> str:
+def command(arguments: list[str]) -> str:
     return shlex.join(["superbit", "downstream", *arguments])
 
 
@@ -315,14 +316,14 @@ def _dev_value(cell: Cell, checkpoint: Path) -> float | None:
 
 
 def _checkpoint_to_test(cell: Cell) -> Path:
-    """The best on dev; the last states where s3prl found nothing that it calls an improvement (ASR at WER 100)."""
+    """The best on dev; the last states where there is no dev, or nothing that s3prl calls an improvement there."""
     best = cell.expdir / TASKS[cell.task].best
-    if best.exists():
+    if best.is_file():
         return best
     states = {int(path.stem.removeprefix("states-")): path for path in cell.expdir.glob("states-*.ckpt")}
     if not states:
         raise UserError(
-            f"training of {cell.name} left neither {best.name} nor states-*.ckpt:"
+            f"training of {cell.name} left no states-*.ckpt:"
             " runner.eval_step and runner.save_step must not exceed runner.total_steps"
         )
     return states[max(states)]
@@ -343,6 +344,18 @@ def _test(cell: Cell, checkpoint: Path) -> dict[str, float]:
 def _results(cell: Cell, checkpoint: Path, metrics: dict[str, float]) -> dict[str, Any]:
     task: Task = TASKS[cell.task]
     return {
+        "tested": checkpoint.name,
+        "best_on_dev": not task.best or checkpoint.name == task.best,
+        "command": command(_test_arguments(cell, checkpoint)),
+        "train_command": command(_train_arguments(cell)),
+        **origin(cell, metrics),
+    }
+
+
+def origin(cell: Cell, metrics: dict[str, float]) -> dict[str, Any]:
+    """What the results of any cell say: its number, and what it was made with."""
+    task: Task = TASKS[cell.task]
+    return {
         "upstream": cell.label,
         "name": cell.upstream,
         "task": cell.task,
@@ -350,10 +363,6 @@ def _results(cell: Cell, checkpoint: Path, metrics: dict[str, float]) -> dict[st
         "value": metrics[task.metric],
         "higher_is_better": task.higher_is_better,
         "metrics": metrics,
-        "tested": checkpoint.name,
-        "best_on_dev": checkpoint.name == task.best,
-        "command": _command(_test_arguments(cell, checkpoint)),
-        "train_command": _command(_train_arguments(cell)),
         "seed": cell.seed,
         **_costs(cell),
         "checkpoint": str(cell.checkpoint) if cell.checkpoint else None,

@@ -64,6 +64,8 @@ class Estimator:
         """The estimate for one training."""
         train, dev, test = audio(cell)
         shape = upstream_shape(cell.upstream, cell.checkpoint)
+        if not TASKS[cell.task].has_head:
+            return Estimate(None, None, 0, _memory(cell, shape, 0), "MACs")
         features = None
         if shape is not None:
             features = int(shape.bytes_a_second(cell) * (min(_heard(cell), train.seconds) + dev.seconds))
@@ -103,7 +105,7 @@ def _by_kind(paths: Iterable[Path]) -> dict[Kind, list[dict[str, Any]]]:
 def _kind(identity: Mapping[str, Any]) -> Kind:
     """Trainings that take a step in the same time."""
     config = {key: value for key, value in identity["config"].items() if key not in ("runner", "optimizer")}
-    accumulated = identity["config"]["runner"]["gradient_accumulate_steps"]
+    accumulated = identity["config"]["runner"].get("gradient_accumulate_steps")
     return identity["upstream"], identity["checkpoint_sha256"], identity["task"], f"{accumulated} {config}"
 
 

@@ -9,9 +9,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from runners import cells
+from runners import cells, layer_choice
 from runners.cells import Cell
-from runners.tasks import FOLD, flat_keys, set_key
+from runners.tasks import FOLD, TASKS, flat_keys, set_key
 
 
 def fold(config: dict[str, Any]) -> str:
@@ -21,7 +21,10 @@ def fold(config: dict[str, Any]) -> str:
 
 def run_cell(cell: Cell) -> None:
     """Run a cell; the last of a task's folds to end writes their mean."""
-    cells.run_cell(cell)
+    if TASKS[cell.task].has_head:
+        cells.run_cell(cell)
+    else:
+        layer_choice.run_cell(cell)
     combine([cell])
 
 

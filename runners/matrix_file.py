@@ -4,7 +4,7 @@
 upstreams:                # the table's rows, in order
   - fbank                 # a name of s3prl.hub, this project's among them
   - {label: mine, name: superbit_local, ckpt: runs/mine.safetensors}
-tasks:                    # asr pr ks sid er ic sf; what is changed in the official configuration, by dotted keys
+tasks:                    # asr pr ks sid er ic sf qbe asv sd; changes of the official configuration, by dotted keys
   ks: {runner.total_steps: 300, optimizer.lr: 1.0e-2}
   sid: {}
 learning_rates:           # those that are tried, by task: the one that is best on dev is tested and reported
@@ -120,6 +120,8 @@ def _learning_rates(content: Any, tasks: Iterable[str], path: Path) -> dict[str,
             raise UserError(
                 f"{path}: learning_rates names {task!r}, which is no task of it; {nearest(str(task), tasks)}"
             )
+        if not TASKS[task].best:
+            raise UserError(f"{path}: learning_rates names {task!r}, which has no dev set to choose one on")
         rates = _list(rates, f"{path}: learning_rates.{task}")
         # YAML 1.1 reads 1e-3 as text: 1.0e-3 is a number.
         if not all(isinstance(rate, int | float) and not isinstance(rate, bool) and rate > 0 for rate in rates):

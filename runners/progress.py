@@ -91,7 +91,7 @@ def plan_table(
         table.add_row(
             cell.name,
             states[cell.name],
-            str(cell.config["runner"]["total_steps"]),
+            str(cell.config["runner"].get("total_steps", "-")),
             "-" if is_done else duration(estimate.seconds),
             "-" if is_done else size(estimate.memory_bytes),
             "-" if is_done else size(new_bytes[cell.name]),

@@ -29,6 +29,7 @@ class Task:
     eval_split: str  # s3prl's -t
     layout: str  # what the corpora root must hold
     has_head: bool = True  # something is trained
+    best_by_accuracy: bool = False  # on dev s3prl goes by the accuracy of frames, whatever the metric is
     packages: tuple[str, ...] = ()  # that s3prl imports for it, of the extra `superb`
 
     @property
@@ -92,6 +93,7 @@ TASKS: dict[str, Task] = {
         Task(
             *("sd", "diarization", "DER", False, "best-states-dev.ckpt", "test"),
             layout="Libri2Mix_diarization/{train,dev,test}/{wav.scp,segments,utt2spk,spk2utt,reco2dur,rttm}",
+            best_by_accuracy=True,
             packages=("h5py",),
         ),
     )

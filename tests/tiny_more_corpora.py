@@ -64,7 +64,7 @@ def verification(root: Path, sounds: _Sounds) -> None:
     for half, speakers in (("dev", ("id10001", "id10002")), ("test", ("id10270", "id10271"))):
         for tone, speaker in enumerate(speakers):
             for video in range(2):
-                sounds.write(root / half / "wav" / speaker / f"video{video}/00001.wav", 0.6, 300 + 400 * tone)
+                sounds.write(root / half / "wav" / speaker / f"video{video}/00001.wav", 1.0, 300 + 400 * tone)
     one, two = ("id10270/video{}/00001.wav", "id10271/video{}/00001.wav")
     trials = [(1, one, one), (0, one, two), (1, two, two), (0, two, one)]
     lines = [f"{label} {first.format(0)} {second.format(1)}\n" for label, first, second in trials]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shlex
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -9,13 +11,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 
-from runners import detection, diarization, downstream
+from runners import detection, diarization, downstream, matrix, report
 from runners.tasks import TASKS, check_corpus
 from tests import tiny_more_corpora
 from tests.runners.test_corpora_published import refused, superbit
 from tests.runners.test_downstream import logged
+from upstreams import checkpoint
+from upstreams.config import preset
 from upstreams.errors import UserError
+from upstreams.model import AudioEncoder
 
 SMALL: dict[str, dict[str, Any]] = {
     "asv": {
@@ -193,3 +199,36 @@ def test_the_command_checks_and_counts(task: str, corpora: Path) -> None:
     assert done.exit_code == 0 and f"{task}: every file is there" in done.stdout
     assert "are published" in refused(superbit("check", task, corpora))
     assert "nothing to make" in superbit("prepare", task, corpora).stdout
+
+
+def test_a_matrix_of_them(corpora: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Query-by-example tests the layer that is best on dev; verification its last states; each runs once."""
+    checkpoint.save(tmp_path / "mini.safetensors", AudioEncoder(preset("transformer_mini")), None, {})
+    few = {"total_steps": 2, "eval_step": 2, "save_step": 2, "log_step": 2, "gradient_accumulate_steps": 1}
+    tasks: dict[str, Any] = {
+        task: {f"runner.{key}": value for key, value in few.items()}
+        | {f"downstream_expert.{key}": value for key, value in SMALL[task].items()}
+        for task in ("asv", "sd")
+    }
+    tasks["qbe"] = {"downstream_expert.datarc.num_workers": 0, "downstream_expert.max_workers": 1}
+    mini = {"label": "mini", "name": "superbit_local", "ckpt": str(tmp_path / "mini.safetensors")}
+    content: dict[str, Any] = {"upstreams": [mini], "tasks": tasks, "seeds": [1], "device": "cpu"}
+    file, runs = tmp_path / "m.yaml", tmp_path / "runs"
+    file.write_text(yaml.safe_dump(content))
+    assert matrix.evaluate(file, corpora, runs, None, 1, []) == 0
+    found = {task: json.loads((runs / f"cells/mini/{task}/seed1/results.json").read_text()) for task in tasks}
+    qbe = found["qbe"]
+    assert len(qbe["layers"]) == preset("transformer_mini").encoder.layers + 1
+    assert qbe["layer"] == qbe["layers"].index(max(qbe["layers"])) and qbe["dev"] == max(qbe["layers"])
+    assert (found["asv"]["tested"], found["asv"]["metric"]) == ("states-2.ckpt", "EER")
+    assert found["sd"]["tested"] in ("best-states-dev.ckpt", "states-2.ckpt")
+    for of in found.values():
+        again = downstream.main(shlex.split(of["command"])[2:])
+        assert again is not None and again[of["metric"]] == of["value"]
+    assert len(report.collect([runs]).results) == 3 and report.as_markdown(report.collect([runs]), [runs])
+
+    monkeypatch.setattr("runners.downstream.main", None)
+    assert matrix.evaluate(file, corpora, runs, None, 1, []) == 0, "nothing is left to run"
+    file.write_text(yaml.safe_dump(content | {"learning_rates": {"asv": [0.1, 0.2]}}))
+    with pytest.raises(UserError, match="'asv', which has no dev set to choose one on"):
+        matrix.evaluate(file, corpora, runs, None, 1, [])
