@@ -212,11 +212,12 @@ def test_a_matrix_of_them(corpora: Path, tmp_path: Path, monkeypatch: pytest.Mon
     }
     tasks["qbe"] = {"downstream_expert.datarc.num_workers": 0, "downstream_expert.max_workers": 1}
     mini = {"label": "mini", "name": "superbit_local", "ckpt": str(tmp_path / "mini.safetensors")}
-    content: dict[str, Any] = {"upstreams": [mini], "tasks": tasks, "seeds": [1], "device": "cpu"}
+    content: dict[str, Any] = {"upstreams": [mini, "fbank_no_cmvn"], "tasks": tasks, "seeds": [1], "device": "cpu"}
     file, runs = tmp_path / "m.yaml", tmp_path / "runs"
     file.write_text(yaml.safe_dump(content))
-    assert matrix.evaluate(file, corpora, runs, None, 1, []) == 0
-    found = {task: json.loads((runs / f"cells/mini/{task}/seed1/results.json").read_text()) for task in tasks}
+    cells = {"qbe": "mini/qbe", "asv": "fbank_no_cmvn/asv", "sd": "fbank_no_cmvn/sd"}
+    assert matrix.evaluate(file, corpora, runs, None, 1, [*cells.values()]) == 0
+    found = {task: json.loads((runs / f"cells/{cell}/seed1/results.json").read_text()) for task, cell in cells.items()}
     qbe = found["qbe"]
     assert len(qbe["layers"]) == preset("transformer_mini").encoder.layers + 1
     assert qbe["layer"] == qbe["layers"].index(max(qbe["layers"])) and qbe["dev"] == max(qbe["layers"])
@@ -228,7 +229,7 @@ def test_a_matrix_of_them(corpora: Path, tmp_path: Path, monkeypatch: pytest.Mon
     assert len(report.collect([runs]).results) == 3 and report.as_markdown(report.collect([runs]), [runs])
 
     monkeypatch.setattr("runners.downstream.main", None)
-    assert matrix.evaluate(file, corpora, runs, None, 1, []) == 0, "nothing is left to run"
+    assert matrix.evaluate(file, corpora, runs, None, 1, [*cells.values()]) == 0, "nothing is left to run"
     file.write_text(yaml.safe_dump(content | {"learning_rates": {"asv": [0.1, 0.2]}}))
     with pytest.raises(UserError, match="'asv', which has no dev set to choose one on"):
         matrix.evaluate(file, corpora, runs, None, 1, [])
