@@ -26,6 +26,9 @@ FILES = {
     "er": ("er_{fold}_public", "test_{fold}_predict.txt", "predict.txt"),
     "asr": ("asr_public", "test-clean-noLM-hyp.ark", "predict.ark"),
     "sf": ("sf_public", "test-hyp.ark", "predict.ark"),
+    "qbe": ("qbe_public", "benchmark.stdlist.xml", "benchmark.stdlist.xml"),
+    "asv": ("sv_public", "test_predict.txt", "predict.txt"),
+    "sd": ("sd_public", "frame_shift", "frame_shift"),  # and scoring/predictions/*.h5
 }
 FOLDS = tuple(f"fold{k}" for k in range(1, 6))
 
@@ -44,7 +47,7 @@ def write_submission(runs: Path, upstream: str, out: Path, seed: int | None, say
     target = out / "predict"
     shutil.rmtree(target, ignore_errors=True)
     for folder, source, name in files:
-        (target / folder).mkdir(parents=True)
+        (target / folder).mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source, target / folder / name)
     with (
         atomic_write(out / "predict.zip") as temporary,
@@ -52,7 +55,7 @@ def write_submission(runs: Path, upstream: str, out: Path, seed: int | None, say
     ):
         for path in sorted(target.rglob("*")):
             archive.write(path, path.relative_to(out))
-    for folder, _, _ in files:
+    for folder in dict.fromkeys(folder for folder, _, _ in files if "/" not in folder):
         say(f"{folder}: in the submission")
     for task in FILES.keys() - cells.keys():
         say(f"{task}: not in the submission, as there is no result")
@@ -81,7 +84,12 @@ def predictions(result: dict[str, Any]) -> list[tuple[str, Path, str]]:
     """(folder, file, name in the submission) of a cell; of emotion recognition one a fold that was tested."""
     folder, source, name = FILES[result["task"]]
     if result["task"] != "er":
-        candidates = [(folder, Path(tested_state(result)).parent / source, name)]
+        expdir = Path(tested_state(result))
+        expdir = expdir if expdir.is_dir() else expdir.parent
+        candidates = [(folder, expdir / source, name)]
+        if result["task"] == "sd":
+            found = sorted((expdir / "scoring/predictions").glob("*.h5"))
+            candidates += [(f"{folder}/scoring/predictions", path, path.name) for path in found]
     else:
         alone = result["identity"]["config"]["downstream_expert"]["datarc"].get("test_fold", "fold1")
         candidates = [
@@ -98,6 +106,6 @@ def predictions(result: dict[str, Any]) -> list[tuple[str, Path, str]]:
 
 
 def tested_state(result: dict[str, Any]) -> str:
-    """The path of the head's state that a cell's test was run on, as its command has it."""
+    """The path of the head's state that a cell's test was run on, as its command has it; of one without, its folder."""
     words = shlex.split(result["command"])
-    return words[words.index("-e") + 1]
+    return words[words.index("-e" if "-e" in words else "-p") + 1]

@@ -192,7 +192,7 @@ def test_measured_speeds(tmp_path: Path) -> None:
 
 
 def cells_with_predictions(runs: Path, root: Path) -> None:
-    for task, (_, source, _) in FILES.items():
+    for task, (_, source, _) in list(FILES.items())[:7]:  # the seven
         expdir = root / task
         expdir.mkdir(parents=True)
         (expdir / source.format(fold="fold1")).write_text(f"predictions of {task}\n")

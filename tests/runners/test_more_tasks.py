@@ -14,6 +14,8 @@ import pytest
 import yaml
 
 from runners import detection, diarization, downstream, matrix, report
+from runners.layer_weights import layer_weights
+from runners.submission import write_submission
 from runners.tasks import TASKS, check_corpus
 from tests import tiny_more_corpora
 from tests.runners.test_corpora_published import refused, superbit
@@ -227,6 +229,14 @@ def test_a_matrix_of_them(corpora: Path, tmp_path: Path, monkeypatch: pytest.Mon
         again = downstream.main(shlex.split(of["command"])[2:])
         assert again is not None and again[of["metric"]] == of["value"]
     assert len(report.collect([runs]).results) == 3 and report.as_markdown(report.collect([runs]), [runs])
+
+    assert layer_weights(report.collect([runs]), "mini") == {}, "query-by-example learns none"
+    write_submission(runs, "mini", tmp_path / "mini", None, print)
+    assert (tmp_path / "mini/predict/qbe_public/benchmark.stdlist.xml").is_file()
+    write_submission(runs, "fbank_no_cmvn", tmp_path / "fbank", None, print)
+    names = {path.relative_to(tmp_path / "fbank/predict").as_posix() for path in (tmp_path / "fbank/predict").rglob("*.*")}
+    assert {"sv_public/predict.txt", "sd_public/scoring/predictions/test0.h5"} <= names
+    assert (tmp_path / "fbank/predict/sd_public/frame_shift").read_text() == "160\n"
 
     monkeypatch.setattr("runners.downstream.main", None)
     assert matrix.evaluate(file, corpora, runs, None, 1, [*cells.values()]) == 0, "nothing is left to run"
