@@ -19,22 +19,25 @@ METRICS: dict[str, tuple[str, ...]] = {
 
 @functools.cache
 def published() -> dict[str, Any]:
-    """`source`, `score` (the names of its two ends) and `rows`, in percent (runners/published.yaml)."""
+    """`source`, `zero` (the row that scores 0) and `rows`, in percent (runners/published.yaml)."""
     return yaml.safe_load((resources.files("runners") / "published.yaml").read_text(encoding="utf-8"))
 
 
 def superb_score(figures: Mapping[str, float]) -> float | None:
-    """superb_s of the seven tasks: their mean of a line from 0 (FBANK) to 1000 (the best published row).
+    """superb_s of the seven tasks: their mean of a line from 0 (FBANK) to 1000 (the best published figure).
 
     figures: in percent, by task, and `sf_cer`; None when one is missing. The leaderboard's own score takes its ten
-    tasks and the best row of the day; this one is of the seven (SUPERB challenge at SLT 2022, arXiv 2210.08634).
+    tasks and the best figures of the day (SUPERB challenge at SLT 2022, arXiv 2210.08634).
     """
-    rows = {row["name"]: row for row in published()["rows"]}
-    ends = published()["score"]
-    zero, thousand = rows[ends["zero"]], rows[ends["thousand"]]
+    rows = published()["rows"]
+    zero = next(row for row in rows if row["name"] == published()["zero"])
     parts = []
     for metrics in METRICS.values():
         if any(metric not in figures for metric in metrics):
             return None
-        parts.append(statistics.fmean(1000 * (figures[m] - zero[m]) / (thousand[m] - zero[m]) for m in metrics))
+        # The figure that lies farthest from FBANK's, to whichever side is better.
+        best = {
+            m: max((row[m] for row in rows if m in row), key=lambda value, m=m: abs(value - zero[m])) for m in metrics
+        }
+        parts.append(statistics.fmean(1000 * (figures[m] - zero[m]) / (best[m] - zero[m]) for m in metrics))
     return statistics.fmean(parts)

@@ -234,7 +234,9 @@ def test_a_matrix_of_them(corpora: Path, tmp_path: Path, monkeypatch: pytest.Mon
     write_submission(runs, "mini", tmp_path / "mini", None, print)
     assert (tmp_path / "mini/predict/qbe_public/benchmark.stdlist.xml").is_file()
     write_submission(runs, "fbank_no_cmvn", tmp_path / "fbank", None, print)
-    names = {path.relative_to(tmp_path / "fbank/predict").as_posix() for path in (tmp_path / "fbank/predict").rglob("*.*")}
+    names = {
+        path.relative_to(tmp_path / "fbank/predict").as_posix() for path in (tmp_path / "fbank/predict").rglob("*.*")
+    }
     assert {"sv_public/predict.txt", "sd_public/scoring/predictions/test0.h5"} <= names
     assert (tmp_path / "fbank/predict/sd_public/frame_shift").read_text() == "160\n"
 
