@@ -96,8 +96,8 @@ def _ours(table: Table, speeds: Mapping[str, float]) -> str:
         rows.append(row)
     return _grid(heads, rows, "ours") + (
         '<p class="soft">score: mean of the tasks, an error rate as 100 minus it and at least 0. superb_s: the mean '
-        f"over the seven tasks of a line from 0 ({_text(published()['zero'])}) to 1000 (the best published figure below), "
-        "of slot filling half F1 and half CER; only for the real corpora with all seven tasks.</p>"
+        f"over the seven tasks of a line from 0 ({_text(published()['zero'])}) to 1000 (the best published figure "
+        "below), of slot filling half F1 and half CER; only for the real corpora with all seven tasks.</p>"
     )
 
 

@@ -35,9 +35,11 @@ def superb_score(figures: Mapping[str, float]) -> float | None:
     for metrics in METRICS.values():
         if any(metric not in figures for metric in metrics):
             return None
-        # The figure that lies farthest from FBANK's, to whichever side is better.
-        best = {
-            m: max((row[m] for row in rows if m in row), key=lambda value, m=m: abs(value - zero[m])) for m in metrics
-        }
+        best = {metric: _best(metric, zero[metric]) for metric in metrics}
         parts.append(statistics.fmean(1000 * (figures[m] - zero[m]) / (best[m] - zero[m]) for m in metrics))
     return statistics.fmean(parts)
+
+
+def _best(metric: str, zero: float) -> float:
+    """The published figure that lies farthest from `zero`: no model is as much worse as the best ones are better."""
+    return max((row[metric] for row in published()["rows"] if metric in row), key=lambda value: abs(value - zero))
