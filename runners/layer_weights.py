@@ -17,6 +17,8 @@ def layer_weights(table: Table, upstream: str) -> dict[str, list[float]]:
 
     from runners.submission import tested_state
 
+    # As upstreams.s3prl_compat does; the context manager of the same purpose would take it away from that again.
+    torch.serialization.add_safe_globals([argparse.Namespace])
     found: dict[str, list[torch.Tensor]] = {}
     for result in table.results:
         if result["upstream"] != upstream:
@@ -25,8 +27,7 @@ def layer_weights(table: Table, upstream: str) -> dict[str, list[float]]:
             path = Path(tested_state(tested))
             if not path.is_file():
                 continue
-            with torch.serialization.safe_globals([argparse.Namespace]):
-                state = torch.load(path, map_location="cpu", weights_only=True)
+            state = torch.load(path, map_location="cpu", weights_only=True)
             weights = state.get("Featurizer", {}).get("weights")
             if weights is not None and len(weights) > 1:
                 found.setdefault(result["task"], []).append(weights.softmax(0))
