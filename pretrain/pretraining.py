@@ -22,7 +22,7 @@ from pretrain.manifest import Manifest
 from pretrain.masking import span_mask
 from pretrain.recipes import Iteration, Recipe
 from pretrain.throughput import step_flops
-from pretrain.trainer import Training, fit, optimizers
+from pretrain.trainer import Training, fit, optimizers, settled
 from upstreams import checkpoint
 from upstreams.config import SAMPLE_RATE, from_dict
 from upstreams.errors import UserError, nearest
@@ -63,9 +63,11 @@ def pretrain(recipe: Recipe, manifest_path: Path, out: Path, labels: Path, seed:
     }
     if is_finished(final, about, ("seed", "manifest"), recipe, "recipe"):
         return final
+    asked, recipe = recipe, settled(recipe, out / "pretrain" / recipe.name / "config.json")
     memory.check(recipe.config, recipe, device)
     distributed.share(recipe.micro_batches)
-    return _Pretraining(recipe, manifest, out, labels, seed, about, device).run(stage or "export")
+    about["micro_batches"] = recipe.micro_batches
+    return _Pretraining(recipe, asked, manifest, out, labels, seed, about, device).run(stage or "export")
 
 
 class _Pretraining:
@@ -74,6 +76,7 @@ class _Pretraining:
     def __init__(
         self,
         recipe: Recipe,
+        asked: Recipe,
         manifest: Manifest,
         out: Path,
         labels: Path,
@@ -81,6 +84,7 @@ class _Pretraining:
         about: dict[str, Any],
         device: torch.device,
     ) -> None:
+        self.asked = asked  # the recipe as it was given, before its micro-batches were settled
         self.recipe, self.manifest, self.out, self.labels, self.seed = recipe, manifest, out, labels, seed
         self.about, self.device = about, device
         self.folder = out / "pretrain" / recipe.name
@@ -125,7 +129,7 @@ class _Pretraining:
         recipe, model = self.recipe, self.model
         quantized = copy.deepcopy(model)
         sites = quantize(quantized, recipe.quantization.bits, recipe.quantization.config)
-        statistics = calibration_batches(self.manifest, recipe, self.hop, self.seed)
+        statistics = calibration_batches(self.manifest, self.asked, self.hop, self.seed)
         fit_log_mel(model, statistics)
         model.fit_output(statistics)  # in every process: it moves batch normalisation's running statistics as well
         if distributed.rank() == 0:
@@ -146,7 +150,7 @@ class _Pretraining:
         if file.is_file():
             before = json.loads(file.read_text(encoding="utf-8"))
             same = all(before.get(key) == self.about[key] for key in ("seed", "manifest"))
-            if not (same and same_settings(before.get("recipe"), self.recipe)):
+            if not (same and same_settings(before.get("recipe"), self.asked)):
                 raise UserError(
                     f"{self.folder} holds a run of another recipe, seed or manifest (config.json): "
                     "give another --out, or remove it to start anew"

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import json
 import math
 import signal
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -87,6 +89,22 @@ class Training:
         return torch.bfloat16 if half else torch.float32
 
 
+Settings = TypeVar("Settings", bound=Training)
+
+
+def settled(config: Settings, about: Path) -> Settings:
+    """`config` with as many micro-batches a step as the run that `about`, its config.json, tells of.
+
+    A run that is gone on with by another number of processes so trains on the very same micro-batches, whoever computes
+    them; where there is no run yet, they are those of `config`.
+    """
+    count = config.micro_batches
+    if not config.micro_batch_seconds and about.is_file():
+        count = json.loads(about.read_text(encoding="utf-8")).get("micro_batches", count)
+    count = int(distributed.from_first(str(count)))
+    return dataclasses.replace(config, micro_batch_seconds=config.batch_seconds / count)
+
+
 class Task(Protocol):
     """What is trained. Losses and what is logged are sums over micro-batches and processes."""
 
@@ -159,10 +177,12 @@ def fit(
     Raises UserError when `max_skipped` steps in a row have no finite gradient. On SIGTERM or Ctrl-C saves the last
     whole step's state and raises SystemExit(143) or KeyboardInterrupt.
     """
-    run = _Run(task, updates, config, steps, folder, seed)
-    if run.step >= steps:
-        return
     with contextlib.ExitStack() as stack:
+        if distributed.rank() == 0:
+            stack.enter_context(state.States(folder).claimed())
+        run = _Run(task, updates, config, steps, folder, seed)
+        if run.step >= steps:
+            return
         stop = stack.enter_context(StopSignal())
         writer = None
         if run.main:
@@ -222,7 +242,7 @@ class _Run:
         self._resume()
         dtype = config.dtype(self.device)
         self.autocast = torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32)
-        self.meter = Meter(matmul_peak(self.device, dtype))
+        self.meter = Meter(self.device, matmul_peak(self.device, dtype))
 
     def compute(self, batches: Iterator[Any], stop: StopSignal) -> dict[str, Tensor] | None:
         """Gradients of one step and the sums of what is logged; None when the run is asked to stop."""
@@ -306,7 +326,6 @@ class _Run:
             return
         content = {
             "step": self.step,
-            "micro_batches": self.count,
             "skipped": [self.skipped, self.in_a_row],
             "base_rates": self.base,
             "module": self.task.module.state_dict(),
