@@ -7,7 +7,7 @@ import dataclasses
 import json
 import math
 import signal
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -168,12 +168,14 @@ def fit(
     *,
     seed: int = 0,
     title: str = "",
+    validate: Callable[[], dict[str, float]] | None = None,
 ) -> None:
     """Train `task.module` for `steps` steps, from where the states in `folder` say an earlier run stopped.
 
     What is random in a micro-batch is drawn after seeding with its number, so that neither a resumed run nor another
     number of processes changes what is drawn. Under torchrun gradients are summed over the processes, which share a
-    step's micro-batches; the first one logs and saves.
+    step's micro-batches; the first one logs and saves. validate: called before every state, in every process, for what
+    to log under valid/; the state of lowest "loss" of it is the best one, without it that of lowest training loss.
     Raises UserError when `max_skipped` steps in a row have no finite gradient. On SIGTERM or Ctrl-C saves the last
     whole step's state and raises SystemExit(143) or KeyboardInterrupt.
     """
@@ -194,7 +196,7 @@ def fit(
         while run.step < steps:
             sums = run.compute(batches, stop)
             if sums is None:
-                run.save()
+                run.save(math.nan if validate is not None else run.mean_loss())
                 distributed.wait()
                 raise stop.ending
             norm = run.update(sums)
@@ -207,7 +209,11 @@ def fit(
             run.step += 1
             bar.update()
             if run.step % config.save_every == 0 or run.step == steps:
-                run.save()
+                found = validate() if validate is not None else {"loss": run.mean_loss()}
+                if writer is not None and validate is not None:
+                    for name, value in found.items():
+                        writer.add_scalar(f"valid/{name}", value, run.step)
+                run.save(found["loss"])
         run.finish()
 
 
@@ -320,8 +326,12 @@ class _Run:
         values |= {"skipped_steps": float(self.skipped)}
         return values | self.meter.read(distributed.world())
 
-    def save(self) -> None:
-        """Write the state from which the next step follows."""
+    def mean_loss(self) -> float:
+        """Of the steps since the state before."""
+        return self.loss_sum / self.loss_count if self.loss_count else math.nan
+
+    def save(self, loss: float) -> None:
+        """Write the state from which the next step follows; loss: by which the best one is chosen, NaN for unknown."""
         if not self.main:
             return
         content = {
@@ -332,7 +342,6 @@ class _Run:
             "optimizers": [o.state_dict() for o in self.updates],
             "average": None if self.average is None else self.average.state_dict(),
         }
-        loss = self.loss_sum / self.loss_count if self.loss_count else math.nan
         self.states.write(self.step, loss, content)
         self.loss_sum, self.loss_count = 0.0, 0
 
