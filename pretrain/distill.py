@@ -23,7 +23,7 @@ from pretrain.monitor import SignFlips, scales
 from pretrain.pretraining import calibration_batches, is_finished, same_settings
 from pretrain.state import States
 from pretrain.throughput import step_flops
-from pretrain.trainer import Training, fit, optimizers
+from pretrain.trainer import Training, fit, optimizers, settled
 from upstreams import checkpoint
 from upstreams.config import SAMPLE_RATE, QuantizationConfig, from_dict, preset
 from upstreams.errors import UserError
@@ -230,6 +230,7 @@ def _distil(
     statistics = [(w.to(device), n.to(device)) for w, n in calibration_batches(manifest, settings, hop, seed)]
     # Of the batches the one of the longest crops: one utterance or more without padding.
     calibrate(student.model, *max(statistics, key=lambda batch: batch[0].shape[1]))
+    settings = settled(settings, run / "config.json")
     student.train()
     updates = optimizers(student, settings, student.model.encoder.blocks)
     task = Distilling(student, teacher, manifest, settings, seed)
@@ -249,5 +250,6 @@ def _start_anew_if_changed(run: Path, about: dict[str, Any], keys: tuple[str, ..
     same = same_settings(before.get("distillation"), settings) and all(before.get(k) == about[k] for k in keys)
     if not same:
         States(run).clear()
+    about = about | {"micro_batches": (before if same else {}).get("micro_batches", settings.micro_batches)}
     with atomic_write(file) as temporary:
         temporary.write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import atexit
 import os
 from collections.abc import Sequence
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
@@ -16,12 +17,16 @@ from torch import Tensor
 
 from upstreams.errors import UserError
 
+# While the first process clusters a corpus, or another writes to a slow disk, the others wait; PyTorch's half an hour
+# would end a run on LibriSpeech in its first stage. A process that dies ends the others through torchrun at once.
+PATIENCE = timedelta(days=7)
+
 
 def join() -> torch.device:
     """Meet the other processes, if there are any, and return this one's device."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
         # Flags and counts, which lie in the host's memory, go over gloo and never wait for a GPU.
-        dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+        dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=PATIENCE)
         atexit.register(dist.destroy_process_group)
     if not torch.cuda.is_available():
         return torch.device("cpu")

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Dataset
@@ -28,6 +29,7 @@ from upstreams.frontend import HOP, WINDOW, LogMel
 from upstreams.model import AudioEncoder
 
 LABEL_WINDOW, LABEL_BATCH = 1024, 32  # utterances
+CENTROIDS = "kmeans.safetensors"
 FIT_STARTS = 20  # initialisations of k-means that the reference tries
 
 Features = Callable[[Sequence[int]], Iterator[NDArray[np.float32]]]  # utterances' numbers -> (frames, dim) of each
@@ -158,7 +160,8 @@ def write_labels(
 ) -> Path:
     """Cluster MFCC (or `model`'s hidden state `layer`) of the manifest into OUT/train.km; a finished one is kept.
 
-    Writes dict.km.txt, summary.json (how the clusters are used) and TensorBoard's events beside it. Labels are at the
+    Writes dict.km.txt, kmeans.safetensors (the centroids), summary.json (how the clusters are used) and TensorBoard's
+    events beside it. Labels are at the
     encoder's frame rate: one every `subsampling` * 10 ms. fraction: of the utterances, to fit k-means on; n_init:
     initialisations that it tries; workers: processes that read audio. Raises UserError on too little audio and where a
     file's length is not the manifest's.
@@ -171,24 +174,12 @@ def write_labels(
     else:
         features, title = layer_features(manifest, model, layer, workers), f"layer {layer}"
     assign = cluster(features, len(manifest), clusters, seed, fraction, n_init)
-    counts, errors = np.zeros(clusters, np.int64), 0.0
+    with atomic_write(out / CENTROIDS) as temporary:
+        save_file({"centroids": assign.centroids.cpu()}, temporary)
     # The last file is the one that says that the others are whole.
-    with atomic_write(path) as temporary, temporary.open("w", encoding="utf-8") as file:
-        everything = features(range(len(manifest)))
-        bar = tqdm(everything, total=len(manifest), desc=f"labels: {title}", unit="utt", mininterval=2.0)
-        for number, (frames, samples) in enumerate(zip(bar, manifest.samples, strict=True)):
-            expected = -(-int(LogMel.frame_count(torch.tensor(samples))) // subsampling)
-            if model is None and len(frames) not in (0, expected):
-                raise UserError(
-                    f"utterance {number + 1} of the manifest has {len(frames)} labels for {expected} frames: "
-                    f"is its length ({samples} samples) still that of the file?"
-                )
-            ids = assign(frames) if len(frames) else np.zeros(0, np.int32)
-            counts += np.bincount(ids, minlength=clusters)
-            errors += assign.squared_error(frames, ids)
-            file.write(" ".join(map(str, ids)) + "\n")
-        if not counts.any():
-            raise UserError(f"none of the {len(manifest)} files of the manifest could be read")
+    with atomic_write(path) as temporary:
+        checked = subsampling if model is None else None
+        counts, errors = _assign(temporary, manifest, features, assign, f"labels: {title}", checked)
         with atomic_write(out / "dict.km.txt") as dictionary:
             dictionary.write_text("".join(f"{k} {count}\n" for k, count in enumerate(counts)), encoding="utf-8")
         summary = {**use_of(counts), "error_per_frame": errors / int(counts.sum())}
@@ -196,6 +187,59 @@ def write_labels(
             told.write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
     _to_tensorboard(out, summary, counts)
     return path
+
+
+def write_valid_labels(
+    manifest: Manifest,
+    out: Path,
+    subsampling: int,
+    model: AudioEncoder | None = None,
+    layer: int = 0,
+    workers: int = 0,
+) -> Path:
+    """Labels of other audio by the clusters of the set in `out`: OUT/valid.km; one that is there is kept.
+
+    Raises UserError where the set does not say its centroids, as one that was not made here.
+    """
+    path, file = out / "valid.km", out / CENTROIDS
+    if path.is_file():
+        return path
+    if not file.is_file():
+        raise UserError(f"{out} has neither valid.km nor {CENTROIDS} to make it with: give one, or no validation")
+    assign = Assignment(load_file(file)["centroids"])
+    if model is None:
+        features = mfcc_features(manifest, subsampling, workers)
+    else:
+        features = layer_features(manifest, model, layer, workers)
+    with atomic_write(path) as temporary:
+        _assign(temporary, manifest, features, assign, "labels: valid", subsampling if model is None else None)
+    return path
+
+
+def _assign(
+    path: Path, manifest: Manifest, features: Features, assign: Assignment, title: str, subsampling: int | None
+) -> tuple[NDArray[np.int64], float]:
+    """Write the labels of all utterances; frames of each cluster and the sum of squared errors.
+
+    subsampling: of MFCC, whose frames are compared with the manifest's length; None of other features.
+    """
+    counts, errors = np.zeros(len(assign.centroids), np.int64), 0.0
+    bar = tqdm(features(range(len(manifest))), total=len(manifest), desc=title, unit="utt", mininterval=2.0)
+    with path.open("w", encoding="utf-8") as file:
+        for number, (frames, samples) in enumerate(zip(bar, manifest.samples, strict=True)):
+            expected = -(-int(LogMel.frame_count(torch.tensor(samples))) // (subsampling or 1))
+            if subsampling and len(frames) not in (0, expected):
+                raise UserError(
+                    f"utterance {number + 1} of the manifest has {len(frames)} labels for {expected} frames: "
+                    f"is its length ({samples} samples) still that of the file?"
+                )
+            ids = assign(frames) if len(frames) else np.zeros(0, np.int32)
+            counts += np.bincount(ids, minlength=len(counts))
+            errors += assign.squared_error(frames, ids)
+            file.write(" ".join(map(str, ids)) + "\n")
+    if not counts.any():
+        raise UserError(f"none of the {len(manifest)} files of the manifest could be read")
+    return counts, errors
 
 
 def _to_tensorboard(out: Path, summary: dict[str, Any], counts: NDArray[np.int64]) -> None:

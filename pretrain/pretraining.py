@@ -17,12 +17,12 @@ from tqdm import tqdm
 from pretrain import distributed, memory
 from pretrain.data import Batch, BatchOrder, Crops, collate, loader, read_labels
 from pretrain.hubert import Counts, HubertPretraining, MaskedBatch, with_mask
-from pretrain.labels import write_labels
+from pretrain.labels import write_labels, write_valid_labels
 from pretrain.manifest import Manifest
 from pretrain.masking import span_mask
 from pretrain.recipes import Iteration, Recipe
 from pretrain.throughput import step_flops
-from pretrain.trainer import Training, fit, optimizers
+from pretrain.trainer import Training, fit, optimizers, settled
 from upstreams import checkpoint
 from upstreams.config import SAMPLE_RATE, from_dict
 from upstreams.errors import UserError, nearest
@@ -41,13 +41,22 @@ def stages(recipe: Recipe) -> list[str]:
     return [*names, *(["teacher"] if recipe.teacher.name else []), "export"]
 
 
-def pretrain(recipe: Recipe, manifest_path: Path, out: Path, labels: Path, seed: int, stage: str | None = None) -> Path:
+def pretrain(
+    recipe: Recipe,
+    manifest_path: Path,
+    out: Path,
+    labels: Path,
+    seed: int,
+    stage: str | None = None,
+    valid_path: Path | None = None,
+) -> Path:
     """Pre-train `recipe.model` on a manifest and return its checkpoint, OUT/checkpoints/<model>.safetensors.
 
     With `quantization` in the recipe the model is quantized from the first step and the checkpoint is <model>_<bits>.
     Beside it lies <model>_untrained.safetensors, the float initialisation that training started from. `labels` is where
     MFCC targets are kept, which runs of one seed share; OUT/pretrain holds the run. A run that was interrupted goes on.
-    stage: stop after this one of `stages`; return what it wrote.
+    stage: stop after this one of `stages`; return what it wrote. valid_path: a manifest whose loss is logged with every
+    state and says which of them is the best; it changes nothing of what is trained.
     Raises UserError on bad data, bad bits or overrides, too little memory, or when gradients stop being finite.
     """
     if stage is not None and stage not in stages(recipe):
@@ -55,6 +64,7 @@ def pretrain(recipe: Recipe, manifest_path: Path, out: Path, labels: Path, seed:
     device = distributed.join()
     final = out / "checkpoints" / f"{recipe.name}.safetensors"
     manifest = Manifest.read(manifest_path)
+    valid = Manifest.read(valid_path) if valid_path is not None else None
     about = {
         "recipe": dataclasses.asdict(recipe),
         "seed": seed,
@@ -63,9 +73,11 @@ def pretrain(recipe: Recipe, manifest_path: Path, out: Path, labels: Path, seed:
     }
     if is_finished(final, about, ("seed", "manifest"), recipe, "recipe"):
         return final
+    asked, recipe = recipe, settled(recipe, out / "pretrain" / recipe.name / "config.json")
     memory.check(recipe.config, recipe, device)
     distributed.share(recipe.micro_batches)
-    return _Pretraining(recipe, manifest, out, labels, seed, about, device).run(stage or "export")
+    about["micro_batches"] = recipe.micro_batches
+    return _Pretraining(recipe, asked, manifest, valid, out, labels, seed, about, device).run(stage or "export")
 
 
 class _Pretraining:
@@ -74,13 +86,17 @@ class _Pretraining:
     def __init__(
         self,
         recipe: Recipe,
+        asked: Recipe,
         manifest: Manifest,
+        valid: Manifest | None,
         out: Path,
         labels: Path,
         seed: int,
         about: dict[str, Any],
         device: torch.device,
     ) -> None:
+        self.valid = valid
+        self.asked = asked  # the recipe as it was given, before its micro-batches were settled
         self.recipe, self.manifest, self.out, self.labels, self.seed = recipe, manifest, out, labels, seed
         self.about, self.device = about, device
         self.folder = out / "pretrain" / recipe.name
@@ -125,7 +141,7 @@ class _Pretraining:
         recipe, model = self.recipe, self.model
         quantized = copy.deepcopy(model)
         sites = quantize(quantized, recipe.quantization.bits, recipe.quantization.config)
-        statistics = calibration_batches(self.manifest, recipe, self.hop, self.seed)
+        statistics = calibration_batches(self.manifest, self.asked, self.hop, self.seed)
         fit_log_mel(model, statistics)
         model.fit_output(statistics)  # in every process: it moves batch normalisation's running statistics as well
         if distributed.rank() == 0:
@@ -146,7 +162,7 @@ class _Pretraining:
         if file.is_file():
             before = json.loads(file.read_text(encoding="utf-8"))
             same = all(before.get(key) == self.about[key] for key in ("seed", "manifest"))
-            if not (same and same_settings(before.get("recipe"), self.recipe)):
+            if not (same and same_settings(before.get("recipe"), self.asked)):
                 raise UserError(
                     f"{self.folder} holds a run of another recipe, seed or manifest (config.json): "
                     "give another --out, or remove it to start anew"
@@ -165,6 +181,8 @@ class _Pretraining:
                 *(self.manifest, out, clusters, self.seed, fraction, self.hop // HOP, model, layer, starts),
                 workers=recipe.workers,
             )
+            if self.valid is not None:
+                write_valid_labels(self.valid, out, self.hop // HOP, model, layer, recipe.workers)
         distributed.wait()
         return out / "train.km"
 
@@ -175,7 +193,11 @@ class _Pretraining:
         module = HubertPretraining(self.model, iteration.clusters, recipe.objective).to(self.device).train()
         task = MaskedPrediction(module, recipe, self.manifest, labels, iteration.steps, seed)
         updates = optimizers(module, recipe, self.model.encoder.blocks)
-        fit(task, updates, recipe, iteration.steps, folder, seed=seed, title=f"{recipe.name} {folder.name}")
+        validation = None
+        if self.valid is not None:
+            validation = Validation(task, self.valid, labels.with_name("valid.km"))
+        title = f"{recipe.name} {folder.name}"
+        fit(task, updates, recipe, iteration.steps, folder, seed=seed, title=title, validate=validation)
         return module
 
 
@@ -237,6 +259,38 @@ class MaskedPrediction:
             used = share[share > 0].double()
             values["codebook_perplexity"] = float(torch.exp(-(used * used.log()).sum()))
         return values
+
+
+class Validation:
+    """Masked prediction of other audio, the same crops and masks every time."""
+
+    def __init__(self, task: MaskedPrediction, manifest: Manifest, labels: Path) -> None:
+        recipe, hop = task.recipe, task.recipe.config.downsample_rate
+        self.task = task
+        self.crops = Crops(manifest, read_labels(labels, manifest, hop), hop)
+        order = BatchOrder(manifest, hop, recipe.seconds_at_once, recipe.crop_seconds, seed=0)
+        self.batches = list(enumerate(order.steps(0, order.batches_an_epoch)))[
+            distributed.rank() :: distributed.world()
+        ]
+
+    @torch.no_grad()
+    def __call__(self) -> dict[str, float]:
+        """Loss and accuracy of the masked frames, their mean over the audio of all processes."""
+        module, objective = self.task.module, self.task.recipe.objective
+        device = module.mask_vector.device
+        module.eval()
+        sums = torch.zeros(3, dtype=torch.float64)
+        for number, items in self.batches:
+            batch = collate([self.crops[item] for item in items])
+            frames = module.model.frame_count(batch.lengths)
+            mask = span_mask(frames.tolist(), objective.mask_prob, objective.mask_length, seed=number)
+            masked = with_mask(batch, mask, frames, paired=False)
+            # Means over one item are sums.
+            parts = module(masked.to(device), Counts(masked=1.0, unmasked=0.0, crops=0.0, frames=1.0))[1]
+            sums += torch.tensor([float(parts["loss_masked"]), float(parts["accuracy_masked"]), masked.counts.masked])
+        module.train()
+        loss, correct, count = distributed.summed(sums).tolist()
+        return {"loss": loss / max(1.0, count), "accuracy": correct / max(1.0, count)}
 
 
 def is_finished(final: Path, about: dict[str, Any], keys: tuple[str, ...], settings: Any, key: str) -> bool:

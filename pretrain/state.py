@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import io
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +16,7 @@ import torch
 from tqdm import tqdm
 
 from upstreams.checkpoint import sha256
+from upstreams.errors import UserError
 from upstreams.files import atomic_write
 
 NAME = re.compile(r"step_(?P<step>\d{8})_loss_(?P<loss>[-\w.+]+)_(?P<digest>[0-9a-f]{16})\.pt")
@@ -64,6 +68,23 @@ class States:
         for old in saved[: -self.keep]:
             if old != best:
                 old.path.unlink(missing_ok=True)
+
+    @contextmanager
+    def claimed(self) -> Iterator[None]:
+        """Inside it no other process may train in the folder. Raises UserError when one does.
+
+        A process that torchrun started outlives a torchrun that was killed: two would write one run's states. The claim
+        ends with the process, however that ends.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with (self.folder / ".lock").open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise UserError(
+                    f"another process is training in {self.folder}: wait until it ends, stop it, or give another --out"
+                ) from None
+            yield
 
     def clear(self) -> None:
         """Forget all states."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import time
 from collections.abc import Callable
 
@@ -11,6 +12,7 @@ import torch
 from upstreams import cost
 from upstreams.config import SAMPLE_RATE
 from upstreams.model import AudioEncoder
+from upstreams.products import product
 
 BACKWARD = 3  # a training step costs a forward pass and, for inputs and weights, twice as much again
 
@@ -29,13 +31,13 @@ def step_flops(model: AudioEncoder, longest: int) -> Callable[[list[int]], float
 
 
 def matmul_peak(device: torch.device, dtype: torch.dtype) -> float:
-    """FLOPs a second of a large product of square matrices on the device: the best of a few."""
+    """FLOPs a second of a large product of square matrices on the device, by the library that training uses."""
     size = 8192 if device.type == "cuda" else 1024
     a = torch.randn(size, size, device=device, dtype=dtype)
     best = 0.0
     for _ in range(4):
         started = time.perf_counter()
-        a @ a
+        product(a, a)
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         best = max(best, 2 * size**3 / (time.perf_counter() - started))
@@ -43,10 +45,10 @@ def matmul_peak(device: torch.device, dtype: torch.dtype) -> float:
 
 
 class Meter:
-    """Adds up what was trained on since it was last read."""
+    """Adds up what was trained on since it was last read. peak: of the device, in FLOPs a second."""
 
-    def __init__(self, peak: float) -> None:
-        self.peak = peak
+    def __init__(self, device: torch.device, peak: float) -> None:
+        self.device, self.peak = device, peak
         self._restart()
 
     def _restart(self) -> None:
@@ -64,5 +66,7 @@ class Meter:
             "audio_seconds_per_second": self.seconds * processes / elapsed,
             "mfu": self.flops / elapsed / self.peak,
         }
+        if self.device.type == "cuda" and importlib.util.find_spec("pynvml") is not None:
+            values["gpu_utilisation"] = torch.cuda.utilization(self.device) / 100  # of time that some kernel ran
         self._restart()
         return values

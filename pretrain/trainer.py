@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import json
 import math
 import signal
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -87,6 +89,22 @@ class Training:
         return torch.bfloat16 if half else torch.float32
 
 
+Settings = TypeVar("Settings", bound=Training)
+
+
+def settled(config: Settings, about: Path) -> Settings:
+    """`config` with as many micro-batches a step as the run that `about`, its config.json, tells of.
+
+    A run that is gone on with by another number of processes so trains on the very same micro-batches, whoever computes
+    them; where there is no run yet, they are those of `config`.
+    """
+    count = config.micro_batches
+    if not config.micro_batch_seconds and about.is_file():
+        count = json.loads(about.read_text(encoding="utf-8")).get("micro_batches", count)
+    count = int(distributed.from_first(str(count)))
+    return dataclasses.replace(config, micro_batch_seconds=config.batch_seconds / count)
+
+
 class Task(Protocol):
     """What is trained. Losses and what is logged are sums over micro-batches and processes."""
 
@@ -150,19 +168,23 @@ def fit(
     *,
     seed: int = 0,
     title: str = "",
+    validate: Callable[[], dict[str, float]] | None = None,
 ) -> None:
     """Train `task.module` for `steps` steps, from where the states in `folder` say an earlier run stopped.
 
     What is random in a micro-batch is drawn after seeding with its number, so that neither a resumed run nor another
     number of processes changes what is drawn. Under torchrun gradients are summed over the processes, which share a
-    step's micro-batches; the first one logs and saves.
+    step's micro-batches; the first one logs and saves. validate: called before every state, in every process, for what
+    to log under valid/; the state of lowest "loss" of it is the best one, without it that of lowest training loss.
     Raises UserError when `max_skipped` steps in a row have no finite gradient. On SIGTERM or Ctrl-C saves the last
     whole step's state and raises SystemExit(143) or KeyboardInterrupt.
     """
-    run = _Run(task, updates, config, steps, folder, seed)
-    if run.step >= steps:
-        return
     with contextlib.ExitStack() as stack:
+        if distributed.rank() == 0:
+            stack.enter_context(state.States(folder).claimed())
+        run = _Run(task, updates, config, steps, folder, seed)
+        if run.step >= steps:
+            return
         stop = stack.enter_context(StopSignal())
         writer = None
         if run.main:
@@ -174,7 +196,7 @@ def fit(
         while run.step < steps:
             sums = run.compute(batches, stop)
             if sums is None:
-                run.save()
+                run.save(math.nan if validate is not None else run.mean_loss())
                 distributed.wait()
                 raise stop.ending
             norm = run.update(sums)
@@ -187,7 +209,11 @@ def fit(
             run.step += 1
             bar.update()
             if run.step % config.save_every == 0 or run.step == steps:
-                run.save()
+                found = validate() if validate is not None else {"loss": run.mean_loss()}
+                if writer is not None and validate is not None:
+                    for name, value in found.items():
+                        writer.add_scalar(f"valid/{name}", value, run.step)
+                run.save(found["loss"])
         run.finish()
 
 
@@ -222,7 +248,7 @@ class _Run:
         self._resume()
         dtype = config.dtype(self.device)
         self.autocast = torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32)
-        self.meter = Meter(matmul_peak(self.device, dtype))
+        self.meter = Meter(self.device, matmul_peak(self.device, dtype))
 
     def compute(self, batches: Iterator[Any], stop: StopSignal) -> dict[str, Tensor] | None:
         """Gradients of one step and the sums of what is logged; None when the run is asked to stop."""
@@ -300,20 +326,22 @@ class _Run:
         values |= {"skipped_steps": float(self.skipped)}
         return values | self.meter.read(distributed.world())
 
-    def save(self) -> None:
-        """Write the state from which the next step follows."""
+    def mean_loss(self) -> float:
+        """Of the steps since the state before."""
+        return self.loss_sum / self.loss_count if self.loss_count else math.nan
+
+    def save(self, loss: float) -> None:
+        """Write the state from which the next step follows; loss: by which the best one is chosen, NaN for unknown."""
         if not self.main:
             return
         content = {
             "step": self.step,
-            "micro_batches": self.count,
             "skipped": [self.skipped, self.in_a_row],
             "base_rates": self.base,
             "module": self.task.module.state_dict(),
             "optimizers": [o.state_dict() for o in self.updates],
             "average": None if self.average is None else self.average.state_dict(),
         }
-        loss = self.loss_sum / self.loss_count if self.loss_count else math.nan
         self.states.write(self.step, loss, content)
         self.loss_sum, self.loss_count = 0.0, 0
 

@@ -202,6 +202,9 @@ def pretrain(
     stage: Annotated[
         str | None, typer.Option(help="Stop after this stage: labels1, iteration1, labels2 ... teacher, export.")
     ] = None,
+    valid: Annotated[
+        Path | None, typer.Option(help="Manifest of audio to validate on: its loss says which state is the best.")
+    ] = None,
     seed: Seed = 0,
     threads: Threads = 1,
 ) -> None:
@@ -210,7 +213,7 @@ def pretrain(
     from pretrain.recipes import read_recipe
 
     _use_threads(threads)
-    path = run(read_recipe(recipe, settings or []), manifest, out, label_sets or out / "labels", seed, stage)
+    path = run(read_recipe(recipe, settings or []), manifest, out, label_sets or out / "labels", seed, stage, valid)
     typer.echo(f"{'checkpoint' if stage in (None, 'export') else stage}: {path}")
 
 

@@ -15,8 +15,8 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from pretrain import state
-from pretrain.trainer import Training, warm_up_decay
+from pretrain import distributed, state
+from pretrain.trainer import Training, settled, warm_up_decay
 from tests.pretrain.command import superbit, weights
 from tests.pretrain.toy import Toy
 from upstreams.errors import UserError
@@ -181,6 +181,11 @@ def kill_at_random(command: list[str], folder: Path, after: float, while_writing
     return process.wait() != 0
 
 
+def descendants(process: int) -> list[int]:
+    children = Path(f"/proc/{process}/task/{process}/children").read_text().split()
+    return [number for child in map(int, children) for number in (child, *descendants(child))]
+
+
 def test_two_processes_equal_one_that_accumulates(work: Path, tmp_path: Path) -> None:
     """20 steps of a Conformer (batch normalisation, layerdrop) by torchrun; then quantization of the result."""
     (tmp_path / "recipe.yaml").write_text(RECIPE % ("conformer_mini", 20, 3, 100))
@@ -244,19 +249,47 @@ def test_a_signal_inside_a_step_saves_and_ends_as_it_asks(
 @pytest.mark.slow
 def test_a_run_goes_on_with_other_numbers_of_processes(work: Path, tmp_path: Path) -> None:
     """Two processes, killed; then one, killed; then two: as one that was never stopped, but for rounding."""
-    (tmp_path / "recipe.yaml").write_text(RECIPE % ("conformer_mini", 40, 1.5, 1))
-    whole = whole_run(work, tmp_path / "whole")
+    # The number of micro-batches is that of the processes that the run begins with.
+    (tmp_path / "recipe.yaml").write_text(RECIPE % ("conformer_mini", 40, 0, 1))
+    whole = whole_run(work, tmp_path / "whole", 2)
     folder = tmp_path / "elastic/pretrain/conformer_mini/iteration1"
-    for processes in (2, 1):
-        assert kill_at_random(command(work, tmp_path / "elastic", processes), folder, 2.0)
-        newest = state.States(folder).saved()[-1].step
-        assert 0 < newest < 40
+    for processes, step in ((2, 10), (1, 20)):
+        process = subprocess.Popen(command(work, tmp_path / "elastic", processes), start_new_session=True)
+        while process.poll() is None and not any(s.step >= step for s in state.States(folder).saved()):
+            time.sleep(0.02)
+        assert process.poll() is None
+        for number in [process.pid, *descendants(process.pid)]:  # torchrun's processes are in groups of their own
+            os.kill(number, signal.SIGKILL)
+        process.wait()
     assert largest_difference(whole_run(work, tmp_path / "elastic", 2), whole) < 1e-5
 
 
-def test_more_processes_than_micro_batches(work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from pretrain import distributed
+def test_a_folder_in_which_another_process_trains_is_refused(tmp_path: Path) -> None:
+    with state.States(tmp_path).claimed(), pytest.raises(UserError, match="another process is training in"):
+        Toy(CONFIG).run(tmp_path)
+    Toy(CONFIG).run(tmp_path)  # once the other one has ended
 
+
+def test_a_run_keeps_the_micro_batches_that_it_began_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a recipe leaves their number to the processes, another number of them goes on with the same ones."""
+    about = tmp_path / "config.json"
+    config = Training(batch_seconds=6)
+    monkeypatch.setattr(distributed, "world", lambda: 2)
+    monkeypatch.setattr(distributed, "from_first", lambda text: text)
+    first = settled(config, about)
+    assert (first.micro_batches, first.seconds_at_once) == (2, 3.0)
+    about.write_text('{"micro_batches": 2}')
+    monkeypatch.setattr(distributed, "world", lambda: 1)
+    assert settled(config, about) == first
+    chosen = replace(config, micro_batch_seconds=1.5)
+    assert settled(chosen, about) == chosen
+    monkeypatch.setattr(distributed, "world", lambda: 4)
+    assert settled(config, about) == first
+    with pytest.raises(UserError, match="4 processes cannot share the 2 micro-batches"):
+        distributed.share(first.micro_batches)
+
+
+def test_more_processes_than_micro_batches(work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(distributed, "world", lambda: 3)
     with pytest.raises(UserError, match="3 processes cannot share the 2 micro-batches"):
         distributed.share(2)

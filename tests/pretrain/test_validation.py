@@ -1,0 +1,53 @@
+"""Validation beside pre-training: it says which state is the best, and changes nothing of what is trained."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from pretrain.data import read_labels
+from pretrain.labels import write_valid_labels
+from pretrain.manifest import Manifest
+from pretrain.state import States
+from tests.pretrain.audio import write_corpus
+from tests.pretrain.command import superbit, weights
+from upstreams.errors import UserError
+
+
+def test_validation_chooses_the_best_state_and_changes_no_weight(work: Path, tmp_path: Path) -> None:
+    valid = write_corpus(tmp_path / "valid", utterances=4, seconds=1.1)
+    where = ["--manifest", work / "audio/train.tsv", "--out", tmp_path / "run", "--valid", valid]
+    done = superbit("pretrain", work / "recipe.yaml", *where, "--set", "save_every=1", "--set", "keep=1")
+    assert done.returncode == 0, done.stderr
+    name = "checkpoints/sparseformer_dn_mini.safetensors"
+    ours, reference = weights(tmp_path / "run" / name), weights(work / "run" / name)
+    assert all(torch.equal(ours[key], reference[key]) for key in reference)
+    for iteration, steps in (("iteration1", 6), ("iteration2", 4)):
+        folder = tmp_path / "run/pretrain/sparseformer_dn_mini" / iteration
+        events = EventAccumulator(str(folder))
+        events.Reload()
+        losses = [event.value for event in events.Scalars("valid/loss")]
+        assert len(losses) == steps and all(0 < loss < 2 * math.log(10) + 2 for loss in losses)
+        assert all(0 <= event.value <= 1 for event in events.Scalars("valid/accuracy"))
+        best = min(range(steps), key=losses.__getitem__) + 1
+        assert {saved.step for saved in States(folder).saved()} == {best, steps}
+        assert States(folder).saved()[0].loss == pytest.approx(min(losses), rel=1e-5)
+
+
+def test_labels_of_the_training_audio_by_kept_clusters_are_its_own(work: Path, tmp_path: Path) -> None:
+    manifest = Manifest.read(work / "audio/train.tsv")
+    made = work / "run/labels/mfcc8"
+    for name in ("kmeans.safetensors", "dict.km.txt"):
+        (tmp_path / name).write_bytes((made / name).read_bytes())
+    again = write_valid_labels(manifest, tmp_path, 4)
+    pairs = zip(read_labels(again, manifest, 640), read_labels(made / "train.km", manifest, 640), strict=True)
+    assert all((ours == theirs).all() for ours, theirs in pairs)
+
+
+def test_a_label_set_without_its_centroids_is_refused(work: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"neither valid\.km nor kmeans\.safetensors"):
+        write_valid_labels(Manifest.read(work / "audio/train.tsv"), tmp_path, 4)
