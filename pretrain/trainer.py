@@ -22,7 +22,7 @@ from pretrain import distributed, state
 from pretrain.muon import Muon
 from pretrain.throughput import Meter, matmul_peak
 from upstreams.errors import UserError
-from upstreams.products import FastProducts
+from upstreams.fast_training import FastTraining
 from upstreams.quantization.quantizers import Quantizer
 
 LOG_EVERY = 10  # steps
@@ -278,7 +278,7 @@ class _Run:
                 buffer.copy_(value)
             item, _ = prepared[turn]
             torch.manual_seed(self.seed * 1_000_003 + self.step * self.count + self.share[turn])
-            with self.autocast, FastProducts():
+            with self.autocast, FastTraining():
                 loss, parts = self.task.loss(item, totals)
             loss.backward()
             for buffer, total in zip(self.running, after, strict=True):

@@ -1,0 +1,170 @@
+"""The ways of training on a CPU against PyTorch's own operators: values and every gradient."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from upstreams import checkpoint, fast_training, products
+from upstreams.config import preset
+from upstreams.fast_training import FastTraining
+from upstreams.grouped import GroupedConvolution
+from upstreams.strided import StridedConvolution
+
+functional = nn.functional
+
+
+@pytest.fixture(params=["this processor", "oneDNN"])
+def everywhere(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Take the faster ways whatever the size, with PyTorch's products as well as oneDNN's."""
+    if request.param == "oneDNN":
+        if not torch.backends.mkldnn.is_available():
+            pytest.skip("PyTorch was built without oneDNN")
+        monkeypatch.setattr(products, "faster", lambda: True)
+    monkeypatch.setattr(products, "SMALLEST", 0)
+    monkeypatch.setattr(fast_training, "suited", lambda x, weight: weight.ndim == 2)
+    monkeypatch.setattr(fast_training, "KEYS", 1)
+
+
+def gradients(function: Callable[..., Tensor], *inputs: Tensor) -> list[Tensor]:
+    """What it gives, and the gradient of each input under a gradient that differs everywhere."""
+    leaves = [x.detach().clone().requires_grad_() for x in inputs]
+    output = function(*leaves)
+    output.backward(torch.linspace(-1, 1, output.numel(), dtype=output.dtype).view_as(output).cos())
+    return [output.detach(), *(leaf.grad for leaf in leaves if leaf.grad is not None)]
+
+
+def assert_same(ours: list[Tensor], reference: list[Tensor]) -> None:
+    assert len(ours) == len(reference)
+    for got, wanted in zip(ours, reference, strict=True):
+        assert got.shape == wanted.shape
+        assert (got - wanted).abs().max() <= 2e-5 * wanted.abs().max()
+
+
+@pytest.mark.usefixtures("everywhere")
+@pytest.mark.parametrize("shape", [(7, 12), (2, 5, 12), (1, 1, 12), (3, 2, 4, 12)])
+@pytest.mark.parametrize("bias", [True, False])
+def test_linear(shape: tuple[int, ...], bias: bool) -> None:
+    torch.manual_seed(0)
+    inputs = [torch.randn(shape), torch.randn(9, 12), *([torch.randn(9)] if bias else [])]
+    with FastTraining():
+        ours = gradients(functional.linear, *inputs)
+    assert_same(ours, gradients(functional.linear, *inputs))
+
+
+@pytest.mark.usefixtures("everywhere")
+def test_linear_of_a_transposed_input() -> None:
+    torch.manual_seed(0)
+    inputs = [torch.randn(2, 12, 5), torch.randn(9, 12), torch.randn(9)]
+
+    def transposed(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return functional.linear(x.transpose(1, 2), weight, bias)
+
+    with FastTraining():
+        ours = gradients(transposed, *inputs)
+    assert_same(ours, gradients(transposed, *inputs))
+
+
+@pytest.mark.usefixtures("everywhere")
+@pytest.mark.parametrize(
+    ("batch", "frames", "channels", "outputs", "kernel", "groups", "padding"),
+    [
+        (2, 70, 12, 12, 32, 3, 16),
+        (1, 65, 8, 8, 31, 2, 15),  # odd: the taps do not fill the last run
+        (3, 40, 6, 4, 5, 2, 0),  # other outputs than inputs, no padding
+        (2, 300, 32, 32, 128, 16, 64),  # HuBERT's positions, narrower
+    ],
+)
+@pytest.mark.parametrize("bias", [True, False])
+def test_grouped_convolution(
+    batch: int, frames: int, channels: int, outputs: int, kernel: int, groups: int, padding: int, bias: bool
+) -> None:
+    torch.manual_seed(0)
+    inputs = [torch.randn(batch, channels, frames), torch.randn(outputs, channels // groups, kernel)]
+    inputs += [torch.randn(outputs)] if bias else []
+
+    def ours(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        return GroupedConvolution.apply(x, weight, bias, padding, groups)
+
+    def reference(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        return functional.conv1d(x, weight, bias, 1, padding, groups=groups)
+
+    assert_same(gradients(ours, *inputs), gradients(reference, *inputs))
+    with FastTraining():
+        inside = gradients(reference, *inputs)
+    assert_same(inside, gradients(reference, *inputs))
+
+
+@pytest.mark.usefixtures("everywhere")
+@pytest.mark.parametrize(("kernel", "stride"), [(10, 5), (3, 2), (2, 2), (4, 1)])
+def test_strided_convolution(kernel: int, stride: int) -> None:
+    torch.manual_seed(0)
+    inputs = [torch.randn(53, 6), torch.randn(7, 6, kernel)]
+
+    def ours(x: Tensor, weight: Tensor) -> Tensor:
+        return StridedConvolution.apply(x, weight, stride)
+
+    def reference(x: Tensor, weight: Tensor) -> Tensor:
+        return functional.conv1d(x.T[None], weight, stride=stride)[0].T
+
+    assert_same(gradients(ours, *inputs), gradients(reference, *inputs))
+
+
+@pytest.mark.usefixtures("everywhere")
+@pytest.mark.parametrize("lengths", [[20, 20], [20, 7, 1]])
+def test_attention(lengths: list[int]) -> None:
+    torch.manual_seed(0)
+    inputs = [torch.randn(len(lengths), 20, 3, 8) for _ in range(3)]
+    visible = (torch.arange(20) < torch.tensor(lengths)[:, None])[:, None, None]
+
+    def attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        heads = (x.transpose(1, 2) for x in (query, key, value))
+        return functional.scaled_dot_product_attention(*heads, attn_mask=visible)
+
+    with FastTraining():
+        ours = gradients(attention, *inputs)
+    assert_same(ours, gradients(attention, *inputs))
+
+
+@pytest.mark.usefixtures("everywhere")
+@pytest.mark.parametrize("mask", ["a hole", "a window", "scores"])
+def test_attention_that_sees_otherwise_is_pytorchs(mask: str) -> None:
+    torch.manual_seed(0)
+    query, key, value = (torch.randn(2, 3, 20, 8) for _ in range(3))
+    seen = torch.ones(2, 1, 1, 20, dtype=torch.bool)
+    if mask == "a hole":
+        seen[1, :, :, 4] = False
+    elif mask == "a window":
+        seen = (torch.arange(20) - torch.arange(20)[:, None]).abs()[None, None].expand(2, 1, 20, 20) < 5
+    else:
+        seen = torch.randn(2, 1, 1, 20)
+    wanted = functional.scaled_dot_product_attention(query, key, value, attn_mask=seen)
+    with FastTraining():
+        assert torch.equal(functional.scaled_dot_product_attention(query, key, value, attn_mask=seen), wanted)
+
+
+@pytest.mark.usefixtures("everywhere")
+@pytest.mark.parametrize("name", ["transformer_mini", "sparseformer_dn_mini", "conformer_mini", "squeezeformer_mini"])
+def test_a_model_learns_the_same(name: str) -> None:
+    """Every parameter's gradient, in a batch of unlike lengths."""
+    torch.manual_seed(0)
+    model = checkpoint.build(preset(name)).eval()  # no dropout, which draws anew
+    lengths = torch.tensor([24_000, 15_000, 9_000])
+    waveforms = torch.randn(3, 24_000) * (torch.arange(24_000) < lengths[:, None])
+
+    def learn() -> dict[str, Tensor]:
+        model.zero_grad()
+        states = model(waveforms, lengths)
+        (states[-1] * torch.linspace(-1, 1, states[-1].shape[-1])).square().sum().backward()
+        return {key: p.grad.clone() for key, p in model.named_parameters() if p.grad is not None}
+
+    reference = learn()
+    with FastTraining():
+        ours = learn()
+    largest = max(float(gradient.abs().max()) for gradient in reference.values())
+    assert ours.keys() == reference.keys() and len(ours) > 20
+    for key, gradient in reference.items():
+        assert (ours[key] - gradient).abs().max() <= 1e-4 * gradient.abs().max() + 1e-6 * largest, key

@@ -1,0 +1,121 @@
+"""Training on a CPU by faster ways to the same numbers: linear layers, grouped convolutions, attention."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from upstreams.grouped import GroupedConvolution
+from upstreams.products import product, suited
+
+# Keys from which a product a head is faster than PyTorch's attention, and the length (in kernels) from which products
+# of windows are faster than its grouped convolution.
+KEYS, KERNELS = 192, 2
+
+
+class FastTraining(TorchFunctionMode):
+    """Inside it what PyTorch does slowly on such a processor goes the faster way; nothing else changes."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func in _WAYS and not torch.is_autocast_enabled("cpu"):
+            result = _WAYS[func](*args, **kwargs)
+            if result is not None:
+                return result
+        return func(*args, **kwargs)
+
+
+class _Linear(torch.autograd.Function):
+    """nn.functional.linear, whose three products are `product`."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return product(x, weight, bias)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        flat = gradient.reshape(-1, gradient.shape[-1])
+        to_x = product(flat, weight.T).view_as(x) if ctx.needs_input_grad[0] else None
+        to_weight = product(flat.T, x.reshape(-1, x.shape[-1]).T) if ctx.needs_input_grad[1] else None
+        return to_x, to_weight, flat.sum(0) if ctx.needs_input_grad[2] else None
+
+
+def _linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor | None:
+    if not suited(x, weight):
+        return None
+    return _Linear.apply(x if x.ndim == 2 else x.contiguous(), weight, bias)
+
+
+class _Attention(torch.autograd.Function):
+    """softmax(Q K^T / sqrt(d)) V of each head in turn, whose probabilities are kept for the backward pass.
+
+    query (batch, heads, q, d), key, value (batch, heads, k, d); an utterance's keys from `keys` on are not seen.
+    """
+
+    @staticmethod
+    def forward(ctx, query: Tensor, key: Tensor, value: Tensor, keys: list[int]) -> Tensor:
+        scale = query.shape[-1] ** -0.5
+        query, key, value = (query * scale).contiguous(), key.contiguous(), value.contiguous()
+        output = torch.empty_like(query)
+        kept = []
+        for b, h in _heads(query):
+            probabilities = product(query[b, h], key[b, h, : keys[b]]).softmax(-1)
+            output[b, h] = product(probabilities, value[b, h, : keys[b]].T)
+            kept.append(probabilities)
+        ctx.save_for_backward(query, key, value, output, *kept)
+        ctx.keys, ctx.scale = keys, scale
+        return output
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        query, key, value, output, *kept = ctx.saved_tensors
+        gradient = gradient.contiguous()
+        shares = (gradient * output).sum(-1, keepdim=True)
+        to_query, to_key, to_value = torch.empty_like(query), torch.zeros_like(key), torch.zeros_like(value)
+        for (b, h), probabilities in zip(_heads(query), kept, strict=True):
+            n = ctx.keys[b]
+            to_value[b, h, :n] = product(probabilities.T, gradient[b, h].T)
+            to_scores = product(gradient[b, h], value[b, h, :n]).sub_(shares[b, h]).mul_(probabilities)
+            to_query[b, h] = product(to_scores, key[b, h, :n].T)
+            to_key[b, h, :n] = product(to_scores.T, query[b, h].T)
+        return to_query.mul_(ctx.scale), to_key, to_value, None
+
+
+def _heads(x: Tensor) -> list[tuple[int, int]]:
+    return [(b, h) for b in range(x.shape[0]) for h in range(x.shape[1])]
+
+
+def _attention(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None) -> Tensor | None:
+    """None where it is not full attention over enough frames, with what follows an utterance's end masked."""
+    count = key.shape[2]
+    mask = attn_mask
+    if mask is None or mask.dtype != torch.bool or mask.shape != (len(key), 1, 1, count) or count < KEYS:
+        return None
+    if not suited(query[0, 0], key[0, 0]):
+        return None
+    keys = mask.sum(-1).flatten().tolist()
+    if min(keys) == 0 or not all(bool(row[:n].all()) for row, n in zip(mask[:, 0, 0], keys, strict=True)):
+        return None
+    return _Attention.apply(query, key, value, keys)
+
+
+def _convolution(
+    x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding: int, groups: int
+) -> Tensor | None:
+    if stride != 1 or groups == 1 or weight.shape[1] == 1 or x.shape[2] < KERNELS * weight.shape[2]:
+        return None
+    if not suited(x[0], weight[0]):
+        return None
+    return GroupedConvolution.apply(x, weight, bias, padding, groups)
+
+
+_WAYS: dict[Any, Any] = {
+    torch.nn.functional.linear: _linear,
+    torch.nn.functional.scaled_dot_product_attention: _attention,
+    torch.nn.functional.conv1d: _convolution,
+}
