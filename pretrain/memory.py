@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import torch
@@ -60,10 +61,10 @@ def needs(config: ModelConfig, crop_seconds: float) -> tuple[float, float]:
 
 
 def free(device: torch.device) -> float:
-    """Bytes of memory that can be had."""
+    """Bytes of memory that can be had; the machine's are shared by the processes that torchrun starts on it."""
     if device.type == "cuda":
         return float(torch.cuda.mem_get_info(device)[0])
     for line in Path("/proc/meminfo").read_text(encoding="utf-8").splitlines():
         if line.startswith("MemAvailable:"):
-            return float(line.split()[1]) * 1024
+            return float(line.split()[1]) * 1024 / int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     return float("inf")
