@@ -161,10 +161,9 @@ def write_labels(
     """Cluster MFCC (or `model`'s hidden state `layer`) of the manifest into OUT/train.km; a finished one is kept.
 
     Writes dict.km.txt, kmeans.safetensors (the centroids), summary.json (how the clusters are used) and TensorBoard's
-    events beside it. Labels are at the
-    encoder's frame rate: one every `subsampling` * 10 ms. fraction: of the utterances, to fit k-means on; n_init:
-    initialisations that it tries; workers: processes that read audio. Raises UserError on too little audio and where a
-    file's length is not the manifest's.
+    events beside it. Labels are at the encoder's frame rate: one every `subsampling` * 10 ms. fraction: of the
+    utterances, to fit k-means on; n_init: initialisations that it tries; workers: processes that read audio.
+    Raises UserError on too little audio and where a file's length is not the manifest's.
     """
     path = out / "train.km"
     if path.is_file():
