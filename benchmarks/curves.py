@@ -1,8 +1,8 @@
 """Loss curves of pre-training runs side by side: `python -m benchmarks.curves runs/minis --out docs/pretraining.png`.
 
-Reads the TensorBoard events of every recipe in RUNS/pretrain, which were trained with `superbit pretrain --valid`. Prints
-the last validation loss and accuracy of each iteration beside what guessing by frequency alone would have (the entropy
-of the labels and the share of the commonest), and draws training and validation loss over the steps.
+Reads the TensorBoard events of every recipe in RUNS/pretrain, which were trained with `superbit pretrain --valid`.
+Prints the last validation loss and accuracy of each iteration beside what guessing by frequency alone would have (the
+entropy of the labels and the share of the commonest), and draws training and validation loss over the steps.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ from pretrain.monitor import SignFlips, scales
 from pretrain.pretraining import calibration_batches, is_finished, same_settings
 from pretrain.state import States
 from pretrain.throughput import step_flops
-from pretrain.trainer import Training, fit, optimizers, settled
+from pretrain.trainer import Training, compile_blocks, fit, optimizers, settled
 from upstreams import checkpoint
 from upstreams.config import SAMPLE_RATE, QuantizationConfig, from_dict, preset
 from upstreams.errors import UserError
@@ -100,6 +100,7 @@ class Distilling:
         self.flips = SignFlips(self.module.model)
         self.flipped: dict[str, Tensor] = {}
         self.flops = step_flops(self.module.model, int(settings.crop_seconds * SAMPLE_RATE))
+        compile_blocks(self.module.model.encoder.blocks, settings)
 
     def batches(self, first: int) -> Iterable[Batch]:
         """This process's micro-batches, from step `first` on."""

@@ -22,7 +22,7 @@ from pretrain.manifest import Manifest
 from pretrain.masking import span_mask
 from pretrain.recipes import Iteration, Recipe
 from pretrain.throughput import step_flops
-from pretrain.trainer import Training, fit, optimizers, settled
+from pretrain.trainer import Training, compile_blocks, fit, optimizers, settled
 from upstreams import checkpoint
 from upstreams.config import SAMPLE_RATE, from_dict
 from upstreams.errors import UserError, nearest
@@ -224,9 +224,7 @@ class MaskedPrediction:
             recipe.views,
         )
         self.flops = step_flops(self.module.model, int(recipe.crop_seconds * SAMPLE_RATE))
-        if recipe.compile:
-            for block in self.module.model.encoder.blocks:
-                block.compile(dynamic=True)
+        compile_blocks(self.module.model.encoder.blocks, recipe)
 
     def batches(self, first: int) -> Iterable[Batch]:
         """This process's micro-batches, from step `first` on."""

@@ -13,7 +13,7 @@ from pretrain.data import Batch, BatchOrder, Crops, loader
 from pretrain.manifest import Manifest
 from pretrain.recipes import Recipe, Teacher
 from pretrain.throughput import step_flops
-from pretrain.trainer import fit, optimizers
+from pretrain.trainer import compile_blocks, fit, optimizers
 from upstreams import registry
 from upstreams.config import SAMPLE_RATE
 from upstreams.errors import UserError, nearest
@@ -115,6 +115,7 @@ class Learning:
         self.crops = Crops(self.manifest, None, hop)
         self.order = BatchOrder(self.manifest, hop, recipe.seconds_at_once, recipe.crop_seconds, self.seed)
         self.flops = step_flops(self.module.model, int(recipe.crop_seconds * SAMPLE_RATE))
+        compile_blocks(self.module.model.encoder.blocks, recipe)
 
     def batches(self, first: int) -> Iterable[Batch]:
         """This process's micro-batches, from step `first` on."""

@@ -150,6 +150,13 @@ def optimizers(module: nn.Module, config: Training, matrix_parent: nn.Module) ->
     return [Muon(matrices.values(), lr=config.matrix_lr, weight_decay=config.weight_decay), adam]
 
 
+def compile_blocks(blocks: Iterable[nn.Module], config: Training) -> None:
+    """torch.compile an encoder's blocks where the configuration asks for it, once for batches of any shape."""
+    if config.compile:
+        for block in blocks:
+            block.compile(dynamic=True)
+
+
 def warm_up_decay(step: int, steps: int, warm_up: float, decay: str = "linear") -> float:
     """Factor of the learning rate: linear warm-up over the fraction `warm_up`, then linear or cosine decay to 0."""
     rising = max(1, int(steps * warm_up))

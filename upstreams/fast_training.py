@@ -17,11 +17,14 @@ KEYS, KERNELS = 192, 2
 
 
 class FastTraining(TorchFunctionMode):
-    """Inside it what PyTorch does slowly on such a processor goes the faster way; nothing else changes."""
+    """Inside it what PyTorch does slowly on such a processor goes the faster way; nothing else changes.
+
+    What torch.compile compiles is left to it.
+    """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func in _WAYS and not torch.is_autocast_enabled("cpu"):
+        if func in _WAYS and not torch.compiler.is_compiling() and not torch.is_autocast_enabled("cpu"):
             result = _WAYS[func](*args, **kwargs)
             if result is not None:
                 return result

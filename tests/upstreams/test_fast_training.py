@@ -168,3 +168,15 @@ def test_a_model_learns_the_same(name: str) -> None:
     assert ours.keys() == reference.keys() and len(ours) > 20
     for key, gradient in reference.items():
         assert (ours[key] - gradient).abs().max() <= 1e-4 * gradient.abs().max() + 1e-6 * largest, key
+
+
+@pytest.mark.usefixtures("everywhere")
+def test_what_is_compiled_is_left_to_the_compiler() -> None:
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(64, 32), nn.GELU(), nn.Linear(32, 16))
+    x = torch.randn(3, 40, 64)
+    reference = gradients(module, x)
+    module.compile(dynamic=True)
+    with FastTraining():
+        ours = gradients(module, x)
+    assert_same(ours, reference)
