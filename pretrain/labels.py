@@ -163,10 +163,17 @@ def write_labels(
     Writes dict.km.txt, kmeans.safetensors (the centroids), summary.json (how the clusters are used) and TensorBoard's
     events beside it. Labels are at the encoder's frame rate: one every `subsampling` * 10 ms. fraction: of the
     utterances, to fit k-means on; n_init: initialisations that it tries; workers: processes that read audio.
-    Raises UserError on too little audio and where a file's length is not the manifest's.
+    Raises UserError on too little audio, where a file's length is not the manifest's, and on finished labels of another
+    frame rate.
     """
-    path = out / "train.km"
+    path, told = out / "train.km", out / "summary.json"
+    frame = 10 * subsampling  # milliseconds
     if path.is_file():
+        kept = json.loads(told.read_text(encoding="utf-8")).get("frame_ms", frame) if told.is_file() else frame
+        if kept != frame:
+            raise UserError(
+                f"{path} has a label every {kept} ms, but one every {frame} ms is wanted: give another folder"
+            )
         return path
     if model is None:
         features, title = mfcc_features(manifest, subsampling, workers), "MFCC"
@@ -181,9 +188,9 @@ def write_labels(
         counts, errors = _assign(temporary, manifest, features, assign, f"labels: {title}", checked)
         with atomic_write(out / "dict.km.txt") as dictionary:
             dictionary.write_text("".join(f"{k} {count}\n" for k, count in enumerate(counts)), encoding="utf-8")
-        summary = {**use_of(counts), "error_per_frame": errors / int(counts.sum())}
-        with atomic_write(out / "summary.json") as told:
-            told.write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
+        summary = {"frame_ms": frame, **use_of(counts), "error_per_frame": errors / int(counts.sum())}
+        with atomic_write(told) as temporary_summary:
+            temporary_summary.write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
     _to_tensorboard(out, summary, counts)
     return path
 

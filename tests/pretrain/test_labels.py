@@ -171,6 +171,15 @@ def test_labels_of_a_killed_run_are_not_taken_for_whole_ones(manifest: Manifest,
     assert (tmp_path / "killed/train.km").read_text() == (tmp_path / "whole/train.km").read_text()
 
 
+def test_finished_labels_of_another_frame_rate_are_refused(manifest: Manifest, tmp_path: Path) -> None:
+    arguments = ["labels", "mfcc", "--manifest", manifest.root / "train.tsv", "--clusters", "5", "--out", tmp_path]
+    assert superbit(*arguments).returncode == 0
+    made = (tmp_path / "train.km").read_bytes()
+    done = superbit(*arguments, "--subsampling", "2")
+    assert done.returncode == 2 and "has a label every 40 ms, but one every 20 ms is wanted" in done.stderr
+    assert superbit(*arguments).returncode == 0 and (tmp_path / "train.km").read_bytes() == made
+
+
 def test_labels_of_files_that_changed_are_refused(tmp_path: Path) -> None:
     path = write_corpus(tmp_path / "audio")
     lines = path.read_text().splitlines()
