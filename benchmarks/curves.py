@@ -66,9 +66,10 @@ def main() -> None:
                 f"| {recipe.name} | {iteration} | {steps[-1]} | {losses[-1]:.3f} | {100 * accuracies[-1]:.1f} % | "
                 f"{entropy:.3f} | {100 * commonest:.1f} % |"
             )
-            title = f"iteration {iteration}"
-            panel.set(title=title, xlabel="step", ylabel="cross-entropy of masked frames", ylim=(None, math.log(200)))
-            panel.grid(alpha=0.3)
+    for iteration, panel in enumerate(axes, start=1):
+        panel.set(title=f"iteration {iteration}", xlabel="step", ylabel="cross-entropy of masked frames")
+        panel.set_ylim(top=math.log(200))
+        panel.grid(alpha=0.3)
     axes[0].legend(fontsize=8)
     figure.suptitle("held-out audio (dots) and training (thin)", fontsize=10)
     figure.savefig(arguments.out, dpi=110)
