@@ -24,7 +24,7 @@ class FastTraining(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func in _WAYS and not torch.compiler.is_compiling() and not torch.is_autocast_enabled("cpu"):
+        if args and func in _WAYS and not torch.compiler.is_compiling() and not torch.is_autocast_enabled("cpu"):
             result = _WAYS[func](*args, **kwargs)
             if result is not None:
                 return result
@@ -93,28 +93,35 @@ def _heads(x: Tensor) -> list[tuple[int, int]]:
     return [(b, h) for b in range(x.shape[0]) for h in range(x.shape[1])]
 
 
-def _attention(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None) -> Tensor | None:
+def _attention(
+    query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, *others: Any, **more: Any
+) -> Tensor | None:
     """None where it is not full attention over enough frames, with what follows an utterance's end masked."""
-    count = key.shape[2]
-    mask = attn_mask
-    if mask is None or mask.dtype != torch.bool or mask.shape != (len(key), 1, 1, count) or count < KEYS:
+    if others or more or attn_mask is None or attn_mask.dtype != torch.bool or query.ndim != 4:
         return None
-    if not suited(query[0, 0], key[0, 0]):
+    if attn_mask.shape != (len(key), 1, 1, key.shape[2]) or key.shape[2] < KEYS or not suited(query[0, 0], key[0, 0]):
         return None
-    keys = mask.sum(-1).flatten().tolist()
-    if min(keys) == 0 or not all(bool(row[:n].all()) for row, n in zip(mask[:, 0, 0], keys, strict=True)):
+    keys = attn_mask.sum(-1).flatten().tolist()
+    if min(keys) == 0 or not all(bool(row[:n].all()) for row, n in zip(attn_mask[:, 0, 0], keys, strict=True)):
         return None
     return _Attention.apply(query, key, value, keys)
 
 
 def _convolution(
-    x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding: int, groups: int
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
 ) -> Tensor | None:
-    if stride != 1 or groups == 1 or weight.shape[1] == 1 or x.shape[2] < KERNELS * weight.shape[2]:
+    """None where it is not a grouped convolution of stride 1 over many more frames than its kernel has."""
+    if stride not in (1, (1,)) or dilation not in (1, (1,)) or isinstance(padding, str) or x.ndim != 3:
         return None
-    if not suited(x[0], weight[0]):
+    if groups == 1 or weight.shape[1] == 1 or x.shape[2] < KERNELS * weight.shape[2] or not suited(x[0], weight[0]):
         return None
-    return GroupedConvolution.apply(x, weight, bias, padding, groups)
+    return GroupedConvolution.apply(x, weight, bias, padding if isinstance(padding, int) else padding[0], groups)
 
 
 _WAYS: dict[Any, Any] = {

@@ -57,6 +57,21 @@ def test_every_packaged_recipe_takes_steps(
     assert all(torch.isfinite(tensor).all() for tensor in weights(final).values())
 
 
+def test_a_teacher_of_s3prl(work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    where = ["--manifest", work / "audio/train.tsv", "--out", tmp_path, *shrunk("distil_mini", Path("fbank"))]
+    assert run(monkeypatch, "pretrain", "distil_mini", *where, "--set", "teacher.layers=[0]") == 0
+    assert len(weights(tmp_path / "checkpoints/sparseformer_dn_mini.safetensors")) > 20
+
+
+def test_labels_come_from_layers_of_the_whole_frame_rate() -> None:
+    """A Squeezeformer's inner blocks see every second frame: labels of theirs would each stand twice."""
+    recipes = [r for r in map(read_recipe, recipe_names()) if r.config.encoder.kind == "squeezeformer"]
+    assert len(recipes) >= 3
+    for recipe in recipes:
+        encoder = recipe.config.encoder
+        assert all(not encoder.reduce < i.layer <= encoder.recover for i in recipe.iterations), recipe.name
+
+
 def test_a_stage_alone(work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     where = ["pretrain", work / "recipe.yaml", "--manifest", work / "audio/train.tsv", "--out", tmp_path]
     assert run(monkeypatch, *where, "--stage", "labels1") == 0

@@ -147,6 +147,46 @@ def test_attention_that_sees_otherwise_is_pytorchs(mask: str) -> None:
 
 
 @pytest.mark.usefixtures("everywhere")
+@pytest.mark.parametrize(
+    "layer",
+    [
+        nn.Conv1d(8, 6, 5, groups=2, padding=2),  # which calls with every argument, in tuples
+        nn.Conv1d(8, 6, 5, groups=2, padding="same"),
+        nn.Conv1d(8, 6, 5, groups=2, dilation=2),
+        nn.Conv1d(8, 6, 5, groups=2, stride=2),
+        nn.Conv1d(8, 8, 5, groups=8),
+        nn.Conv1d(8, 6, 5),
+        nn.Linear(40, 5, bias=False),
+    ],
+    ids=str,
+)
+def test_other_peoples_layers(layer: nn.Module) -> None:
+    """A teacher's model runs inside as well."""
+    x = torch.randn(2, 8, 40)
+    with FastTraining():
+        ours = gradients(layer, x)
+    assert_same(ours, gradients(layer, x))
+
+
+@pytest.mark.usefixtures("everywhere")
+def test_other_peoples_attention() -> None:
+    module = nn.MultiheadAttention(16, 2, batch_first=True)
+    query = torch.randn(2, 20, 16)
+    beyond = torch.arange(20) >= torch.tensor([20, 13])[:, None]
+
+    def attend(x: Tensor) -> Tensor:
+        output: Tensor = module(x, x, x, key_padding_mask=beyond, need_weights=False)[0]
+        return output
+
+    with FastTraining():
+        ours = gradients(attend, query)
+    assert_same(ours, gradients(attend, query))
+    alone = torch.randn(20, 16)
+    with FastTraining():
+        assert module(alone, alone, alone, need_weights=False)[0].shape == (20, 16)
+
+
+@pytest.mark.usefixtures("everywhere")
 @pytest.mark.parametrize("name", ["transformer_mini", "sparseformer_dn_mini", "conformer_mini", "squeezeformer_mini"])
 def test_a_model_learns_the_same(name: str) -> None:
     """Every parameter's gradient, in a batch of unlike lengths."""
