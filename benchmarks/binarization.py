@@ -148,16 +148,16 @@ def table(rows: list[dict[str, Any]]) -> str:
         lines.append(f"| {encoder} | {run} | {' | '.join(cells)} |")
     lines.append("")
     for encoder in dict.fromkeys(row["encoder"] for row in rows):
-        seeds = sorted(by_run[encoder, ONE_STEP])
-        loss = {run: [by_run[encoder, run][s]["held_out_loss"] for s in seeds] for run in (*ORDER, ONE_STEP)}
-        broken = [seed for k, seed in enumerate(seeds) if not all(loss[a][k] < loss[b][k] for a, b in pairwise(ORDER))]
-        verdict = f"does not hold for seeds {broken}" if broken else f"holds for all {len(seeds)} seeds"
+        tried = sorted(by_run[encoder, ONE_STEP])
+        loss = {run: [by_run[encoder, run][s]["held_out_loss"] for s in tried] for run in (*ORDER, ONE_STEP)}
+        broken = [seed for k, seed in enumerate(tried) if not all(loss[a][k] < loss[b][k] for a, b in pairwise(ORDER))]
+        verdict = f"does not hold for seeds {broken}" if broken else f"holds for all {len(tried)} seeds"
         lines.append(f"{encoder}: {' < '.join(ORDER)} in held-out loss {verdict}.")
         gains = [one - many for one, many in zip(loss[ONE_STEP], loss["w1a1"], strict=True)]
         lower = sum(gain > 0 for gain in gains)
         lines.append(
             f"{encoder}: w1a1 through {' -> '.join(CHAIN)} is lower than in one step of as many training steps for "
-            f"{lower} of {len(seeds)} seeds, by {mean_and_deviation(gains)}."
+            f"{lower} of {len(tried)} seeds, by {mean_and_deviation(gains)}."
         )
     return "\n".join(lines) + "\n"
 

@@ -66,7 +66,7 @@ def measure(task: str, mode: str, steps: int, checkpoint: Path, corpora: Path, o
     if mode == "cold":
         shutil.rmtree(store, ignore_errors=True)
     data = "corpus" if task in ("pr", "sf") else "datarc"
-    changes = {f"runner.{key}_step": steps for key in ("eval", "save", "log")}
+    changes: dict[str, Any] = {f"runner.{key}_step": steps for key in ("eval", "save", "log")}
     changes |= {"runner.total_steps": steps, "runner.eval_dataloaders": ["dev"]}
     changes |= {f"downstream_expert.{data}.num_workers": 0}
     arguments = [

@@ -67,7 +67,7 @@ def whole_models(seconds: float) -> Contest:
     """transformer_base and hubert_base against transformers' HubertModel of the same encoder, with SDPA."""
     from transformers import HubertConfig, HubertModel  # after s3prl_compat, which makes its torchaudio importable
 
-    theirs = HubertModel(HubertConfig(attn_implementation="sdpa")).eval()
+    theirs = HubertModel(HubertConfig(attn_implementation="sdpa")).eval()  # type: ignore[call-arg]
     log_mel, waveform = (checkpoint.build(preset(name)).eval() for name in ("transformer_base", "hubert_base"))
     x = torch.randn(1, int(seconds * 16_000)) * 0.1
     return f"whole model, {seconds:g} s of audio", {

@@ -16,6 +16,7 @@ import argparse
 import contextlib
 import csv
 import dataclasses
+import functools
 import importlib
 import io
 import itertools
@@ -131,7 +132,7 @@ class Models:
             importlib.import_module("upstreams.s3prl_compat")  # lets transformers import
             from transformers import HubertConfig, HubertModel
 
-            module = HubertModel(HubertConfig(attn_implementation="sdpa")).eval()
+            module = HubertModel(HubertConfig(attn_implementation="sdpa")).eval()  # type: ignore[call-arg]
             # As for inference: the positions' weight is not computed anew in every call.
             convolution = module.encoder.pos_conv_embed.conv
             torch.nn.utils.parametrize.remove_parametrizations(convolution, "weight")
@@ -238,7 +239,7 @@ def measure(
     rng = np.random.default_rng(0)
     waveforms = (rng.standard_normal((batch, int(seconds * SAMPLE_RATE))) * 0.1).astype(np.float32)
     runs = {name: models.load(name, threads) for name in names}
-    times = interleaved({name: (lambda run=run: run(waveforms)) for name, run in runs.items()}, repeats)
+    times = interleaved({name: functools.partial(run, waveforms) for name, run in runs.items()}, repeats)
     rows = []
     for name in names:
         is_packed = name.partition("/")[2].startswith("w1")

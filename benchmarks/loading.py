@@ -17,11 +17,12 @@ from pathlib import Path
 import torch
 
 from pretrain.data import Batch, BatchOrder, Crops, loader
-from pretrain.hubert import HubertPretraining, Objective
+from pretrain.hubert import HubertPretraining, Objective, with_mask
 from pretrain.manifest import Manifest
 from pretrain.masking import span_mask
-from pretrain.trainer import optimizers
+from pretrain.trainer import Training, optimizers
 from upstreams.config import preset
+from upstreams.fast_training import FastTraining
 from upstreams.model import AudioEncoder
 
 CLUSTERS = 100
@@ -32,15 +33,16 @@ def measure(manifest: Manifest, name: str, workers: int, steps: int, batch_secon
     torch.manual_seed(0)
     config = preset(name)
     model = HubertPretraining(AudioEncoder(config), CLUSTERS, Objective(utterance_weight=0.0)).train()
-    updates = optimizers(model, 1e-4, 1e-4, 0.0, model.model.encoder.blocks)
+    updates = optimizers(model, Training(lr=1e-4, matrix_lr=1e-4), model.model.encoder.blocks)
     order = BatchOrder(manifest, config.downsample_rate, batch_seconds, crop, seed=0)
-    batches = iter(loader(Crops(manifest, None, config.downsample_rate), order, 0, steps, workers))
+    batches = iter(loader(Crops(manifest, None, config.downsample_rate), order, 0, steps, 1, workers))
 
     def step(batch: Batch, number: int) -> None:
         frames = model.model.frame_count(batch.lengths)
         mask = span_mask(frames.tolist(), 0.65, 5, seed=number)
-        labels = torch.randint(0, CLUSTERS, mask.shape)
-        loss, _ = model(batch.waveforms, batch.lengths, labels, mask, paired=False)
+        labelled = Batch(batch.waveforms, batch.lengths, torch.randint(0, CLUSTERS, mask.shape), 0)
+        with FastTraining():
+            loss, _ = model(with_mask(labelled, mask, frames, paired=False))
         loss.backward()
         for update in updates:
             update.step()

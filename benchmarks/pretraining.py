@@ -68,7 +68,7 @@ def of_transformers(waveforms: Tensor, lengths: Tensor, half: bool) -> Callable[
     from transformers import HubertConfig, HubertModel
 
     config = HubertConfig(
-        attn_implementation="sdpa",
+        attn_implementation="sdpa",  # type: ignore[call-arg]
         layerdrop=0.0,
         attention_dropout=0.0,
         activation_dropout=0.0,
@@ -76,7 +76,8 @@ def of_transformers(waveforms: Tensor, lengths: Tensor, half: bool) -> Callable[
         mask_time_prob=0.8,
         mask_time_length=10,
     )
-    model = HubertModel(config).to(waveforms.device).train()
+    model = HubertModel(config).train()
+    nn.Module.to(model, waveforms.device)
     head = CodewordHead(768, CLUSTERS, 256).to(waveforms.device)
     module = nn.ModuleList([model, head])
     optimizer = torch.optim.AdamW(module.parameters(), lr=1e-4, betas=(0.9, 0.98), eps=1e-6, fused=True)

@@ -258,7 +258,7 @@ def test_a_dry_run_lists_what_is_left_and_writes_nothing(
     said = " ".join(capsys.readouterr().out.split())
     assert "6 of 8 trainings to run" in said
     # The other seed of the same cells is estimated from the one that was measured.
-    assert len(re.findall(r"fbank_no_cmvn/ks seed 2 lr [\d.]+ new 4 \d+ s \d+ MB \d+ MB measured", said)) == 2
+    assert len(re.findall(r"fbank_no_cmvn/ks seed 2 lr [\d.]+ new 4 \d+ s [\d.]+ [MG]B \d+ MB measured", said)) == 2
 
 
 def test_without_a_store_and_with_another_folder(corpora: Path, tmp_path: Path, fake: FakeDownstream) -> None:
