@@ -25,6 +25,7 @@ from pretrain.trainer import Training, optimizers
 from runners.profile import processor
 from upstreams import (
     checkpoint,
+    products,
     s3prl_compat,  # noqa: F401
 )
 from upstreams.config import SAMPLE_RATE, preset
@@ -142,9 +143,12 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, nargs="+", default=list(SECONDS), help="lengths of the utterances")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--bfloat16", action="store_true", help="autocast, all of them")
+    parser.add_argument("--mkl", action="store_true", help="PyTorch's own matrix products for ours as well")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
+    if arguments.mkl:
+        products.faster = lambda: False  # type: ignore[assignment]
     torch.manual_seed(0)
     device, half = torch.device(arguments.device), arguments.bfloat16
     waveforms, lengths = audio(tuple(arguments.seconds), device)

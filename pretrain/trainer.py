@@ -216,7 +216,8 @@ def fit(
             run.step += 1
             bar.update()
             if run.step % config.save_every == 0 or run.step == steps:
-                found = validate() if validate is not None else {"loss": run.mean_loss()}
+                with run.autocast, FastTraining():
+                    found = validate() if validate is not None else {"loss": run.mean_loss()}
                 if writer is not None and validate is not None:
                     for name, value in found.items():
                         writer.add_scalar(f"valid/{name}", value, run.step)
