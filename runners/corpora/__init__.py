@@ -1,1 +1,0 @@
-"""The embedded corpora: real speech and synthesis, laid out as the seven tasks' published corpora are."""
