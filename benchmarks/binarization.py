@@ -31,14 +31,14 @@ from typing import Any, NamedTuple
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from pretrain.data import BatchOrder, Crops, loader
+from pretrain.audio.data import BatchOrder, Crops, loader
+from pretrain.audio.manifest import Manifest
 from pretrain.distill import Distillation, load_with_head, quantize_checkpoint
-from pretrain.manifest import Manifest
 from pretrain.pretraining import pretrain
 from pretrain.recipes import read_recipe
-from upstreams import checkpoint
 from upstreams.errors import UserError
 from upstreams.files import atomic_write
+from upstreams.formats import checkpoint
 
 ENCODERS = ("sparseformer_dn_mini", "conformer_mini")
 CHAIN = ("w1a32", "w1a2", "w1a1")

@@ -52,8 +52,8 @@ def main() -> None:
 def write_untrained(preset: str, path: Path) -> None:
     import torch
 
-    from upstreams import checkpoint
     from upstreams.config import preset as read_preset
+    from upstreams.formats import checkpoint
 
     torch.manual_seed(SEED)
     checkpoint.save(path, checkpoint.build(read_preset(preset)), None, {"stage": "untrained"})
@@ -77,7 +77,7 @@ def measure(task: str, mode: str, steps: int, checkpoint: Path, corpora: Path, o
     if mode != "plain":
         arguments += ["--feature_store", str(store)]
     script = (
-        "import json, sys, time; from runners import downstream; times = []\n"
+        "import json, sys, time; from runners.downstream import run as downstream; times = []\n"
         "downstream.main(json.loads(sys.argv[1]), lambda step: times.append(time.process_time()))\n"
         "print('STEPS', json.dumps([times[0], times[-1]]))\n"
     )

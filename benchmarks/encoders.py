@@ -14,14 +14,11 @@ import torch
 from torch import nn
 
 from benchmarks.timing import interleaved
-from runners.profile import processor
-from upstreams import (
-    checkpoint,
-    s3prl_compat,  # noqa: F401
-)
+from runners.analysis.costs import processor
 from upstreams.config import preset
 from upstreams.encoders.attention import ScaledDotProduct, local_attention
 from upstreams.encoders.convolution import DepthwiseConvolution, FrameConvolution
+from upstreams.formats import checkpoint
 
 Contest = tuple[str, dict[str, Callable[[], object]]]  # a title; ours first, then what it is held against
 

@@ -112,7 +112,7 @@ class Models:
             return run
         import torch
 
-        importlib.import_module("upstreams.s3prl_compat")  # lets transformers, whose classes are in the file, import
+        importlib.import_module("upstreams.s3prl.compat")  # lets transformers, whose classes are in the file, import
         from upstreams.packed import convert
 
         module = convert.load(path) if variant.startswith("w1") else torch.load(path, weights_only=False)
@@ -129,7 +129,7 @@ class Models:
 
         torch.manual_seed(0)
         if model == "hubert":
-            importlib.import_module("upstreams.s3prl_compat")  # lets transformers import
+            importlib.import_module("upstreams.s3prl.compat")  # lets transformers import
             from transformers import HubertConfig, HubertModel
 
             module = HubertModel(HubertConfig(attn_implementation="sdpa")).eval()  # type: ignore[call-arg]
@@ -173,15 +173,15 @@ class Models:
             assert program is not None
             program.save(graph, external_data=False)
         else:
-            from upstreams.onnx_export import export
+            from upstreams.formats.onnx_export import export
 
             export(self._float(model), graph)
         quantize_dynamic(graph, path, weight_type=QuantType.QInt8, op_types_to_quantize=["MatMul", "Gemm"])
 
 
 def _built(name: str, bits: str) -> Any:
-    from upstreams.checkpoint import build
     from upstreams.config import preset
+    from upstreams.formats.checkpoint import build
 
     return build(dataclasses.replace(preset(name), bits=bits, output_map=False)).eval()
 

@@ -27,7 +27,7 @@ FRAMES = SECONDS * 50
 
 def memory(hours: float, dim: int, clusters: int, n_init: int) -> dict[str, float]:
     """Cluster that much and assign it all; seconds, and megabytes that the process took at most."""
-    from pretrain.labels import cluster
+    from pretrain.targets.labels import cluster
 
     centres = np.random.default_rng(0).normal(0, 1, (clusters, dim)).astype(np.float32)
     utterances = int(hours * 3600 / SECONDS)
@@ -54,7 +54,7 @@ def memory(hours: float, dim: int, clusters: int, n_init: int) -> dict[str, floa
 
 def phones(manifest_path: Path, out: Path) -> None:
     """Write OUT/train.phn: a line an utterance of the manifest, its phones at 100 Hz."""
-    from pretrain.manifest import Manifest, load_audio
+    from pretrain.audio.manifest import Manifest, load_audio
     from upstreams.files import atomic_write
 
     manifest = Manifest.read(manifest_path)

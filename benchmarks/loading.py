@@ -16,13 +16,13 @@ from pathlib import Path
 
 import torch
 
-from pretrain.data import Batch, BatchOrder, Crops, loader
-from pretrain.hubert import HubertPretraining, Objective, with_mask
-from pretrain.manifest import Manifest
-from pretrain.masking import span_mask
-from pretrain.trainer import Training, optimizers
+from pretrain.audio.data import Batch, BatchOrder, Crops, loader
+from pretrain.audio.manifest import Manifest
+from pretrain.objectives.hubert import HubertPretraining, Objective, with_mask
+from pretrain.objectives.masking import span_mask
+from pretrain.training.loop import Training, optimizers
 from upstreams.config import preset
-from upstreams.fast_training import FastTraining
+from upstreams.cpu_training.fast_training import FastTraining
 from upstreams.model import AudioEncoder
 
 CLUSTERS = 100

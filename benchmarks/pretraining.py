@@ -17,19 +17,16 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.timing import interleaved
-from pretrain.data import Batch
-from pretrain.hubert import CodewordHead, HubertPretraining, Objective, with_mask
-from pretrain.masking import span_mask
-from pretrain.throughput import matmul_peak, step_flops
-from pretrain.trainer import Training, optimizers
-from runners.profile import processor
-from upstreams import (
-    checkpoint,
-    products,
-    s3prl_compat,  # noqa: F401
-)
+from pretrain.audio.data import Batch
+from pretrain.objectives.hubert import CodewordHead, HubertPretraining, Objective, with_mask
+from pretrain.objectives.masking import span_mask
+from pretrain.training.loop import Training, optimizers
+from pretrain.training.throughput import matmul_peak, step_flops
+from runners.analysis.costs import processor
 from upstreams.config import SAMPLE_RATE, preset
-from upstreams.fast_training import FastTraining
+from upstreams.cpu_training import products
+from upstreams.cpu_training.fast_training import FastTraining
+from upstreams.formats import checkpoint
 from upstreams.frontend import padding_mask
 
 CLUSTERS = 500

@@ -17,7 +17,7 @@ from collections.abc import Callable
 
 import torch
 
-from pretrain.trainer import Training, optimizers
+from pretrain.training.loop import Training, optimizers
 from upstreams.config import SAMPLE_RATE, preset
 from upstreams.model import AudioEncoder
 from upstreams.quantization.convert import calibrate, quantize

@@ -15,19 +15,19 @@ import yaml
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from pretrain import distributed
-from pretrain.data import Batch, BatchOrder, Crops, loader
-from pretrain.hubert import CodewordHead, LinearHead, build_head
-from pretrain.manifest import Manifest
-from pretrain.monitor import SignFlips, scales
+from pretrain.audio.data import Batch, BatchOrder, Crops, loader
+from pretrain.audio.manifest import Manifest
+from pretrain.objectives.hubert import CodewordHead, LinearHead, build_head
 from pretrain.pretraining import calibration_batches, is_finished, same_settings
-from pretrain.state import States
-from pretrain.throughput import step_flops
-from pretrain.trainer import Training, compile_blocks, fit, optimizers, settled
-from upstreams import checkpoint
+from pretrain.training import distributed
+from pretrain.training.loop import Training, compile_blocks, fit, optimizers, settled
+from pretrain.training.monitor import SignFlips, scales
+from pretrain.training.state import States
+from pretrain.training.throughput import step_flops
 from upstreams.config import SAMPLE_RATE, QuantizationConfig, from_dict, preset
 from upstreams.errors import UserError
 from upstreams.files import atomic_write
+from upstreams.formats import checkpoint
 from upstreams.frontend import padding_mask
 from upstreams.model import AudioEncoder
 from upstreams.quantization.convert import calibrate, inherit, quantize, summary

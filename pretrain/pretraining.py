@@ -14,19 +14,19 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from pretrain import distributed, memory
-from pretrain.data import Batch, BatchOrder, Crops, collate, loader, read_labels
-from pretrain.hubert import Counts, HubertPretraining, MaskedBatch, with_mask
-from pretrain.labels import write_labels, write_valid_labels
-from pretrain.manifest import Manifest
-from pretrain.masking import span_mask
+from pretrain.audio.data import Batch, BatchOrder, Crops, collate, loader, read_labels
+from pretrain.audio.manifest import Manifest
+from pretrain.objectives.hubert import Counts, HubertPretraining, MaskedBatch, with_mask
+from pretrain.objectives.masking import span_mask
 from pretrain.recipes import Iteration, Recipe
-from pretrain.throughput import step_flops
-from pretrain.trainer import Training, compile_blocks, fit, optimizers, settled
-from upstreams import checkpoint
+from pretrain.targets.labels import write_labels, write_valid_labels
+from pretrain.training import distributed, memory
+from pretrain.training.loop import Training, compile_blocks, fit, optimizers, settled
+from pretrain.training.throughput import step_flops
 from upstreams.config import SAMPLE_RATE, from_dict
 from upstreams.errors import UserError, nearest
 from upstreams.files import atomic_write
+from upstreams.formats import checkpoint
 from upstreams.frontend import HOP, LogMelFrontEnd
 from upstreams.model import AudioEncoder
 from upstreams.quantization.convert import calibrate, inherit, quantize, summary
@@ -122,7 +122,7 @@ class _Pretraining:
             if last == f"iteration{number}":
                 return folder
         if recipe.teacher.name:
-            from pretrain.teacher import learn_from_teacher
+            from pretrain.objectives.teacher import learn_from_teacher
 
             learn_from_teacher(self.model, recipe, self.manifest, self.folder / "teacher", self.seed, self.device)
             if last == "teacher":

@@ -12,8 +12,8 @@ from typing import Any
 
 import yaml
 
-from pretrain.hubert import Objective
-from pretrain.trainer import Training
+from pretrain.objectives.hubert import Objective
+from pretrain.training.loop import Training
 from upstreams.config import EncoderConfig, ModelConfig, QuantizationConfig, from_dict, preset
 from upstreams.errors import UserError, nearest
 from upstreams.quantization.spec import FLOAT, Bits

@@ -45,7 +45,7 @@ def corpus_mini(
     apt: Annotated[bool, typer.Option(help="Use Debian's packages of real speech.")] = True,
 ) -> None:
     """Lay out real speech and synthesis as each of the seven tasks expects its corpus."""
-    from runners.corpora.mini import DEFAULT_HOURS, build_mini
+    from runners.corpora.mini.build import DEFAULT_HOURS, build_mini
 
     build_mini(out, DEFAULT_HOURS if hours is None else hours, seed, sources, apt)
 
@@ -57,7 +57,7 @@ Corpora = Annotated[Path, typer.Option(help="Folder of the corpora.", envvar="SU
 @corpus.command("prepare")
 def corpus_prepare(tasks: Tasks, root: Corpora) -> None:
     """Make the files that s3prl expects beside a downloaded corpus: lengths, splits, folds, names of slots."""
-    from runners.corpus_prepare import prepare
+    from runners.corpora.prepare import prepare
     from runners.tasks import chosen_tasks, task_config
 
     for task in chosen_tasks(tasks):
@@ -72,7 +72,7 @@ def corpus_check(
     any_size: Annotated[bool, typer.Option("--any-size", help="Do not compare sizes with the published ones.")] = False,
 ) -> None:
     """Check that a task's corpus is whole: every file that is named, and as many as are published."""
-    from runners.corpus_check import check_whole
+    from runners.corpora.check import check_whole
     from runners.tasks import chosen_tasks
 
     for task in chosen_tasks(tasks):
@@ -97,7 +97,7 @@ def write_manifest(
     workers: Annotated[int, typer.Option(help="Files that are looked at side by side.", min=1)] = 8,
 ) -> None:
     """List a folder's audio in fairseq's manifests; files that cannot be used are named and left out."""
-    from pretrain.scan import write_manifests
+    from pretrain.audio.scan import write_manifests
 
     write_manifests(root, out, min_seconds, max_seconds, valid, speaker, seed, workers, typer.echo)
 
@@ -109,7 +109,7 @@ def shards(
     gigabytes: Annotated[float, typer.Option(help="About how large a shard is.")] = 1.0,
 ) -> None:
     """Copy a manifest's files into a few large tar files: for network disks, where opening many files is slow."""
-    from pretrain.shards import write_shards
+    from pretrain.audio.shards import write_shards
 
     if gigabytes <= 0:
         raise UserError(f"--gigabytes is {gigabytes}, but must be more than 0")
@@ -134,8 +134,8 @@ def labels_mfcc(
     threads: Threads = 1,
 ) -> None:
     """Cluster MFCC: the targets of the first iteration."""
-    from pretrain.labels import write_labels
-    from pretrain.manifest import Manifest as ReadManifest
+    from pretrain.audio.manifest import Manifest as ReadManifest
+    from pretrain.targets.labels import write_labels
 
     _use_threads(threads)
     audio = ReadManifest.read(manifest)
@@ -159,9 +159,9 @@ def labels_features(
     """Cluster a model's hidden states: the targets of a later iteration."""
     import torch
 
-    from pretrain.labels import write_labels
-    from pretrain.manifest import Manifest as ReadManifest
-    from upstreams import checkpoint as checkpoints
+    from pretrain.audio.manifest import Manifest as ReadManifest
+    from pretrain.targets.labels import write_labels
+    from upstreams.formats import checkpoint as checkpoints
 
     _use_threads(threads)
     model = checkpoints.load(checkpoint)
@@ -181,7 +181,7 @@ def labels_purity(
     """Compare labels with phones that are aligned with the audio, frame by frame (HuBERT, section 4.4)."""
     import json
 
-    from pretrain.purity import purity
+    from pretrain.targets.purity import purity
 
     typer.echo(json.dumps(purity(label_set, reference), indent=1))
 
@@ -257,10 +257,10 @@ def import_public(
     out: Out,
 ) -> None:
     """Turn a public HuBERT checkpoint into one of this project's: an upstream, and a teacher where it has its head."""
-    from pretrain.hubert import CodewordHead
-    from upstreams import checkpoint
+    from pretrain.objectives.hubert import CodewordHead
     from upstreams.config import preset as read_preset
-    from upstreams.public_hubert import load_public
+    from upstreams.formats import checkpoint
+    from upstreams.formats.public_hubert import load_public
     from upstreams.versions import versions
 
     model, tensors = load_public(file, read_preset(preset))
@@ -292,7 +292,7 @@ def profile(
     ] = None,
 ) -> None:
     """Parameters, MACs, bit operations, storage; with --measure the real-time factor, latencies and peak memory."""
-    from runners.profile import run
+    from runners.analysis.costs import run
 
     run(
         upstream,
@@ -326,7 +326,7 @@ def export(
     onnx: Annotated[Path, typer.Option(help="The graph to write (.onnx).")],
 ) -> None:
     """Export a checkpoint as an ONNX graph that takes any number of waveforms of any length."""
-    from upstreams.onnx_export import export_checkpoint
+    from upstreams.formats.onnx_export import export_checkpoint
 
     export_checkpoint(checkpoint, onnx)
     typer.echo(f"graph: {onnx} ({onnx.stat().st_size / 1e6:.2f} MB)")
@@ -345,9 +345,9 @@ def analyse(
     threads: Threads = 1,
 ) -> None:
     """Measure where quantization error enters a model and how it travels (docs/quantization.md)."""
-    from runners.analyse import analyse as run
-    from runners.analyse import read_audio
-    from runners.analysis_report import write
+    from runners.analysis.errors import analyse as run
+    from runners.analysis.errors import read_audio
+    from runners.analysis.report import write
 
     _use_threads(threads)
     analysis = run(checkpoint, against, read_audio(manifest, audio or [], seconds))
@@ -359,7 +359,7 @@ def analyse(
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []})
 def downstream(context: typer.Context) -> None:
     """s3prl's run_downstream with this project's upstreams: -m train|evaluate -u NAME -d TASK --root DIR ..."""
-    from runners.downstream import main as run
+    from runners.downstream.run import main as run
 
     run(context.args)
 
@@ -385,8 +385,8 @@ def evaluate(
     max_gb: Annotated[float | None, typer.Option(help="Disk for features, in place of the matrix's.", min=0)] = None,
 ) -> None:
     """Train and test every upstream on every task; a finished cell is kept, an interrupted one goes on."""
-    from runners.matrix import Options
-    from runners.matrix import evaluate as run
+    from runners.matrix.run import Options
+    from runners.matrix.run import evaluate as run
 
     options = Options(engine, dry_run, not no_feature_store, feature_store, max_gb)
     failed = run(matrix, corpora, out, seed, jobs, only or [], options)
@@ -404,8 +404,8 @@ def report(
     ] = None,
 ) -> None:
     """One page (report.html), tables (Markdown, CSV, LaTeX), plots, and everything in TensorBoard."""
-    from runners.report import read_speeds
-    from runners.report import report as run
+    from runners.report.write import read_speeds
+    from runners.report.write import report as run
 
     typer.echo(f"report: {run(runs, out, read_speeds(speeds) if speeds else {})}")
 
@@ -417,7 +417,7 @@ def board(
     port: Annotated[int, typer.Option(help="0 for any that is free.", min=0, max=65535)] = 6006,
 ) -> None:
     """Show training curves, final metrics and the report's tables and pictures in TensorBoard."""
-    from runners.board import serve
+    from runners.report.board import serve
 
     serve(runs, host, port, typer.echo)
 
@@ -430,7 +430,7 @@ def submission(
     seed: Annotated[int | None, typer.Option(help="Of the cells, when there are several.")] = None,
 ) -> None:
     """Gather an upstream's predictions as the SUPERB leaderboard's upload expects them."""
-    from runners.submission import write_submission
+    from runners.report.submission import write_submission
 
     typer.echo(f"submission: {write_submission(runs, upstream, out, seed, typer.echo)}")
 

@@ -270,7 +270,7 @@ def check_config(task: Task, config: Mapping[str, Any], splits: Collection[str] 
 
     Without `splits`: training, what is evaluated during it, and the test split.
     """
-    from runners import corpus_check
+    from runners.corpora import check as corpus_check
 
     for package in task.packages:
         if importlib.util.find_spec(package) is None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
-from runners.bucket_files import write_bucket_files
+from runners.corpora.bucket_files import write_bucket_files
 
 RATE = 16000
 WORDS = {"A": "AH0", "CAT": "K AE1 T", "DOG": "D AO1 G", "SAT": "S AE1 T", "THE": "DH AH0", "ZOO": "Z UW1"}

@@ -11,6 +11,6 @@ def register() -> list[str]:
 
     After it, `s3prl.hub.<name>`, `s3prl.nn.S3PRLUpstream("<name>")` and run_downstream's `-u <name>` work.
     """
-    from upstreams.hubconf import register as register_names
+    from upstreams.s3prl.hubconf import register as register_names
 
     return register_names()

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from upstreams.config import FrontEndConfig
-from upstreams.strided import StridedConvolution
+from upstreams.cpu_training.strided import StridedConvolution
 
 WINDOW = 400  # samples: 25 ms at 16 kHz
 HOP = 160  # samples: 10 ms

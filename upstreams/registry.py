@@ -70,7 +70,7 @@ def checkpoint_path(name: str, ckpt: str | os.PathLike[str] | None = None) -> Pa
 
 def costed(path: Path) -> AudioEncoder:
     """The model whose modules say what a checkpoint costs: a packed one costs what it was packed from."""
-    from upstreams import checkpoint
+    from upstreams.formats import checkpoint
     from upstreams.packed import file
 
     return checkpoint.build(file.read(path).config).eval() if file.is_packed(path) else checkpoint.load(path)

@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 from tqdm import tqdm
 
-from pretrain import distributed
-from pretrain.manifest import Manifest, load_audio
+from pretrain.audio.manifest import Manifest, load_audio
+from pretrain.training import distributed
 from upstreams.config import SAMPLE_RATE
 from upstreams.errors import UserError
 

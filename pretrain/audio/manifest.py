@@ -1,6 +1,6 @@
 """Manifests in fairseq's format: a .tsv whose first line is the root folder, then one `path TAB samples` a line.
 
-A path may also be `FILE:OFFSET:BYTES`, an audio file that lies inside a larger one (pretrain/shards.py).
+A path may also be `FILE:OFFSET:BYTES`, an audio file that lies inside a larger one (pretrain/audio/shards.py).
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from pretrain.manifest import Manifest, split_path
+from pretrain.audio.manifest import Manifest, split_path
 from upstreams.errors import UserError
 from upstreams.files import atomic_write
 

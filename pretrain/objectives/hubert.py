@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from pretrain.data import Batch
+from pretrain.audio.data import Batch
 from upstreams.errors import UserError
 from upstreams.frontend import WaveformFrontEnd, padding_mask
 from upstreams.model import AudioEncoder, checked

@@ -9,17 +9,17 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from pretrain.data import Batch, BatchOrder, Crops, loader
-from pretrain.manifest import Manifest
+from pretrain.audio.data import Batch, BatchOrder, Crops, loader
+from pretrain.audio.manifest import Manifest
 from pretrain.recipes import Recipe, Teacher
-from pretrain.throughput import step_flops
-from pretrain.trainer import compile_blocks, fit, optimizers
+from pretrain.training.loop import compile_blocks, fit, optimizers
+from pretrain.training.throughput import step_flops
 from upstreams import registry
 from upstreams.config import SAMPLE_RATE
 from upstreams.errors import UserError, nearest
-from upstreams.expert import UpstreamExpert
 from upstreams.frontend import padding_mask
 from upstreams.model import AudioEncoder
+from upstreams.s3prl.expert import UpstreamExpert
 
 
 def load_teacher(settings: Teacher, device: torch.device) -> nn.Module:
@@ -33,7 +33,7 @@ def load_teacher(settings: Teacher, device: torch.device) -> nn.Module:
         path = Path(name) if Path(name).suffix == ".safetensors" else registry.checkpoint_path(name)
         teacher: nn.Module = UpstreamExpert(path)
     else:
-        from upstreams import s3prl_compat  # noqa: F401  (lets s3prl import)
+        from upstreams.s3prl import compat as s3prl_compat  # noqa: F401  (lets s3prl import)
 
         import s3prl.hub  # isort: skip
 

@@ -21,8 +21,8 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from pretrain.kmeans import Assignment, Reservoir, fit
-from pretrain.manifest import Manifest, load_audio
+from pretrain.audio.manifest import Manifest, load_audio
+from pretrain.targets.kmeans import Assignment, Reservoir, fit
 from upstreams.errors import UserError
 from upstreams.files import atomic_write
 from upstreams.frontend import HOP, WINDOW, LogMel
@@ -37,7 +37,7 @@ Features = Callable[[Sequence[int]], Iterator[NDArray[np.float32]]]  # utterance
 
 def mfcc(audio: Tensor) -> Tensor:
     """(samples,) -> (frames at 100 Hz, 39): Kaldi's 13 MFCC with first and second differences (HuBERT, section 4.2)."""
-    from upstreams import s3prl_compat  # noqa: F401  (makes torchaudio importable)
+    from upstreams.s3prl import compat as s3prl_compat  # noqa: F401  (makes torchaudio importable)
 
     import torchaudio  # isort: skip
 

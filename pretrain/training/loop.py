@@ -18,11 +18,11 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from pretrain import distributed, state
-from pretrain.muon import Muon
-from pretrain.throughput import Meter, matmul_peak
+from pretrain.training import distributed, state
+from pretrain.training.muon import Muon
+from pretrain.training.throughput import Meter, matmul_peak
+from upstreams.cpu_training.fast_training import FastTraining
 from upstreams.errors import UserError
-from upstreams.fast_training import FastTraining
 from upstreams.quantization.quantizers import Quantizer
 
 LOG_EVERY = 10  # steps

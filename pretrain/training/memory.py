@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from pretrain.trainer import Training
+from pretrain.training.loop import Training
 from upstreams.config import SAMPLE_RATE, ModelConfig
 from upstreams.errors import UserError
 from upstreams.model import AudioEncoder

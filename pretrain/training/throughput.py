@@ -11,8 +11,8 @@ import torch
 
 from upstreams import cost
 from upstreams.config import SAMPLE_RATE
+from upstreams.cpu_training.products import product
 from upstreams.model import AudioEncoder
-from upstreams.products import product
 
 BACKWARD = 3  # a training step costs a forward pass and, for inputs and weights, twice as much again
 

@@ -35,7 +35,8 @@ def profile(
     copies of the utterance and that many CPU threads. Raises UserError on an unknown name or a file that is no
     checkpoint.
     """
-    from upstreams import checkpoint, cost, registry
+    from upstreams import cost, registry
+    from upstreams.formats import checkpoint
 
     samples = list(cost.SUPERB_SAMPLES) if seconds is None else [round(seconds * SAMPLE_RATE)]
     records = []
@@ -92,7 +93,8 @@ def measure(target: str, samples: Sequence[int], batch: int, threads: int, repea
     import torch
     from tqdm import tqdm
 
-    from upstreams import checkpoint, registry
+    from upstreams import registry
+    from upstreams.formats import checkpoint
     from upstreams.packed import convert
 
     torch.set_num_threads(threads)

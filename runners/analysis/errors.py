@@ -14,13 +14,13 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from pretrain.manifest import Manifest, load_audio
-from upstreams import checkpoint
+from pretrain.audio.manifest import Manifest, load_audio
 from upstreams.config import SAMPLE_RATE
 from upstreams.encoders.attention import Attention
 from upstreams.encoders.convolution import ConvolutionModule
 from upstreams.encoders.feed_forward import FeedForward
 from upstreams.errors import UserError
+from upstreams.formats import checkpoint
 from upstreams.model import AudioEncoder
 from upstreams.quantization.convert import kinds
 from upstreams.quantization.modules import QuantConv1d, QuantLinear, QuantMatmul

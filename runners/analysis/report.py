@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from runners.analyse import Analysis, Measurement
+from runners.analysis.errors import Analysis, Measurement
 from upstreams.files import atomic_write
 
 if TYPE_CHECKING:

@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from upstreams import s3prl_ctc_corpus as ctc
 from upstreams.errors import UserError, nearest
+from upstreams.s3prl import ctc_corpus as ctc
 
 SAMPLE_RATE = 16000
 KEYWORDS = ("yes", "no", "up", "down", "left", "right", "on", "off", "stop", "go")
@@ -225,7 +225,7 @@ def check_sf(expert: Mapping[str, Any], names: Sequence[str]) -> None:
 
 def check_qbe(expert: Mapping[str, Any], names: Sequence[str]) -> None:
     """QUESST 2014: the lists of languages, every English file of theirs, and the ground truth of what is evaluated."""
-    from runners import detection
+    from runners.downstream.scoring import detection
 
     _dev_and_test_only(names)
     root = _folder(Path(expert["datarc"]["dataset_root"]))
@@ -270,7 +270,7 @@ def check_asv(expert: Mapping[str, Any], names: Sequence[str]) -> None:
 
 def check_sd(expert: Mapping[str, Any], names: Sequence[str]) -> None:
     """Libri2Mix as Kaldi's files describe it, every mixture, and the reference segments of the test set."""
-    from runners.diarization import read_rttm
+    from runners.downstream.scoring.diarization import read_rttm
 
     _dev_and_test_only(names)
     for name in names:
@@ -326,7 +326,7 @@ def check_whole(task: str, root: Path, any_size: bool, say: Callable[[str], obje
     Raises UserError for the first thing that is missing and, unless `any_size` or the corpora are the embedded ones,
     for a part of another size than published.
     """
-    from runners.corpus_counts import counts
+    from runners.corpora.counts import counts
     from runners.tasks import TASKS, check_config, task_config
 
     is_embedded = (root / "corpus.json").is_file()

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from runners.corpus_prepare import emotions
-from upstreams import s3prl_ctc_corpus as ctc
+from runners.corpora.prepare import emotions
+from upstreams.s3prl import ctc_corpus as ctc
 
 # Utterances, files or speakers of each part. LibriSpeech: Panayotov et al., 2015, table 1. Speech Commands: its own
 # descriptions (arXiv 1804.03209). VoxCeleb1: Nagrani et al., 2017, and iden_split.txt. IEMOCAP: Busso et al., 2008, of

@@ -8,10 +8,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from runners.bucket_files import write_bucket_files
-from upstreams import s3prl_ctc_corpus as ctc
+from runners.corpora.bucket_files import write_bucket_files
 from upstreams.errors import UserError
 from upstreams.files import atomic_write
+from upstreams.s3prl import ctc_corpus as ctc
 
 EMOTIONS = {"neu": 0, "hap": 1, "ang": 2, "sad": 3}
 # [start - end] TAB utterance TAB emotion TAB [valence, activation, dominance]

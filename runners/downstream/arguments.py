@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 import yaml
 
 from runners import tasks
-from runners.feature_settings import DTYPES
+from runners.features.settings import DTYPES
 from runners.tasks import TASKS, Task
 from upstreams.errors import UserError, nearest
 
@@ -209,7 +209,7 @@ def states(folder: str | Path) -> list[Path]:
 def _from_checkpoint(given: argparse.Namespace) -> tuple[argparse.Namespace, dict[str, Any]]:
     import torch
 
-    from upstreams import s3prl_compat  # noqa: F401  (lets torch load the checkpoints)
+    from upstreams.s3prl import compat as s3prl_compat  # noqa: F401  (lets torch load the checkpoints)
 
     path = Path(given.past_exp)
     if path.is_dir():

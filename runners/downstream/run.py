@@ -13,8 +13,9 @@ from typing import Any
 
 import yaml
 
-from runners import downstream_args, scoring
-from runners.feature_settings import StoreSettings
+from runners.downstream import arguments as downstream_args
+from runners.downstream.scoring import external as scoring
+from runners.features.settings import StoreSettings
 from runners.tasks import Task
 from upstreams.errors import UserError, nearest
 from upstreams.files import atomic_write
@@ -131,8 +132,9 @@ def _run(
     from s3prl import run_downstream
     from torch import distributed
 
-    from runners import ctc_targets, feature_store
-    from upstreams.s3prl_compat import replaced
+    from runners.downstream import ctc_targets
+    from runners.features import store as feature_store
+    from upstreams.s3prl.compat import replaced
 
     metrics: dict[str, float] = {}
 

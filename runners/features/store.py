@@ -19,10 +19,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from runners.feature_settings import DTYPES, StoreSettings
-from runners.feature_shards import Shards
-from upstreams.checkpoint import sha256
+from runners.features.settings import DTYPES, StoreSettings
+from runners.features.shards import Shards
 from upstreams.files import atomic_write
+from upstreams.formats.checkpoint import sha256
 
 FORMAT = 1
 LARGEST_FP16 = torch.finfo(torch.float16).max

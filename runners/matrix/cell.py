@@ -24,12 +24,12 @@ from typing import Any
 
 import yaml
 
-from runners.feature_settings import StoreSettings
-from runners.heartbeat import Heartbeat
+from runners.features.settings import StoreSettings
+from runners.matrix.heartbeat import Heartbeat
 from runners.tasks import TASKS, Task
-from upstreams.checkpoint import sha256
 from upstreams.errors import UserError
 from upstreams.files import atomic_write
+from upstreams.formats.checkpoint import sha256
 from upstreams.versions import versions
 
 
@@ -296,7 +296,7 @@ def command(arguments: list[str]) -> str:
 
 
 def _train(cell: Cell, resumed: bool, on_step: Callable[[int], None]) -> None:
-    from runners import downstream
+    from runners.downstream import run as downstream
 
     arguments = _train_arguments(cell)
     if resumed:
@@ -308,7 +308,7 @@ def _dev_value(cell: Cell, checkpoint: Path) -> float | None:
     """The task's metric on dev, of the checkpoint that was best there; None where nothing was."""
     import torch
 
-    from upstreams import s3prl_compat  # noqa: F401  (lets torch load the checkpoints)
+    from upstreams.s3prl import compat as s3prl_compat  # noqa: F401  (lets torch load the checkpoints)
 
     if checkpoint.name != TASKS[cell.task].best:
         return None
@@ -330,7 +330,7 @@ def _checkpoint_to_test(cell: Cell) -> Path:
 
 
 def _test(cell: Cell, checkpoint: Path) -> dict[str, float]:
-    from runners import downstream
+    from runners.downstream import run as downstream
 
     metrics = downstream.main(_test_arguments(cell, checkpoint))
     wanted = TASKS[cell.task].metric

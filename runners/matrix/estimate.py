@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from runners.cells import Cell, read_json
+from runners.matrix.cell import Cell, read_json
 from runners.tasks import TASKS
 
 # (train, dev, test) of the published corpora: utterances and hours, as estimates need them.

@@ -28,7 +28,7 @@ from typing import Any
 
 import yaml
 
-from runners.feature_settings import DTYPES
+from runners.features.settings import DTYPES
 from runners.tasks import TASKS
 from upstreams.errors import UserError, nearest
 

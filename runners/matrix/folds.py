@@ -9,8 +9,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from runners import cells, layer_choice
-from runners.cells import Cell
+from runners.matrix import cell as cells
+from runners.matrix import layer_choice
+from runners.matrix.cell import Cell
 from runners.tasks import FOLD, TASKS, flat_keys, set_key
 
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import yaml
 
-from runners import cells
-from runners.cells import Cell
+from runners.matrix import cell as cells
+from runners.matrix.cell import Cell
 from runners.tasks import TASKS
 from upstreams.files import atomic_write
 
@@ -47,7 +47,7 @@ def run_cell(cell: Cell) -> None:
 
 def _value(cell: Cell, split: str, layer: int) -> dict[str, float]:
     """The metrics of a hidden state on a split, as an earlier run of the same cell has left them, or measured."""
-    from runners import downstream
+    from runners.downstream import run as downstream
 
     file = cell.folder / f"{split}{layer}.json"
     before = cells.read_json(file)

@@ -12,10 +12,10 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from runners.cells import Cell, finished, is_locked, read_json, trained
+from runners.matrix.cell import Cell, finished, is_locked, read_json, trained
 
 if TYPE_CHECKING:
-    from runners.estimate import Estimate
+    from runners.matrix.estimate import Estimate
 
 STALE_SECONDS = 600.0  # without a word in that time, a training's progress is an old one's
 

@@ -10,12 +10,13 @@ from pathlib import Path
 
 from rich.console import Console
 
-from runners import cells, engines, folds
-from runners.cells import Cell
-from runners.estimate import Estimate, Estimator, audio_group
-from runners.feature_settings import StoreSettings
-from runners.matrix_file import Matrix, Upstream, read_matrix
-from runners.progress import Board, duration, plan_table, size, state
+from runners.features.settings import StoreSettings
+from runners.matrix import cell as cells
+from runners.matrix import engines, folds
+from runners.matrix.cell import Cell
+from runners.matrix.estimate import Estimate, Estimator, audio_group
+from runners.matrix.file import Matrix, Upstream, read_matrix
+from runners.matrix.progress import Board, duration, plan_table, size, state
 from runners.tasks import TASKS, check_config, task_configs
 from upstreams.errors import UserError, nearest
 
@@ -248,7 +249,7 @@ def _checkpoints(upstreams: list[Upstream], tasks: Iterable[str]) -> dict[str, P
     register()
     from s3prl import hub
 
-    for module in ("runners.downstream", "s3prl.run_downstream"):
+    for module in ("runners.downstream.run", "s3prl.run_downstream"):
         importlib.import_module(module)
     for task in tasks:
         importlib.import_module(f"s3prl.downstream.{TASKS[task].downstream}.expert")

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from runners.report import Table
+    from runners.report.write import Table
 
 BITS = re.compile(r"_(w\d+a\d+)$")
 FLOAT = "w32a32"

@@ -8,15 +8,15 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from runners import figures
-from runners.layer_weights import layer_weights
-from runners.published import METRICS, published
+from runners.report import figures
+from runners.report.layer_weights import layer_weights
+from runners.report.published import METRICS, published
 from runners.tasks import TASKS
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from runners.report import Table
+    from runners.report.write import Table
 
 
 def all_figures(table: Table, speeds: Mapping[str, float]) -> dict[str, dict[str, Figure | None]]:
@@ -60,7 +60,7 @@ def as_html(
 
 
 def _packaged(name: str) -> str:
-    return (resources.files("runners") / name).read_text(encoding="utf-8")
+    return (resources.files("runners.report") / name).read_text(encoding="utf-8")
 
 
 def _warning(table: Table) -> str:
@@ -102,7 +102,7 @@ def _ours(table: Table, speeds: Mapping[str, float]) -> str:
 
 
 def _theirs(table: Table) -> str:
-    from runners.published import superb_score
+    from runners.report.published import superb_score
 
     names = [metric for metrics in METRICS.values() for metric in metrics]
     arrows = {task: "↑" if TASKS[task].higher_is_better else "↓" for task in TASKS} | {"sf_cer": "↓"}

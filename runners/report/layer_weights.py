@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from runners.report import Table
+    from runners.report.write import Table
 
 
 def layer_weights(table: Table, upstream: str) -> dict[str, list[float]]:
@@ -15,9 +15,9 @@ def layer_weights(table: Table, upstream: str) -> dict[str, list[float]]:
 
     import torch
 
-    from runners.submission import tested_state
+    from runners.report.submission import tested_state
 
-    # As upstreams.s3prl_compat does; the context manager of the same purpose would take it away from that again.
+    # As upstreams.s3prl.compat does; the context manager of the same purpose would take it away from that again.
     torch.serialization.add_safe_globals([argparse.Namespace])
     found: dict[str, list[torch.Tensor]] = {}
     for result in table.results:

@@ -19,8 +19,8 @@ METRICS: dict[str, tuple[str, ...]] = {
 
 @functools.cache
 def published() -> dict[str, Any]:
-    """`source`, `zero` (the row that scores 0) and `rows`, in percent (runners/published.yaml)."""
-    return yaml.safe_load((resources.files("runners") / "published.yaml").read_text(encoding="utf-8"))
+    """`source`, `zero` (the row that scores 0) and `rows`, in percent (runners/report/published.yaml)."""
+    return yaml.safe_load((resources.files("runners.report") / "published.yaml").read_text(encoding="utf-8"))
 
 
 def superb_score(figures: Mapping[str, float]) -> float | None:

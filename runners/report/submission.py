@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from runners.report import Table, collect
+from runners.report.write import Table, collect
 from upstreams.errors import UserError, nearest
 from upstreams.files import atomic_write
 

@@ -14,7 +14,7 @@ from upstreams.files import atomic_write
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from runners.report import Table
+    from runners.report.write import Table
 
 
 def write_plot(table: Table, path: Path) -> None:

@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from runners import published
-from runners.cells import read_json
-from runners.matrix import RECORD
+from runners.matrix.cell import read_json
+from runners.matrix.run import RECORD
+from runners.report import published
 from runners.tasks import TASKS
 from upstreams.errors import UserError
 from upstreams.files import atomic_write
@@ -144,7 +144,9 @@ def report(runs: list[Path], out: Path | None = None, speeds: Mapping[str, float
         with atomic_write(out / name) as temporary:
             temporary.write_text(text, encoding="utf-8")
     # After the files: matplotlib and TensorBoard take seconds to import.
-    from runners import html_report, latex, plots
+    from runners.report import html as html_report
+    from runners.report import latex
+    from runners.report import tensorboard as plots
 
     drawn = html_report.all_figures(table, speeds or {})
     page = html_report.as_html(table, runs, drawn, speeds or {})

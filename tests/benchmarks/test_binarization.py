@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.binarization import CHAIN, HELD_OUT, ONE_STEP, split_manifest, table
-from pretrain.manifest import Manifest
-from tests.pretrain.audio import write_corpus
+from pretrain.audio.manifest import Manifest
+from tests.pretrain.tiny_audio import write_corpus
 
 
 def rows(encoder: str, losses: dict[str, tuple[float, float]]) -> list[dict[str, Any]]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from upstreams import checkpoint
+from upstreams.formats import checkpoint
 
 
 def superbit(*arguments: object, **options: object) -> subprocess.CompletedProcess[str]:

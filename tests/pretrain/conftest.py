@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.pretrain.audio import write_corpus, write_recipe
 from tests.pretrain.command import superbit
+from tests.pretrain.tiny_audio import write_corpus, write_recipe
 
 
 @pytest.fixture(scope="session")

@@ -7,12 +7,12 @@ import sys
 
 import torch
 
-from pretrain import distributed
-from pretrain.data import Batch
+from pretrain.audio.data import Batch
 from pretrain.distill import Distillation, Student, start_student
-from pretrain.hubert import CodewordHead
-from upstreams.checkpoint import build
+from pretrain.objectives.hubert import CodewordHead
+from pretrain.training import distributed
 from upstreams.config import preset
+from upstreams.formats.checkpoint import build
 from upstreams.quantization.convert import calibrate
 
 

@@ -14,22 +14,22 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from pretrain import distributed
-from pretrain.data import Batch, BatchOrder, Crops, loader
+from pretrain.audio.data import Batch, BatchOrder, Crops, loader
+from pretrain.audio.manifest import Manifest, load_audio
 from pretrain.distill import Distillation, Student, load_with_head, read_distillation, start_student
-from pretrain.hubert import CodewordHead
-from pretrain.manifest import Manifest, load_audio
-from pretrain.monitor import SignFlips
+from pretrain.objectives.hubert import CodewordHead
 from pretrain.recipes import read_recipe
-from pretrain.state import States
-from pretrain.trainer import Training, optimizers
+from pretrain.training import distributed
+from pretrain.training.loop import Training, optimizers
+from pretrain.training.monitor import SignFlips
+from pretrain.training.state import States
 from runners.cli import main
-from tests.pretrain.audio import write_recipe
 from tests.pretrain.command import superbit, weights
-from upstreams import checkpoint
-from upstreams.checkpoint import build
+from tests.pretrain.tiny_audio import write_recipe
 from upstreams.config import preset
 from upstreams.errors import UserError
+from upstreams.formats import checkpoint
+from upstreams.formats.checkpoint import build
 from upstreams.quantization.convert import calibrate
 from upstreams.quantization.modules import QuantLinear
 from upstreams.quantization.quantizers import Quantizer

@@ -12,14 +12,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from pretrain.data import Batch
-from pretrain.hubert import CodewordHead, HubertPretraining, Objective, UtteranceHead, with_mask
+from pretrain.audio.data import Batch
+from pretrain.objectives.hubert import CodewordHead, HubertPretraining, Objective, UtteranceHead, with_mask
 from pretrain.recipes import read_recipe, recipe_names
-from tests.pretrain.audio import write_recipe
 from tests.pretrain.command import superbit, weights
-from upstreams import checkpoint
+from tests.pretrain.tiny_audio import write_recipe
 from upstreams.config import preset
 from upstreams.errors import UserError
+from upstreams.formats import checkpoint
 from upstreams.frontend import padding_mask
 
 

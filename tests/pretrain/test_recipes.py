@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from pretrain import memory
+from pretrain.objectives.teacher import at_rate
 from pretrain.recipes import read_recipe, recipe_names, with_settings
-from pretrain.teacher import at_rate
+from pretrain.training import memory
 from runners.cli import main
 from tests.pretrain.command import weights
-from upstreams import checkpoint
 from upstreams.errors import UserError
+from upstreams.formats import checkpoint
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:

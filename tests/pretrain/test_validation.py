@@ -9,12 +9,12 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from pretrain.data import read_labels
-from pretrain.labels import write_valid_labels
-from pretrain.manifest import Manifest
-from pretrain.state import States
-from tests.pretrain.audio import write_corpus
+from pretrain.audio.data import read_labels
+from pretrain.audio.manifest import Manifest
+from pretrain.targets.labels import write_valid_labels
+from pretrain.training.state import States
 from tests.pretrain.command import superbit, weights
+from tests.pretrain.tiny_audio import write_corpus
 from upstreams.errors import UserError
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from pretrain import distributed
-from pretrain.trainer import Training, fit, optimizers
+from pretrain.training import distributed
+from pretrain.training.loop import Training, fit, optimizers
 
 
 @dataclass

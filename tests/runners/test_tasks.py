@@ -13,7 +13,7 @@ import soundfile
 import yaml
 
 from runners import tasks
-from runners.bucket_files import write_bucket_files
+from runners.corpora.bucket_files import write_bucket_files
 from runners.tasks import SEVEN, TASKS, check_corpus, task_config
 from tests.runners.official import OFFICIAL
 from upstreams.errors import UserError

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import nn
 
-from upstreams.checkpoint import build
 from upstreams.config import preset, preset_names
 from upstreams.encoders.attention import ScaledDotProduct, local_attention
 from upstreams.errors import UserError
+from upstreams.formats.checkpoint import build
 from upstreams.frontend import LogMel, mel_filters
 from upstreams.model import AudioEncoder
 
@@ -74,7 +74,7 @@ def test_local_attention_equals_masked_full_attention(frames: int, radius: int) 
 
 
 def test_mel_filters_equal_torchaudios() -> None:
-    from upstreams import s3prl_compat  # noqa: F401  (makes torchaudio importable)
+    from upstreams.s3prl import compat as s3prl_compat  # noqa: F401  (makes torchaudio importable)
 
     torchaudio = pytest.importorskip("torchaudio")
     reference, _ = torchaudio.compliance.kaldi.get_mel_banks(80, 512, 16_000.0, 20.0, 8000.0, 100.0, -500.0, 1.0)

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from upstreams.grouped import GroupedConvolution
-from upstreams.products import product, suited
+from upstreams.cpu_training.grouped import GroupedConvolution
+from upstreams.cpu_training.products import product, suited
 
 # Keys from which a product a head is faster than PyTorch's attention, and the length (in kernels) from which products
 # of windows are faster than its grouped convolution.

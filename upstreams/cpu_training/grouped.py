@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from upstreams.products import product
+from upstreams.cpu_training.products import product
 
 
 class GroupedConvolution(torch.autograd.Function):

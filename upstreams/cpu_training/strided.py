@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from upstreams.products import product
+from upstreams.cpu_training.products import product
 
 
 def pieces(kernel: int, stride: int) -> list[tuple[int, int]]:

@@ -18,9 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from upstreams import checkpoint
 from upstreams.errors import UserError
 from upstreams.files import atomic_write
+from upstreams.formats import checkpoint
 from upstreams.model import AudioEncoder
 from upstreams.quantization.modules import QuantLinear
 from upstreams.quantization.quantizers import WeightQuantizer

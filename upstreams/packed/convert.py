@@ -12,12 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from upstreams import checkpoint
 from upstreams.config import ModelConfig
 from upstreams.encoders.attention import Attention
 from upstreams.encoders.feed_forward import FeedForward
 from upstreams.encoders.positions import ConvPositions
 from upstreams.errors import UserError
+from upstreams.formats import checkpoint
 from upstreams.model import AudioEncoder
 from upstreams.packed import file
 from upstreams.packed.blocks import (

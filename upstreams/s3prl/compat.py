@@ -1,6 +1,6 @@
 """Lets s3prl 0.4.18 from PyPI run on torch 2.11 to 2.13, torchaudio 2.11 and huggingface_hub 1 and 2.
 
-`import upstreams.s3prl_compat` before the first import of s3prl is all there is to do. Each function below mends
+`import upstreams.s3prl.compat` before the first import of s3prl is all there is to do. Each function below mends
 one break; what works already is left alone. Fixes to s3prl's own modules are applied when s3prl imports those
 modules, so that nothing is loaded that is not used.
 """
@@ -24,9 +24,10 @@ from typing import Any
 
 import torch
 
-from upstreams import s3prl_audio, s3prl_ctc_corpus
 from upstreams.errors import UserError, nearest
 from upstreams.files import atomic_write
+from upstreams.s3prl import audio as s3prl_audio
+from upstreams.s3prl import ctc_corpus as s3prl_ctc_corpus
 
 
 @contextlib.contextmanager

@@ -8,15 +8,12 @@ from typing import Any
 
 from torch import nn
 
-from upstreams import (
-    registry,
-    s3prl_compat,  # noqa: F401  (lets s3prl import)
-)
+from upstreams import registry
 
 
 def _entry(name: str) -> Callable[..., nn.Module]:
     def build(ckpt: str | Path | None = None, model_config: Any = None, refresh: bool = False, **_: Any) -> nn.Module:
-        from upstreams.expert import UpstreamExpert
+        from upstreams.s3prl.expert import UpstreamExpert
 
         return UpstreamExpert(registry.checkpoint_path(name, ckpt))
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from runners.corpora import (
+from runners.corpora.mini import (
     fluent_commands,
     iemocap,
     librispeech,
@@ -21,10 +21,10 @@ from runners.corpora import (
     speech_commands,
     voxceleb,
 )
-from runners.corpora import sources as packages
-from runners.corpora.clips import UNFINISHED, Clip, write_clips
-from runners.corpora.synthesis import SAMPLE_RATE
-from runners.corpora.text import load_lexicon
+from runners.corpora.mini import sources as packages
+from runners.corpora.mini.clips import UNFINISHED, Clip, write_clips
+from runners.corpora.mini.synthesis import SAMPLE_RATE
+from runners.corpora.mini.text import load_lexicon
 from upstreams.errors import UserError
 from upstreams.files import atomic_write
 

@@ -15,8 +15,8 @@ from typing import Protocol
 
 import numpy as np
 
-from runners.corpora import asterisk, queen
-from runners.corpora.synthesis import SAMPLE_RATE
+from runners.corpora.mini import asterisk, queen
+from runners.corpora.mini.synthesis import SAMPLE_RATE
 from upstreams.errors import UserError
 
 UNFINISHED = ".tmp"

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from runners.corpora.clips import Clip
-from runners.corpora.sentences import INTENTS, command
-from runners.corpora.synthesis import Synthesis, pseudo_speakers
+from runners.corpora.mini.clips import Clip
+from runners.corpora.mini.sentences import INTENTS, command
+from runners.corpora.mini.synthesis import Synthesis, pseudo_speakers
 from upstreams.files import atomic_write
 
 ROOT = "fluent_speech_commands_dataset"

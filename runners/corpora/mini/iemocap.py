@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
-from runners.corpora.clips import Clip
-from runners.corpora.sentences import free_sentence
-from runners.corpora.synthesis import EMOTIONS, ENGLISH, WARPS, Speaker, Synthesis
+from runners.corpora.mini.clips import Clip
+from runners.corpora.mini.sentences import free_sentence
+from runners.corpora.mini.synthesis import EMOTIONS, ENGLISH, WARPS, Speaker, Synthesis
 from upstreams.files import atomic_write
 
 ROOT = "IEMOCAP"

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections import defaultdict
 from pathlib import Path
 
-from runners.corpora.clips import Clip
-from runners.corpora.speech import Utterance, shuffled, take
-from runners.corpora.text import VOCABULARY, Lexicon
+from runners.corpora.mini.clips import Clip
+from runners.corpora.mini.speech import Utterance, shuffled, take
+from runners.corpora.mini.text import VOCABULARY, Lexicon
 from upstreams.files import atomic_write
 
 SETS = {"train": "train-clean-100", "dev": "dev-clean", "test": "test-clean"}

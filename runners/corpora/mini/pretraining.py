@@ -6,10 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
-from runners.corpora import asterisk
-from runners.corpora.clips import Clip, Prompt
-from runners.corpora.sources import PROMPTS
-from runners.corpora.speech import SHORTEST, Utterance, shuffled
+from runners.corpora.mini import asterisk
+from runners.corpora.mini.clips import Clip, Prompt
+from runners.corpora.mini.sources import PROMPTS
+from runners.corpora.mini.speech import SHORTEST, Utterance, shuffled
 from upstreams.files import atomic_write
 
 _LONGEST = 30.0

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from runners.corpora.clips import Clip
-from runners.corpora.sentences import SLOTS, request
-from runners.corpora.synthesis import Speaker, Synthesis, pseudo_speakers
+from runners.corpora.mini.clips import Clip
+from runners.corpora.mini.sentences import SLOTS, request
+from runners.corpora.mini.synthesis import Speaker, Synthesis, pseudo_speakers
 from upstreams.files import atomic_write
 
 ROOT = "SNIPS"

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import numpy as np
 
-from runners.corpora import queen, sentences
-from runners.corpora.clips import GameLine, Source
-from runners.corpora.synthesis import ENGLISH, Synthesis, pseudo_speakers
-from runners.corpora.text import Lexicon, normalise
+from runners.corpora.mini import queen, sentences
+from runners.corpora.mini.clips import GameLine, Source
+from runners.corpora.mini.synthesis import ENGLISH, Synthesis, pseudo_speakers
+from runners.corpora.mini.text import Lexicon, normalise
 
 SHORTEST, LONGEST = 0.5, 15.0
 _ROOMS = 6

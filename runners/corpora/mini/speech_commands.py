@@ -7,9 +7,9 @@ from itertools import count
 
 import numpy as np
 
-from runners.corpora.clips import Clip
-from runners.corpora.sentences import KEYWORDS, OTHER_WORDS
-from runners.corpora.synthesis import SAMPLE_RATE, Noise, Speaker, Synthesis, pseudo_speakers
+from runners.corpora.mini.clips import Clip
+from runners.corpora.mini.sentences import KEYWORDS, OTHER_WORDS
+from runners.corpora.mini.synthesis import SAMPLE_RATE, Noise, Speaker, Synthesis, pseudo_speakers
 
 TRAIN_ROOT = "speech_commands_v0.01"
 TEST_ROOT = "speech_commands_test_set_v0.01"

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import defaultdict
 from pathlib import Path
 
-from runners.corpora.clips import Clip
-from runners.corpora.speech import Utterance, round_robin, shuffled, take
+from runners.corpora.mini.clips import Clip
+from runners.corpora.mini.speech import Utterance, round_robin, shuffled, take
 from upstreams.files import atomic_write
 
 # Fewer utterances than this do not make a speaker.

@@ -12,7 +12,7 @@ Scorer = Callable[[argparse.Namespace, Mapping[str, Any]], dict[str, float]]
 
 def query_by_example(args: argparse.Namespace, config: Mapping[str, Any]) -> dict[str, float]:
     """MTWV of the detections that an evaluation has written; the ground truth is the split's of QUESST 2014."""
-    from runners import detection
+    from runners.downstream.scoring import detection
 
     split = "dev" if args.evaluate_split == "dev" else "eval"  # as s3prl takes any other name
     root = Path(config["downstream_expert"]["datarc"]["dataset_root"])
@@ -26,7 +26,7 @@ def diarization(args: argparse.Namespace, config: Mapping[str, Any]) -> dict[str
     """DER of the predictions that an evaluation has written, against the test set's RTTM file; none of other splits."""
     if args.evaluate_split != "test":
         return {}
-    from runners.diarization import error_rate
+    from runners.downstream.scoring.diarization import error_rate
 
     expert = config["downstream_expert"]
     frame_shift = int(Path(args.expdir, "frame_shift").read_text(encoding="utf-8"))

@@ -40,7 +40,7 @@ class Engine(Protocol):
 
 def engine(name: str) -> Engine:
     """The engine of that name; raises UserError for an unknown one. What it needs is imported when it runs."""
-    from runners.engines import local, ray, slurm
+    from runners.matrix.engines import local, ray, slurm
 
     engines: dict[str, Engine] = {"local": local.run, "ray": ray.run, "slurm": slurm.run}
     if name not in engines:

@@ -13,8 +13,8 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any, Generic
 
-from runners.engines import CellT, Work
-from runners.engines.logged import run_logged
+from runners.matrix.engines import CellT, Work
+from runners.matrix.engines.logged import run_logged
 
 SPARE = 0.9  # of the memory that is free at the start; the estimates are estimates
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import runners
-from runners.engines import CellT, Work
-from runners.engines.logged import run_logged
+from runners.matrix.engines import CellT, Work
+from runners.matrix.engines.logged import run_logged
 from upstreams.errors import UserError
 
 

@@ -7,8 +7,8 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from runners.engines import CellT, Work
-from runners.engines.logged import run_logged
+from runners.matrix.engines import CellT, Work
+from runners.matrix.engines.logged import run_logged
 from upstreams.errors import UserError
 
 POLL_SECONDS = 0.5  # submitit asks Slurm itself far less often

@@ -9,11 +9,11 @@ import pytest
 import soundfile
 import torch
 
-from pretrain.data import BatchOrder, Crops, collate, loader, read_labels
-from pretrain.labels import mfcc, write_labels
-from pretrain.manifest import Manifest, load_audio
-from pretrain.masking import span_mask
-from tests.pretrain.audio import write_corpus
+from pretrain.audio.data import BatchOrder, Crops, collate, loader, read_labels
+from pretrain.audio.manifest import Manifest, load_audio
+from pretrain.objectives.masking import span_mask
+from pretrain.targets.labels import mfcc, write_labels
+from tests.pretrain.tiny_audio import write_corpus
 from upstreams.errors import UserError
 
 HOP = 640
@@ -107,7 +107,7 @@ def test_unreadable_audio_is_skipped_and_counted(tmp_path: Path, capsys: pytest.
 @pytest.mark.parametrize("length", [250, 500, 780])
 def test_masks_cover_what_the_recipe_says(length: int) -> None:
     """At HuBERT's 0.8 and 10 they cover 57 % of 5 to 15.6 s, as transformers' masks do."""
-    from upstreams import s3prl_compat  # noqa: F401, I001  (makes torchaudio importable)
+    from upstreams.s3prl import compat as s3prl_compat  # noqa: F401, I001  (makes torchaudio importable)
     from transformers.models.hubert.modeling_hubert import _compute_mask_indices
 
     mask = span_mask([length] * 500, 0.8, 10, seed=1)

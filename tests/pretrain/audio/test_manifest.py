@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import soundfile
 
-from pretrain.data import BatchOrder, Crops, loader
-from pretrain.manifest import Manifest, load_audio
+from pretrain.audio.data import BatchOrder, Crops, loader
+from pretrain.audio.manifest import Manifest, load_audio
 from tests.pretrain.command import superbit
 
 RATE = 16_000

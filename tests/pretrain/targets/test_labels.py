@@ -15,15 +15,15 @@ import pytest
 import torch
 from sklearn.cluster import MiniBatchKMeans
 
-from pretrain.data import read_labels
-from pretrain.kmeans import Assignment, Reservoir, fit, fit_in_torch
-from pretrain.labels import cluster, layer_features, mfcc_features, write_labels
-from pretrain.manifest import Manifest
-from tests.pretrain.audio import write_corpus
+from pretrain.audio.data import read_labels
+from pretrain.audio.manifest import Manifest
+from pretrain.targets.kmeans import Assignment, Reservoir, fit, fit_in_torch
+from pretrain.targets.labels import cluster, layer_features, mfcc_features, write_labels
 from tests.pretrain.command import superbit
-from upstreams.checkpoint import build
+from tests.pretrain.tiny_audio import write_corpus
 from upstreams.config import preset
 from upstreams.errors import UserError
+from upstreams.formats.checkpoint import build
 
 HOP = 640
 
@@ -153,7 +153,7 @@ def test_labels_of_a_killed_run_are_not_taken_for_whole_ones(manifest: Manifest,
     whole = superbit(*arguments, tmp_path / "whole")
     assert whole.returncode == 0, whole.stderr
     slow = (
-        "import time, pretrain.labels as labels\n"
+        "import time, pretrain.targets.labels as labels\n"
         "assign = labels.Assignment.__call__\n"
         "labels.Assignment.__call__ = lambda self, frames: (time.sleep(0.3), assign(self, frames))[1]\n"
         f"import runners.cli, sys; sys.argv = ['superbit', *{[*arguments, str(tmp_path / 'killed')]!r}]\n"

@@ -15,8 +15,8 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from pretrain import distributed, state
-from pretrain.trainer import Training, settled, warm_up_decay
+from pretrain.training import distributed, state
+from pretrain.training.loop import Training, settled, warm_up_decay
 from tests.pretrain.command import superbit, weights
 from tests.pretrain.toy import Toy
 from upstreams.errors import UserError

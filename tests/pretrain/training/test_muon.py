@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pretrain.muon import Muon, orthogonalise
+from pretrain.training.muon import Muon, orthogonalise
 
 
 @pytest.mark.parametrize("shape", [(3, 64, 64), (2, 32, 128), (1, 128, 32), (1, 2, 5)])

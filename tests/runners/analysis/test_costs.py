@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from upstreams import checkpoint, cost
+from upstreams import cost
 from upstreams.config import preset
+from upstreams.formats import checkpoint
 from upstreams.packed import convert
 from upstreams.quantization.convert import calibrating
 

@@ -12,13 +12,13 @@ import soundfile
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from runners.analyse import Ratio, Similarity, compare, read_audio, without_quantizers
+from runners.analysis.errors import Ratio, Similarity, compare, read_audio, without_quantizers
 from runners.cli import main
-from tests.pretrain.audio import write_corpus
-from upstreams import checkpoint
-from upstreams.checkpoint import build
+from tests.pretrain.tiny_audio import write_corpus
 from upstreams.config import QuantizationConfig, preset
 from upstreams.errors import UserError
+from upstreams.formats import checkpoint
+from upstreams.formats.checkpoint import build
 from upstreams.model import AudioEncoder
 from upstreams.quantization.convert import calibrate
 

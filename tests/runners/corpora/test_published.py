@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
-from runners import downstream
 from runners.cli import app
-from runners.corpus_counts import PUBLISHED, Count, counts
+from runners.corpora.counts import PUBLISHED, Count, counts
+from runners.downstream import run as downstream
 from runners.tasks import SEVEN, TASKS, task_config
-from tests.runners import published_corpora
-from tests.runners.test_downstream import overrides, train
+from tests.runners.corpora import published_corpora
+from tests.runners.downstream.test_run import overrides, train
 from upstreams.errors import UserError
 
 # What of each download is not there before `prepare`, and what it makes.
@@ -134,7 +134,7 @@ def test_what_cannot_be_made_says_where_it_comes_from(downloaded: Path, tmp_path
 
 
 def test_both_versions_of_speech_commands_are_right(prepared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from runners import corpus_counts
+    from runners.corpora import counts as corpus_counts
 
     for published in PUBLISHED["ks"]:
         monkeypatch.setitem(corpus_counts.COUNTERS, "ks", lambda expert, published=published: dict(published))

@@ -11,14 +11,14 @@ import soundfile
 import torch
 from torch import nn
 
-from runners import downstream
-from runners.ctc_targets import counted
-from tests.runners.test_downstream import logged, overrides, train
+from runners.downstream import run as downstream
+from runners.downstream.ctc_targets import counted
+from tests.runners.downstream.test_run import logged, overrides, train
 from tests.tiny_corpora import _Sounds
-from upstreams import checkpoint
-from upstreams import s3prl_ctc_corpus as ctc
 from upstreams.config import preset
+from upstreams.formats import checkpoint
 from upstreams.model import AudioEncoder
+from upstreams.s3prl import ctc_corpus as ctc
 
 
 class Expert(nn.Module):

@@ -13,16 +13,19 @@ import numpy as np
 import pytest
 import yaml
 
-from runners import detection, diarization, downstream, matrix, report
-from runners.layer_weights import layer_weights
-from runners.submission import write_submission
+from runners.downstream import run as downstream
+from runners.downstream.scoring import detection, diarization
+from runners.matrix import run as matrix
+from runners.report import write as report
+from runners.report.layer_weights import layer_weights
+from runners.report.submission import write_submission
 from runners.tasks import TASKS, check_corpus
 from tests import tiny_more_corpora
-from tests.runners.test_corpora_published import refused, superbit
-from tests.runners.test_downstream import logged
-from upstreams import checkpoint
+from tests.runners.corpora.test_published import refused, superbit
+from tests.runners.downstream.test_run import logged
 from upstreams.config import preset
 from upstreams.errors import UserError
+from upstreams.formats import checkpoint
 from upstreams.model import AudioEncoder
 
 SMALL: dict[str, dict[str, Any]] = {
@@ -240,7 +243,7 @@ def test_a_matrix_of_them(corpora: Path, tmp_path: Path, monkeypatch: pytest.Mon
     assert {"sv_public/predict.txt", "sd_public/scoring/predictions/test0.h5"} <= names
     assert (tmp_path / "fbank/predict/sd_public/frame_shift").read_text() == "160\n"
 
-    monkeypatch.setattr("runners.downstream.main", None)
+    monkeypatch.setattr("runners.downstream.run.main", None)
     assert matrix.evaluate(file, corpora, runs, None, 1, [*cells.values()]) == 0, "nothing is left to run"
     file.write_text(yaml.safe_dump(content | {"learning_rates": {"asv": [0.1, 0.2]}}))
     with pytest.raises(UserError, match="'asv', which has no dev set to choose one on"):

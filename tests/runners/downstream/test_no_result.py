@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from runners import downstream
+from runners.downstream import run as downstream
 from runners.tasks import SEVEN
-from tests.runners.test_downstream import overrides, train
+from tests.runners.downstream.test_run import overrides, train
 from upstreams.errors import UserError
 
 FSC = "fluent_speech_commands_dataset/data/test_data.csv"

@@ -15,7 +15,8 @@ import torch
 import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from runners import downstream, downstream_args
+from runners.downstream import arguments as downstream_args
+from runners.downstream import run as downstream
 from runners.tasks import SEVEN, TASKS
 from upstreams.errors import UserError
 
@@ -92,8 +93,8 @@ def test_train_evaluate_resume(
 @pytest.fixture(scope="module")
 def untrained(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """Arguments that name an upstream of this project and its checkpoint."""
-    from upstreams import checkpoint
     from upstreams.config import preset
+    from upstreams.formats import checkpoint
 
     path = tmp_path_factory.mktemp("checkpoints") / "mini.safetensors"
     torch.manual_seed(0)
@@ -240,7 +241,7 @@ def test_flags_are_s3prls(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_help_needs_neither_torch_nor_s3prl() -> None:
     code = (
-        "import sys\nfrom runners import downstream\n"
+        "import sys\nfrom runners.downstream import run as downstream\n"
         "try: downstream.main(['--help'])\n"
         "except SystemExit as end: assert not end.code\n"
         "assert not {'torch', 's3prl', 'torchaudio'} & sys.modules.keys()\n"

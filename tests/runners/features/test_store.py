@@ -19,19 +19,12 @@ import soundfile
 import torch
 from torch import Tensor, nn
 
-from runners import feature_shards
-from runners.feature_settings import StoreSettings
-from runners.feature_shards import HEADER_BYTES, Shards
-from runners.feature_store import (
-    FeatureStore,
-    depends_on_batch,
-    fingerprint,
-    open_store,
-    waveforms_kept,
-    weighted_sum,
-)
-from upstreams import checkpoint
+from runners.features import shards as feature_shards
+from runners.features.settings import StoreSettings
+from runners.features.shards import HEADER_BYTES, Shards
+from runners.features.store import FeatureStore, depends_on_batch, fingerprint, open_store, waveforms_kept, weighted_sum
 from upstreams.config import preset
+from upstreams.formats import checkpoint
 
 LENGTHS = [16000, 8123, 16000, 24001, 800, 15999]
 GIGABYTE = 1 << 30
@@ -41,7 +34,7 @@ GIGABYTE = 1 << 30
 def upstreams(tmp_path_factory: pytest.TempPathFactory) -> dict[str, nn.Module]:
     """s3prl's baselines and one of this project's."""
     from upstreams import register
-    from upstreams.expert import UpstreamExpert
+    from upstreams.s3prl.expert import UpstreamExpert
 
     register()
     from s3prl import hub
@@ -193,7 +186,7 @@ def test_features_are_found_again_only_for_the_same_upstream(
     torch.manual_seed(1)
     weights = fingerprint("mini", [], nn.Linear(2, 2), "cpu")
     assert len({one, other_file, weights, fingerprint("mini", [], nn.Linear(2, 2), "cpu")}) == 4
-    monkeypatch.setattr("runners.feature_store.code_version", lambda: "another")
+    monkeypatch.setattr("runners.features.store.code_version", lambda: "another")
     assert fingerprint("mini", [file, None], upstream, "cpu") != other_file
 
 
@@ -415,7 +408,7 @@ def test_a_full_disk_ends_the_keeping_and_not_the_run(small_disk: Path, capsys: 
 def test_a_limit_on_file_size_is_as_a_full_disk(tmp_path: Path) -> None:
     script = (
         "import resource, sys; from pathlib import Path\n"
-        "from tests.runners.test_feature_store import Counting, assert_same, store_in, waveforms\n"
+        "from tests.runners.features.test_store import Counting, assert_same, store_in, waveforms\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))\n"
         "store = store_in(Path(sys.argv[1]), Counting())\n"
         "for wav in 2 * waveforms(): assert_same(store, Counting(), [wav])\n"

@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 import yaml
 
-from runners import matrix
-from runners.engines import Work, engine, local
-from runners.matrix import Options
-from tests.runners.test_faults import KS, PR, values, write_matrix
+from runners.matrix import run as matrix
+from runners.matrix.engines import Work, engine, local
+from runners.matrix.run import Options
+from tests.runners.matrix.test_faults import KS, PR, values, write_matrix
 from upstreams.errors import UserError
 
 GIGABYTE = 1 << 30

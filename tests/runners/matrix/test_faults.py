@@ -17,9 +17,10 @@ from typing import Any
 import pytest
 import yaml
 
-from runners import downstream, matrix
-from runners.cells import read_json
-from runners.matrix import Options
+from runners.downstream import run as downstream
+from runners.matrix import run as matrix
+from runners.matrix.cell import read_json
+from runners.matrix.run import Options
 
 KS = {
     **{"runner.total_steps": 12, "runner.eval_step": 4, "runner.save_step": 4, "runner.log_step": 4},

@@ -12,11 +12,14 @@ import pytest
 import torch
 import yaml
 
-from runners import downstream, matrix, matrix_file, report
-from runners.submission import write_submission
+from runners.downstream import run as downstream
+from runners.matrix import file as matrix_file
+from runners.matrix import run as matrix
+from runners.report import write as report
+from runners.report.submission import write_submission
 from runners.tasks import FOLD, FOLDS, task_config
-from tests.runners import published_corpora
-from tests.runners.test_corpora_published import superbit
+from tests.runners.corpora import published_corpora
+from tests.runners.corpora.test_published import superbit
 from tests.tiny_corpora import _Sounds
 from upstreams.errors import UserError
 
@@ -57,7 +60,7 @@ class FoldsDownstream:
 @pytest.fixture
 def fake(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FoldsDownstream:
     fake = FoldsDownstream(tmp_path)
-    monkeypatch.setattr("runners.downstream.main", fake.main)
+    monkeypatch.setattr("runners.downstream.run.main", fake.main)
     return fake
 
 

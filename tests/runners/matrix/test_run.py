@@ -20,8 +20,8 @@ import soundfile
 import torch
 import yaml
 
-from runners import matrix
-from runners.matrix import Options
+from runners.matrix import run as matrix
+from runners.matrix.run import Options
 from runners.tasks import SEVEN
 from upstreams.errors import UserError
 
@@ -108,7 +108,7 @@ class FakeDownstream:
 @pytest.fixture
 def fake(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeDownstream:
     downstream = FakeDownstream(tmp_path)
-    monkeypatch.setattr("runners.downstream.main", downstream.main)  # the workers are forks
+    monkeypatch.setattr("runners.downstream.run.main", downstream.main)  # the workers are forks
     return downstream
 
 
@@ -133,7 +133,7 @@ def test_a_real_cell_is_trained_tested_and_reproduced_by_its_command(corpora: Pa
 
     line = shlex.split(found["command"])
     assert line[:2] == ["superbit", "downstream"]
-    from runners import downstream
+    from runners.downstream import run as downstream
 
     again = downstream.main(line[2:])
     assert again is not None
@@ -306,7 +306,7 @@ def test_results_cut_short_are_not_trusted(corpora: Path, tmp_path: Path, fake: 
 
 def test_workers_end_when_the_runner_is_killed(tmp_path: Path) -> None:
     script = (
-        "import sys, time; from pathlib import Path; from runners.engines import Work, local\n"
+        "import sys, time; from pathlib import Path; from runners.matrix.engines import Work, local\n"
         "def run(cell): Path(sys.argv[1], 'pid' + cell).write_text(str(__import__('os').getpid())); time.sleep(60)\n"
         "log = lambda cell: Path(sys.argv[1], cell + '.txt')\n"
         "work = Work(['a', 'b'], run, log, lambda c: 1, lambda c: False, False, lambda r: None)\n"

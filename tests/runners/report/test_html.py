@@ -17,12 +17,12 @@ import torch
 from typer.testing import CliRunner
 
 from runners.cli import app
-from runners.latex import escaped
-from runners.published import published, superb_score
-from runners.report import collect, read_speeds, report
-from runners.submission import FILES
+from runners.report.latex import escaped
+from runners.report.published import published, superb_score
+from runners.report.submission import FILES
+from runners.report.write import collect, read_speeds, report
 from runners.tasks import SEVEN, TASKS
-from tests.runners.test_report import write_cell, write_runs
+from tests.runners.report.test_write import write_cell, write_runs
 from upstreams.errors import UserError
 
 BROWSER = next(
@@ -153,7 +153,7 @@ def test_layer_weights_of_the_tested_heads(tmp_path: Path) -> None:
     write_cell(runs, "mine", "ks", 1, 0.5, command=f"superbit downstream -m evaluate -t test -e {state}")
     report([runs])
     assert "layer weights of mine" in (runs / "report/report.html").read_text()
-    from runners.layer_weights import layer_weights
+    from runners.report.layer_weights import layer_weights
 
     assert layer_weights(collect([runs]), "mine")["ks"] == pytest.approx(weights.softmax(0).tolist())
 

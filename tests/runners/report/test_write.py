@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from runners.report import CSV_COLUMNS, collect, report
+from runners.report.write import CSV_COLUMNS, collect, report
 from runners.tasks import SEVEN, TASKS
 from upstreams.errors import UserError
 

@@ -8,11 +8,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from upstreams import checkpoint, fast_training, products
 from upstreams.config import preset
-from upstreams.fast_training import FastTraining
-from upstreams.grouped import GroupedConvolution
-from upstreams.strided import StridedConvolution
+from upstreams.cpu_training import fast_training, products
+from upstreams.cpu_training.fast_training import FastTraining
+from upstreams.cpu_training.grouped import GroupedConvolution
+from upstreams.cpu_training.strided import StridedConvolution
+from upstreams.formats import checkpoint
 
 functional = nn.functional
 

@@ -14,13 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from upstreams import cost
-from upstreams.checkpoint import build
 from upstreams.config import EncoderConfig, FrontEndConfig, ModelConfig, preset
 from upstreams.encoders import build_encoder
 from upstreams.encoders.attention import Attention
 from upstreams.encoders.convolution import BatchNorm, DepthwiseConvolution
 from upstreams.encoders.positions import RelativePositions, Rotary
 from upstreams.encoders.squeezeformer import ScaleAndBias
+from upstreams.formats.checkpoint import build
 from upstreams.model import AudioEncoder
 
 SMALL = {"layers": 4, "dim": 16, "heads": 2, "feed_forward_dim": 32, "kernel": 5, "position_kernel": 4}
@@ -112,7 +112,7 @@ def test_rotary_scores_depend_on_the_offset_only() -> None:
 
 @torch.no_grad()
 def test_conformer_block_equals_torchaudios() -> None:
-    from upstreams import s3prl_compat  # noqa: F401  (makes torchaudio importable)
+    from upstreams.s3prl import compat as s3prl_compat  # noqa: F401  (makes torchaudio importable)
 
     conformer = pytest.importorskip("torchaudio.models.conformer")
     config = small("conformer", positions="none", layers=1, activation="swish")

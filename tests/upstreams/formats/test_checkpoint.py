@@ -11,9 +11,10 @@ import torch
 from safetensors.torch import save_file
 from torch.utils.flop_counter import FlopCounterMode
 
-from upstreams import checkpoint, cost, registry
+from upstreams import cost, registry
 from upstreams.config import ModelConfig, from_dict, preset, preset_names
 from upstreams.errors import UserError
+from upstreams.formats import checkpoint
 
 
 @pytest.fixture

@@ -11,10 +11,10 @@ from typer.testing import CliRunner
 
 from runners.cli import app
 from tests.upstreams.packed.models import noise, quantized
-from upstreams import checkpoint
 from upstreams.config import EncoderConfig, FrontEndConfig, ModelConfig
 from upstreams.errors import UserError
-from upstreams.onnx_export import export_checkpoint
+from upstreams.formats import checkpoint
+from upstreams.formats.onnx_export import export_checkpoint
 from upstreams.packed import convert
 
 onnx = pytest.importorskip("onnx", reason="superbit's extra onnx is not installed")

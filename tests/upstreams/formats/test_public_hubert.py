@@ -13,14 +13,11 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from upstreams import (
-    checkpoint,
-    cost,
-    s3prl_compat,  # noqa: F401  (makes torchaudio importable, which transformers and s3prl import)
-)
+from upstreams import cost
 from upstreams.config import EncoderConfig, FrontEndConfig, ModelConfig, preset
 from upstreams.errors import UserError
-from upstreams.public_hubert import load_public
+from upstreams.formats import checkpoint
+from upstreams.formats.public_hubert import load_public
 
 LENGTHS = (8_000, 16_007, 1_000, 400)
 
@@ -237,7 +234,7 @@ def test_what_is_no_hubert_is_refused(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_the_command_makes_an_upstream_and_a_teacher(tmp_path: Path) -> None:
     """`superbit import` on a file of HuBERT Base's shape, read back as s3prl and distillation read it."""
     from pretrain.distill import load_with_head
-    from upstreams.expert import UpstreamExpert
+    from upstreams.s3prl.expert import UpstreamExpert
 
     state = {f"hubert.{k}": v.half() for k, v in transformers_model(preset("hubert_base")).state_dict().items()}
     torch.save(state, tmp_path / "hubert.bin")

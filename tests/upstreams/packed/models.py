@@ -6,8 +6,8 @@ import dataclasses
 
 import torch
 
-from upstreams import checkpoint
 from upstreams.config import ModelConfig, QuantizationConfig, preset
+from upstreams.formats import checkpoint
 from upstreams.model import AudioEncoder
 from upstreams.packed import kernels
 from upstreams.quantization.convert import calibrate

@@ -17,9 +17,10 @@ from typer.testing import CliRunner
 import upstreams
 from runners.cli import app
 from tests.upstreams.packed.models import noise, quantized
-from upstreams import checkpoint, cost, registry
+from upstreams import cost, registry
 from upstreams.config import EncoderConfig, ModelConfig, preset
 from upstreams.errors import UserError
+from upstreams.formats import checkpoint
 from upstreams.packed import convert, file, kernels
 from upstreams.packed.modules import pack_codes, unpack_codes
 from upstreams.quantization.modules import QuantConv1d, QuantLinear, QuantMatmul

@@ -10,12 +10,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from upstreams import checkpoint, registry
-from upstreams.checkpoint import build
+from upstreams import registry
 from upstreams.config import ModelConfig, QuantizationConfig, from_dict, preset, preset_names
 from upstreams.encoders.convolution import ConvolutionModule
 from upstreams.encoders.feed_forward import FeedForward
 from upstreams.errors import UserError
+from upstreams.formats import checkpoint
+from upstreams.formats.checkpoint import build
 from upstreams.model import AudioEncoder
 from upstreams.quantization.convert import calibrate, inherit, kinds, quantize, summary
 from upstreams.quantization.modules import QuantLinear, QuantMatmul

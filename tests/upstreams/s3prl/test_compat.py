@@ -22,8 +22,9 @@ import torch
 import yaml
 
 from runners.tasks import task_config
-from upstreams import s3prl_audio, s3prl_compat
 from upstreams.errors import UserError
+from upstreams.s3prl import audio as s3prl_audio
+from upstreams.s3prl import compat as s3prl_compat
 
 PLAIN_S3PRL = """
 import builtins, socket, sys

@@ -10,9 +10,10 @@ import pytest
 import torch
 
 import upstreams
-from upstreams import checkpoint, registry
+from upstreams import registry
 from upstreams.config import preset
 from upstreams.errors import UserError
+from upstreams.formats import checkpoint
 from upstreams.quantization.convert import calibrating
 
 NAMES = ("sparseformer_dn_mini", "sparseformer_dn_mini_w1a32", "sparseformer_dn_mini_w1a1", "transformer_mini")

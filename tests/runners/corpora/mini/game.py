@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
-from runners.corpora import sources
+from runners.corpora.mini import sources
 
 HEADER = b"\0" * 20
 SECONDS = 2.0

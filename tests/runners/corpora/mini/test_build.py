@@ -15,10 +15,11 @@ from pathlib import Path
 import pytest
 import soundfile
 
-from runners.corpora import mini, sources, speech_commands
-from runners.corpora.mini import build_mini
+from runners.corpora.mini import build as mini
+from runners.corpora.mini import sources, speech_commands
+from runners.corpora.mini.build import build_mini
 from runners.tasks import check_corpus
-from tests.runners.corpora import game
+from tests.runners.corpora.mini import game
 from upstreams.errors import UserError
 
 TASKS = ("asr", "pr", "ks", "sid", "er", "ic", "sf")
@@ -71,8 +72,9 @@ def test_every_task_finds_its_layout(kind, task, request):
 
 
 def test_s3prl_splits_keywords_as_they_were_meant(synthetic):
-    import upstreams.s3prl_compat  # noqa: F401, I001
     from s3prl.downstream.speech_commands.expert import split_dataset
+
+    import upstreams.s3prl.compat  # noqa: F401
 
     train, valid = split_dataset(synthetic / speech_commands.TRAIN_ROOT)
     summary = json.loads((synthetic / "corpus.json").read_text())["tasks"]["ks"]["splits"]
@@ -147,7 +149,7 @@ def test_a_killed_build_goes_on_and_ends_the_same(synthetic, tmp_path):
     script = tmp_path / "build.py"
     script.write_text(
         "from pathlib import Path\n"
-        "from runners.corpora.mini import build_mini\n"
+        "from runners.corpora.mini.build import build_mini\n"
         f"if __name__ == '__main__':\n    build_mini(Path({str(out)!r}), {HOURS}, 0, Path('sources'), False)\n"
     )
     environment = {**os.environ, "PYTHONPATH": str(Path.cwd())}

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import soundfile
 
-from runners.corpora import queen
-from runners.corpora.clips import Clip, GameLine, write_clips
-from tests.runners.corpora import game
+from runners.corpora.mini import queen
+from runners.corpora.mini.clips import Clip, GameLine, write_clips
+from tests.runners.corpora.mini import game
 from upstreams.errors import UserError
 
 

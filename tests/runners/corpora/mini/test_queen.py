@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from runners.corpora import queen, sources
-from tests.runners.corpora import game
+from runners.corpora.mini import queen, sources
+from tests.runners.corpora.mini import game
 from upstreams.errors import UserError
 
 REAL = sources.QUEEN.path(Path("data/sources"))

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from runners.corpora import sources
-from runners.corpora.sources import Package, Unavailable
+from runners.corpora.mini import sources
+from runners.corpora.mini.sources import Package, Unavailable
 from upstreams.errors import UserError
 
 

@@ -6,10 +6,10 @@ from concurrent.futures import ProcessPoolExecutor
 import numpy as np
 import pytest
 
-from runners.corpora import librispeech, pretraining, voxceleb
-from runners.corpora.clips import Clip
-from runners.corpora.speech import Utterance, round_robin, shuffled, take
-from runners.corpora.synthesis import Noise, Speaker, Synthesis, coloured_noise, pseudo_speakers
+from runners.corpora.mini import librispeech, pretraining, voxceleb
+from runners.corpora.mini.clips import Clip
+from runners.corpora.mini.speech import Utterance, round_robin, shuffled, take
+from runners.corpora.mini.synthesis import Noise, Speaker, Synthesis, coloured_noise, pseudo_speakers
 
 SILENCE = Noise((0,), 16, 0.0)
 

@@ -3,8 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from runners.corpora import sentences
-from runners.corpora.text import PHONES, VOCABULARY, load_lexicon, normalise
+from runners.corpora.mini import sentences
+from runners.corpora.mini.text import PHONES, VOCABULARY, load_lexicon, normalise
 
 LEXICON = load_lexicon()
 
