@@ -19,6 +19,7 @@ from upstreams.config import preset
 from upstreams.encoders.attention import ScaledDotProduct, local_attention
 from upstreams.encoders.convolution import DepthwiseConvolution, FrameConvolution
 from upstreams.formats import checkpoint
+from upstreams.s3prl import compat as s3prl_compat  # noqa: F401  (lets transformers import)
 
 Contest = tuple[str, dict[str, Callable[[], object]]]  # a title; ours first, then what it is held against
 

@@ -28,6 +28,7 @@ from upstreams.cpu_training import products
 from upstreams.cpu_training.fast_training import FastTraining
 from upstreams.formats import checkpoint
 from upstreams.frontend import padding_mask
+from upstreams.s3prl import compat as s3prl_compat  # noqa: F401  (lets transformers import)
 
 CLUSTERS = 500
 SECONDS = (15.6, 15.2)  # crops as HuBERT's, of like length as in the batches that everybody sorts them into

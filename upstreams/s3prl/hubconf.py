@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from upstreams import registry
+from upstreams.s3prl import compat as s3prl_compat  # noqa: F401  (lets s3prl import)
 
 
 def _entry(name: str) -> Callable[..., nn.Module]:
