@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 import yaml
 
 from runners import tasks
+from runners.downstream.states import latest_state
 from runners.features.settings import DTYPES
 from runners.tasks import TASKS, Task
 from upstreams.errors import UserError, nearest
@@ -128,7 +129,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     _make_absolute(options)
     if options.auto_resume and options.expdir is None:
         raise UserError("-a needs the experiment's folder: say -p DIR")
-    if options.auto_resume and states(options.expdir):
+    if options.auto_resume and latest_state(options.expdir):
         options.past_exp = options.expdir
     if options.feature_store and options.feature_store_gb <= 0:
         raise UserError(f"--feature_store_gb must be above 0, not {options.feature_store_gb}")
@@ -200,12 +201,6 @@ def _make_absolute(args: argparse.Namespace) -> None:
         args.upstream_ckpt = str(Path(args.upstream_ckpt).absolute())
 
 
-def states(folder: str | Path) -> list[Path]:
-    """The checkpoints states-<step>.ckpt of an experiment's folder, oldest first."""
-    found = [path for path in Path(folder).glob("states-*.ckpt") if path.stem.removeprefix("states-").isdigit()]
-    return sorted(found, key=lambda path: int(path.stem.removeprefix("states-")))
-
-
 def _from_checkpoint(given: argparse.Namespace) -> tuple[argparse.Namespace, dict[str, Any]]:
     import torch
 
@@ -213,9 +208,10 @@ def _from_checkpoint(given: argparse.Namespace) -> tuple[argparse.Namespace, dic
 
     path = Path(given.past_exp)
     if path.is_dir():
-        if not states(path):
-            raise UserError(f"{path} holds no checkpoint states-<step>.ckpt to go on from (-e)")
-        path = states(path)[-1]
+        latest = latest_state(path)
+        if latest is None:
+            raise UserError(f"{path} holds no checkpoint states-<step>.ckpt to resume from (-e)")
+        path = latest
     if not path.is_file():
         raise UserError(f"there is no checkpoint {path} (-e)")
     try:
