@@ -1,9 +1,8 @@
-"""SUPERB's ten tasks: their s3prl names, metrics, configurations and corpora."""
+"""SUPERB's ten tasks: their names in s3prl, metrics, configurations and the layouts of their corpora."""
 
 from __future__ import annotations
 
 import copy
-import importlib.util
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,18 +22,18 @@ class Task:
 
     name: str
     downstream: str  # s3prl's -d
-    metric: str  # the leaderboard's, by s3prl's name; from 0 to 1, but asr's wer from 0 to 100
+    metric: str  # the leaderboard's, by s3prl's name; a fraction, but asr's wer is in %
     higher_is_better: bool
-    best: str  # file name of the checkpoint that was best on dev; "" where there is none, as nothing is tried on dev
+    best: str  # file name of the checkpoint with the best dev score; "" if s3prl evaluates no dev set in training
     eval_split: str  # s3prl's -t
-    layout: str  # what the corpora root must hold
-    has_head: bool = True  # something is trained
-    best_by_accuracy: bool = False  # on dev s3prl goes by the accuracy of frames, whatever the metric is
-    packages: tuple[str, ...] = ()  # that s3prl imports for it, of the extra `superb`
+    layout: str  # of the corpus below the corpora root
+    has_head: bool = True  # False if nothing is trained
+    best_by_accuracy: bool = False  # s3prl selects the best checkpoint by frame accuracy instead of the metric
+    packages: tuple[str, ...] = ()  # of the extra `superb`, which s3prl imports for this task
 
     @property
     def config_file(self) -> Path:
-        """The packaged configuration: official values, with placeholders for paths."""
+        """Path of the packaged configuration: official values, with placeholders for paths."""
         return CONFIGS / self.name / "config.yaml"
 
 
@@ -99,22 +98,22 @@ TASKS: dict[str, Task] = {
     )
 }
 
-# Those that `all` means: the embedded corpora are theirs, and the paper's tables.
+# The tasks that `all` stands for: those of the embedded corpora and of the paper's tables.
 SEVEN = ("asr", "pr", "ks", "sid", "er", "ic", "sf")
 
 
 def chosen_tasks(names: Collection[str]) -> list[str]:
-    """The tasks of those names, the seven for `all`; raises UserError for an unknown one, naming the nearest."""
+    """Return the named tasks in the order of TASKS, with `all` for the seven; raise UserError for an unknown one."""
     for name in names:
         if name not in (*TASKS, "all"):
             raise UserError(f"there is no task {name!r}: {nearest(name, (*TASKS, 'all'))}")
     return [task for task in TASKS if task in names or ("all" in names and task in SEVEN)]
 
 
-FOLD = "downstream_expert.datarc.test_fold"  # of ER
+FOLD = "downstream_expert.datarc.test_fold"  # ER's key for the fold to test on; fold N is session N of IEMOCAP
 FOLDS = ("fold1", "fold2", "fold3", "fold4", "fold5")
 
-# Keys that s3prl reads where they are present and that the official configurations leave out.
+# Optional keys of s3prl that the official configurations leave out.
 OPTIONAL_KEYS = (
     *("runner.fp16", "runner.evaluate_ratio", "runner.train_dataloader"),
     *("optimizer.weight_decay", "optimizer.betas", "optimizer.eps", "optimizer.amsgrad", "optimizer.momentum"),
@@ -123,7 +122,7 @@ OPTIONAL_KEYS = (
 
 
 def task_of(downstream: str, config: Mapping[str, Any]) -> Task | None:
-    """The task that s3prl's `-d` name and a configuration make; None for a task that is none of SUPERB's."""
+    """Return the task for s3prl's `-d` name and a configuration; None for a task outside SUPERB."""
     corpus = config.get("downstream_expert", {}).get("corpus", {}).get("name")
     if downstream == "ctc":
         return {"libriphone": TASKS["pr"], "snips": TASKS["sf"]}.get(corpus)
@@ -131,7 +130,7 @@ def task_of(downstream: str, config: Mapping[str, Any]) -> Task | None:
 
 
 def task_config(task: str, root: str | Path, overrides: Mapping[str, object] | None = None) -> dict[str, Any]:
-    """s3prl's configuration of a task: the official values, the corpora root's paths, then the dotted overrides.
+    """Return s3prl's configuration of a task: official values, paths below the corpora root, then dotted overrides.
 
     Raises UserError for an unknown task or key, naming the nearest valid ones.
     """
@@ -144,34 +143,34 @@ def task_config(task: str, root: str | Path, overrides: Mapping[str, object] | N
 
 
 def task_configs(task: str, root: str | Path, overrides: Mapping[str, object]) -> list[dict[str, Any]]:
-    """The configurations whose mean result is the task's: of ER one a fold, of any other task one.
+    """Return the configurations whose results are averaged: one for each fold of ER, a single one for other tasks.
 
-    ER has five folds unless the overrides name one, or a list of them, as its test_fold. Raises UserError as
-    `task_config` does, and for a fold that there is not.
+    ER has five folds unless the overrides give one fold, or a list of folds, as test_fold. Raises UserError as
+    `task_config` does, and for an unknown fold.
     """
     if task != "er":
         return [task_config(task, root, overrides)]
-    named = overrides.get(FOLD, FOLDS)
-    folds = list(dict.fromkeys([named] if isinstance(named, str) else named if isinstance(named, list | tuple) else []))
+    value = overrides.get(FOLD, FOLDS)
+    folds = list(dict.fromkeys([value] if isinstance(value, str) else value if isinstance(value, list | tuple) else []))
     if not folds or not set(folds) <= set(FOLDS):
-        raise UserError(f"{FOLD} must be one or a list of {', '.join(FOLDS)}, not {named!r}")
+        raise UserError(f"{FOLD} must be one or a list of {', '.join(FOLDS)}, not {value!r}")
     return [task_config(task, root, {**overrides, FOLD: fold}) for fold in folds]
 
 
 def read_config(file: str | Path, root: str | Path | None) -> dict[str, Any]:
-    """A task's YAML with its path placeholders filled in.
+    """Read a task's YAML file and fill in its placeholders for paths.
 
-    `${root}` is the corpora root, and stays when `root` is None; `${here}` is the file's folder; `${phonemes}` is the
-    root's lexicon/phoneme.txt where it exists, or else phoneme.txt beside the file. A path with `*` becomes all that
-    match it, by name. Raises UserError for a file that is absent or no YAML mapping.
+    `${root}` is the corpora root, and stays if `root` is None; `${here}` is the file's folder; `${phonemes}` is the
+    root's lexicon/phoneme.txt if it exists, else phoneme.txt beside the file. A path with `*` in a list becomes all
+    matching paths, sorted by name. Raises UserError if the file is missing or no YAML mapping.
     """
     file = Path(file).absolute()
     try:
         config = yaml.safe_load(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UserError(f"there is no configuration {file}") from None
+        raise UserError(f"the configuration {file} is missing") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{file} is no YAML: {' '.join(str(error).split())}") from None
+        raise UserError(f"{file} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(config, dict):
         raise UserError(f"{file} must map runner, optimizer and downstream_expert to their settings")
     phonemes = file.parent / "phoneme.txt"
@@ -194,14 +193,14 @@ def read_config(file: str | Path, root: str | Path | None) -> dict[str, Any]:
 
 
 def _matches(item: Any) -> list[Any]:
-    """The files that a pattern matches, or the item itself."""
-    return (
-        sorted(map(str, Path(item).parent.glob(Path(item).name))) if isinstance(item, str) and "*" in item else []
-    ) or [item]
+    """Return the paths that a pattern matches, or the item itself if it is no pattern or matches nothing."""
+    if not isinstance(item, str) or "*" not in item:
+        return [item]
+    return sorted(map(str, Path(item).parent.glob(Path(item).name))) or [item]
 
 
 def flat_keys(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Every (dotted key, value) of a nested configuration, the sections too."""
+    """Yield every (dotted key, value) of a nested configuration, sections included."""
     for key, value in config.items():
         yield prefix + str(key), value
         if isinstance(value, Mapping):
@@ -209,17 +208,17 @@ def flat_keys(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str
 
 
 def set_key(config: dict[str, Any], key: str, value: object) -> None:
-    """Change one value of a configuration by its dotted key.
+    """Set one value of a configuration by its dotted key.
 
-    Raises UserError for a key that neither the configuration nor s3prl knows, and for a value of another kind than
-    the one it replaces.
+    Raises UserError for a key that neither the configuration nor s3prl knows, and for a value whose kind differs from
+    that of the value it replaces.
     """
     known = dict(flat_keys(config))
     if key not in known and key not in OPTIONAL_KEYS:
         raise UserError(f"the configuration has no key {key!r}: {nearest(key, [*known, *OPTIONAL_KEYS])}")
     before = known.get(key)
     if before is not None and value is not None and _kind(before) != _kind(value):
-        raise UserError(f"{key} must be {_kind(before)}, as {before!r} is, not {value!r}")
+        raise UserError(f"{key} must be {_kind(before)}, such as {before!r}, not {value!r}")
     *sections, last = key.split(".")
     for section in sections:
         config = config.setdefault(section, {})
@@ -227,58 +226,31 @@ def set_key(config: dict[str, Any], key: str, value: object) -> None:
 
 
 def _kind(value: object) -> str:
-    kinds = {bool: "true or false", int: "a number", float: "a number", str: "a text", Path: "a text"}
+    kinds = {bool: "true or false", int: "a number", float: "a number", str: "text", Path: "text"}
     return kinds.get(type(value), "a list" if isinstance(value, list | tuple) else "a mapping")
 
 
 def missing_root(config: Mapping[str, Any]) -> str | None:
-    """The first dotted key whose path still waits for the corpora root; None when there is none."""
-    return next((key for key, value in flat_keys(config) if _waits(value)), None)
+    """Return the first dotted key whose path still needs the corpora root; None if there is none."""
+    return next((key for key, value in flat_keys(config) if _needs_root(value)), None)
 
 
-def _waits(value: Any) -> bool:
+def _needs_root(value: Any) -> bool:
     values = value if isinstance(value, list) else [value]
     return any(isinstance(item, str) and "${root}" in item for item in values)
 
 
 def path_keys(task: Task) -> list[str]:
-    """The dotted keys of a task's configuration that hold paths."""
+    """Return the dotted keys of a task's configuration that hold paths."""
     raw = yaml.safe_load(task.config_file.read_text(encoding="utf-8"))
     return [key for key, value in flat_keys(raw) if not isinstance(value, dict) and "${" in str(value)]
 
 
 def check_keys(task: Task, config: Mapping[str, Any]) -> None:
-    """Raise UserError unless a configuration has what s3prl's runner and the task's dataset read."""
+    """Raise UserError unless a configuration has all keys that s3prl's runner and the task's dataset need."""
     official = yaml.safe_load(task.config_file.read_text(encoding="utf-8"))
     needed = [f"{section}.{key}" for section in ("runner", "optimizer") for key in official.get(section, ())]
     known = dict(flat_keys(config))
     for key in [*needed, *path_keys(task)]:
         if key not in known:
             raise UserError(f"the configuration of {task.name} lacks the key {key!r}")
-
-
-def check_corpus(task: str, root: str | Path) -> None:
-    """Raise UserError unless the corpora root holds all that a task's training and test will open.
-
-    The message names the first thing that is missing and the layout expected.
-    """
-    check_config(TASKS[task], task_config(task, root))
-
-
-def check_config(task: Task, config: Mapping[str, Any], splits: Collection[str] | None = None) -> None:
-    """`check_corpus` for a resolved configuration and s3prl's names of the splits that will be used.
-
-    Without `splits`: training, what is evaluated during it, and the test split.
-    """
-    from runners.corpora import check as corpus_check
-
-    for package in task.packages:
-        if importlib.util.find_spec(package) is None:
-            raise UserError(f"{task.name} needs the package {package}: `pip install superbit[superb]` brings it")
-    if splits is None:
-        splits = ["train"] if task.has_head else ["dev"]
-        splits += [*config["runner"].get("eval_dataloaders", ()), task.eval_split]
-    try:
-        corpus_check.CHECKS[task.name](config["downstream_expert"], list(dict.fromkeys(splits)))
-    except UserError as error:
-        raise UserError(f"{error}. The layout expected for {task.name}: {task.layout}") from None

@@ -12,14 +12,14 @@ import numpy as np
 import soundfile
 
 from runners.corpora.bucket_files import write_bucket_files
+from runners.corpora.published import EMOTIONS, KEYWORDS, LIBRISPEECH_SETS
 
 RATE = 16000
 WORDS = {"A": "AH0", "CAT": "K AE1 T", "DOG": "D AO1 G", "SAT": "S AE1 T", "THE": "DH AH0", "ZOO": "Z UW1"}
-KEYWORDS = ("yes", "no", "up", "down", "left", "right", "on", "off", "stop", "go")
 SPEAKERS = {"train": "Ivy", "valid": "Aditi", "test": "Brian"}
 
 
-class _Sounds:
+class Sounds:
     """Noisy tones, each another one, the same in every run."""
 
     def __init__(self, seed: int):
@@ -36,7 +36,7 @@ class _Sounds:
 
 def build(root: Path) -> Path:
     """Write all seven corpora below `root`; return it."""
-    sounds = _Sounds(0)
+    sounds = Sounds(0)
     librispeech(root, sounds)
     speech_commands(root, sounds)
     voxceleb(root, sounds)
@@ -46,10 +46,10 @@ def build(root: Path) -> Path:
     return root
 
 
-def librispeech(root: Path, sounds: _Sounds) -> None:
+def librispeech(root: Path, sounds: Sounds) -> None:
     """Three utterances of two chapters a set, the lexicon, and the bucket files."""
     sentences = ["THE CAT SAT", "A DOG", "THE ZOO SAT A DOG"]
-    for number, name in enumerate(("train-clean-100", "dev-clean", "test-clean")):
+    for number, name in enumerate(LIBRISPEECH_SETS.values()):
         for chapter in (1, 2):
             folder = root / "LibriSpeech" / name / str(100 + number) / str(chapter)
             lines = []
@@ -61,7 +61,7 @@ def librispeech(root: Path, sounds: _Sounds) -> None:
     (root / "lexicon").mkdir()
     lexicon = [f"{word} {phones}\n" for word, phones in WORDS.items()]
     (root / "lexicon" / "librispeech-lexicon.txt").write_text("".join([*lexicon, "CAT K AA1 T\n"]))
-    write_bucket_files(root / "LibriSpeech", root / "len_for_bucket")
+    write_bucket_files(root / "LibriSpeech", root / "len_for_bucket", LIBRISPEECH_SETS.values())
 
 
 def _names(part: str, number: int) -> Iterable[str]:
@@ -75,7 +75,7 @@ def _names(part: str, number: int) -> Iterable[str]:
             yield f"{speaker}_nohash_0.wav"
 
 
-def speech_commands(root: Path, sounds: _Sounds) -> None:
+def speech_commands(root: Path, sounds: Sounds) -> None:
     """Ten keywords, one other word, background noise; the test set's twelve folders."""
     train, test = root / "speech_commands_v0.01", root / "speech_commands_test_set_v0.01"
     names = [*_names("train", 2), *_names("valid", 1)]
@@ -87,7 +87,7 @@ def speech_commands(root: Path, sounds: _Sounds) -> None:
         sounds.write(test / word / "0a0b0c0d_nohash_0.wav", tone=200 + 50 * index)
 
 
-def voxceleb(root: Path, sounds: _Sounds) -> None:
+def voxceleb(root: Path, sounds: Sounds) -> None:
     """Two speakers, one of them below test/wav."""
     lines = []
     for half, speaker in (("dev", "id10001"), ("test", "id10270")):
@@ -98,26 +98,25 @@ def voxceleb(root: Path, sounds: _Sounds) -> None:
     (root / "VoxCeleb1" / "veri_test_class.txt").write_text("".join(lines))
 
 
-def iemocap(root: Path, sounds: _Sounds) -> None:
+def iemocap(root: Path, sounds: Sounds) -> None:
     """Two sessions, each the test of its fold and the training of the other's."""
-    labels = {"neu": 0, "hap": 1, "ang": 2, "sad": 3}
     rows: dict[int, list[dict[str, str]]] = {}
     for session in (1, 2):
         rows[session] = []
-        for index, label in enumerate([*labels, "neu", "sad"]):
+        for index, label in enumerate([*EMOTIONS, "neu", "sad"]):
             dialog = f"Ses0{session}F_impro01"
             name = f"Session{session}/sentences/wav/{dialog}/{dialog}_F{index:03d}.wav"
-            sounds.write(root / "IEMOCAP" / name, tone=200 + 100 * labels[label])
+            sounds.write(root / "IEMOCAP" / name, tone=200 + 100 * EMOTIONS[label])
             rows[session].append({"path": name, "label": label, "speaker": f"Ses0{session}F"})
     for session in (1, 2):
         folder = root / "IEMOCAP" / "meta_data" / f"Session{session}"
         folder.mkdir(parents=True)
         for kind, content in (("train", rows[3 - session]), ("test", rows[session])):
-            text = json.dumps({"labels": labels, "meta_data": content})
+            text = json.dumps({"labels": EMOTIONS, "meta_data": content})
             (folder / f"{kind}_meta_data.json").write_text(text)
 
 
-def fluent_speech_commands(root: Path, sounds: _Sounds) -> None:
+def fluent_speech_commands(root: Path, sounds: Sounds) -> None:
     """Two intents, four utterances of them in each split."""
     folder = root / "fluent_speech_commands_dataset"
     intents = [("activate", "lights", "kitchen"), ("increase", "volume", "none")]
@@ -132,7 +131,7 @@ def fluent_speech_commands(root: Path, sounds: _Sounds) -> None:
                 writer.writerow([index, path, f"{split}speaker", "words, words", *intents[index % 2]])
 
 
-def snips(root: Path, sounds: _Sounds) -> None:
+def snips(root: Path, sounds: Sounds) -> None:
     """One speaker a split, sentences with one slot each; the slot list ends with a newline."""
     folder = root / "SNIPS"
     sentences = [

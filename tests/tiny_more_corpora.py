@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
-from tests.tiny_corpora import RATE, _Sounds
+from tests.tiny_corpora import RATE, Sounds
 
 
 def build(root: Path) -> Path:
     """Write all three below `root`; return it."""
     quesst(root / "quesst14Database")
-    verification(root / "VoxCeleb1", _Sounds(5))
+    verification(root / "VoxCeleb1", Sounds(5))
     mixtures(root / "Libri2Mix_diarization")
     return root
 
@@ -59,7 +59,7 @@ def quesst(root: Path) -> None:
         (root / f"scoring/language_key_{part}.lst").write_text("".join(f"{line}\n" for line in lines))
 
 
-def verification(root: Path, sounds: _Sounds) -> None:
+def verification(root: Path, sounds: Sounds) -> None:
     """Two speakers to train on and two to tell apart, with trials of both kinds."""
     for half, speakers in (("dev", ("id10001", "id10002")), ("test", ("id10270", "id10271"))):
         for tone, speaker in enumerate(speakers):

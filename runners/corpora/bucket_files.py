@@ -1,4 +1,4 @@
-"""The lists of audio lengths that s3prl's ASR makes batches from.
+"""Lists of audio lengths, from which s3prl's ASR makes batches.
 
 FOLDER/<set>.csv has a line `,file_path,length,label` for each .flac of the set, longest first, with lengths in samples.
 """
@@ -6,19 +6,17 @@ FOLDER/<set>.csv has a line `,file_path,length,label` for each .flac of the set,
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Iterable
 from pathlib import Path
 
 from upstreams.errors import UserError
 from upstreams.files import atomic_write
 
-SETS = ("train-clean-100", "dev-clean", "test-clean")
 
+def write_bucket_files(librispeech: str | Path, folder: str | Path, sets: Iterable[str]) -> list[Path]:
+    """Write FOLDER/<set>.csv for each set from the headers of its audio files; return the paths.
 
-def write_bucket_files(librispeech: str | Path, folder: str | Path, sets: Sequence[str] = SETS) -> list[Path]:
-    """Write FOLDER/<set>.csv for each set from the headers of its audio; return the paths.
-
-    Raises UserError for a set that is missing or empty and for a file that is no audio.
+    Raises UserError for a set that is missing or empty, and for a file that is not audio.
     """
     import soundfile
     from tqdm import tqdm

@@ -1,4 +1,4 @@
-"""What the real corpora hold, counted against what is published of them."""
+"""Counts of what a corpus on disk holds, beside the published numbers."""
 
 from __future__ import annotations
 
@@ -9,68 +9,37 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from runners.corpora.prepare import emotions
+from runners.corpora.prepare import read_emotions
+from runners.corpora.published import COUNTS, EMOTIONS, LIBRISPEECH_SETS
+from runners.tasks import FOLDS
 from upstreams.s3prl import ctc_corpus as ctc
-
-# Utterances, files or speakers of each part. LibriSpeech: Panayotov et al., 2015, table 1. Speech Commands: its own
-# descriptions (arXiv 1804.03209). VoxCeleb1: Nagrani et al., 2017, and iden_split.txt. IEMOCAP: Busso et al., 2008, of
-# which SUPERB takes 5531 utterances of four classes. Fluent Speech Commands: Lugosch et al., 2019. Audio SNIPS: Lai et
-# al., 2021. All of the splits as in the data set card of s3prl/superb.
-LIBRISPEECH = {
-    "train-clean-100 utterances": 28_539,
-    "train-clean-100 speakers": 251,
-    "dev-clean utterances": 2_703,
-    "dev-clean speakers": 40,
-    "test-clean utterances": 2_620,
-    "test-clean speakers": 40,
-}
-PUBLISHED: dict[str, list[dict[str, int]]] = {  # of KS two versions, either of which is right
-    "asr": [LIBRISPEECH],
-    "pr": [LIBRISPEECH],
-    "ks": [
-        {"words": 30, "recordings": 64_721, "background noises": 6, "test recordings": 3_081},
-        {"words": 35, "recordings": 105_829, "background noises": 6, "test recordings": 4_890},
-    ],
-    "sid": [{"speakers": 1_251, "train": 138_361, "dev": 6_904, "test": 8_251}],
-    "er": [
-        {"Session1": 1_085, "Session2": 1_023, "Session3": 1_151, "Session4": 1_031, "Session5": 1_241}
-        | {"neu": 1_708, "hap": 1_636, "ang": 1_103, "sad": 1_084}
-    ],
-    "ic": [{"speakers": 97, "train": 23_132, "valid": 3_118, "test": 3_793}],
-    "sf": [{"train": 104_672, "valid": 2_800, "test": 2_800}],
-    # Anguera et al., 2014; Nagrani et al., 2017; Cosentino et al., 2020 (Libri2Mix, train-100).
-    "qbe": [{"utterances": 12_492, "dev queries": 560, "eval queries": 555}],
-    "asv": [{"speakers": 1_211, "utterances": 148_642, "trials": 37_720}],
-    "sd": [{"train": 13_900, "dev": 3_000, "test": 3_000}],
-}
 
 
 @dataclass(frozen=True)
 class Count:
-    """One line of the comparison."""
+    """Size of one part of a corpus: files, utterances or speakers."""
 
-    what: str
+    part: str
     found: int
     published: int
 
     @property
-    def is_right(self) -> bool:
-        """Whether the corpus holds what is published."""
+    def is_as_published(self) -> bool:
+        """True if the corpus holds exactly the published number."""
         return self.found == self.published
 
 
 def counts(task: str, config: Mapping[str, Any]) -> list[Count]:
-    """What a task's corpus holds by its configuration, beside the published numbers of the version nearest to it."""
+    """Count the parts of a task's corpus, and compare them with the published version whose numbers are closest."""
     found = COUNTERS[task](config["downstream_expert"])
-    versions = PUBLISHED[task]
-    nearest = min(versions, key=lambda published: sum(abs(published[key] - found[key]) for key in published))
-    return [Count(what, found[what], nearest[what]) for what in nearest]
+    closest = min(COUNTS[task], key=lambda published: sum(abs(published[part] - found[part]) for part in published))
+    return [Count(part, found[part], closest[part]) for part in closest]
 
 
 def _librispeech(root: Path, lists: Path | None = None) -> dict[str, int]:
-    """What the folders hold; of ASR, which reads no other, what its lists name."""
+    """Count the files below the folders, or those that ASR's `lists` name, since ASR reads no others."""
     found = {}
-    for name in ("train-clean-100", "dev-clean", "test-clean"):
+    for name in LIBRISPEECH_SETS.values():
         if lists is None:
             files = list((root / name).glob("*/*/*.flac"))
         else:
@@ -103,13 +72,13 @@ def _voxceleb(expert: Mapping[str, Any]) -> dict[str, int]:
 
 def _iemocap(expert: Mapping[str, Any]) -> dict[str, int]:
     root, meta = Path(expert["datarc"]["root"]), Path(expert["datarc"]["meta_data"])
-    found = dict.fromkeys(("neu", "hap", "ang", "sad"), 0)
-    for session in range(1, 6):
+    found = dict.fromkeys(EMOTIONS, 0)
+    for session in range(1, len(FOLDS) + 1):
         listing = meta / f"Session{session}" / "test_meta_data.json"
         rows = (
             json.loads(listing.read_text(encoding="utf-8"))["meta_data"]
             if listing.is_file()
-            else emotions(root, session)
+            else read_emotions(root, session)
         )
         found[f"Session{session}"] = len(rows)
         for row in rows:
@@ -138,11 +107,11 @@ def _snips(expert: Mapping[str, Any]) -> dict[str, int]:
 
 
 def _quesst(expert: Mapping[str, Any]) -> dict[str, int]:
-    parts = {"utterances": "utterances", "dev": "dev queries", "eval": "eval queries"}
+    lists = {"utterances": "utterances", "dev queries": "dev", "eval queries": "eval"}
     scoring = Path(expert["datarc"]["dataset_root"], "scoring")
     return {
-        what: len((scoring / f"language_key_{part}.lst").read_text(encoding="utf-8").splitlines())
-        for part, what in parts.items()
+        part: len((scoring / f"language_key_{name}.lst").read_text(encoding="utf-8").splitlines())
+        for part, name in lists.items()
     }
 
 

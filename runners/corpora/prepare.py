@@ -1,4 +1,4 @@
-"""The files that s3prl expects beside a downloaded corpus, made from the corpus itself."""
+"""Make the files that s3prl expects beside a downloaded corpus from the corpus itself."""
 
 from __future__ import annotations
 
@@ -9,27 +9,27 @@ from pathlib import Path
 from typing import Any
 
 from runners.corpora.bucket_files import write_bucket_files
+from runners.corpora.published import EMOTIONS
 from upstreams.errors import UserError
 from upstreams.files import atomic_write
 from upstreams.s3prl import ctc_corpus as ctc
 
-EMOTIONS = {"neu": 0, "hap": 1, "ang": 2, "sad": 3}
-# [start - end] TAB utterance TAB emotion TAB [valence, activation, dominance]
+# A line of IEMOCAP's evaluations: [start - end] TAB utterance TAB emotion TAB [valence, activation, dominance]
 EVALUATION = re.compile(r"\[[^\]]*\]\t(\S+)\t(\w+)\t")
-LEXICON = "https://www.openslr.org/resources/11/librispeech-lexicon.txt"
-SPLIT = "https://www.robots.ox.ac.uk/~vgg/data/voxceleb/meta/iden_split.txt"
+LEXICON_URL = "https://www.openslr.org/resources/11/librispeech-lexicon.txt"
+SPLIT_URL = "https://www.robots.ox.ac.uk/~vgg/data/voxceleb/meta/iden_split.txt"
 
 
 def prepare(task: str, config: Mapping[str, Any]) -> list[Path]:
-    """Make what a task's corpus lacks; return the files written. Files that are there already are kept.
+    """Write the files that a task's corpus lacks, and return their paths. Existing files stay as they are.
 
-    Raises UserError that says what is missing where it cannot be made.
+    Raises UserError if a file that they are made from is missing, or something is wrong that only the user can repair.
     """
-    return PREPARERS[task](config["downstream_expert"])
+    return PREPARERS[task](config["downstream_expert"]) if task in PREPARERS else []
 
 
-def lengths(expert: Mapping[str, Any]) -> list[Path]:
-    """ASR: the lists of LibriSpeech's lengths, by which s3prl makes batches."""
+def prepare_asr(expert: Mapping[str, Any]) -> list[Path]:
+    """Write the lists of audio lengths, from which s3prl makes batches."""
     datarc = expert["datarc"]
     lists = Path(datarc["bucket_file"])
     sets = [name for key in ("train", "dev-clean", "test-clean") for name in datarc[key]]
@@ -37,14 +37,17 @@ def lengths(expert: Mapping[str, Any]) -> list[Path]:
     return write_bucket_files(datarc["libri_root"], lists, missing) if missing else []
 
 
-def lexicon(expert: Mapping[str, Any]) -> list[Path]:
-    """PR: nothing is made; the words that the lexicon lacks are listed, as each would end training."""
+def prepare_pr(expert: Mapping[str, Any]) -> list[Path]:
+    """Check that the lexicon has every word of the transcripts. A word that it lacks would end the training.
+
+    Writes missing_words.txt, with the number of occurrences of each word, and raises UserError if it lacks any.
+    """
     corpus = expert["corpus"]
     files = [Path(path) for path in corpus["lexicon"]]
     if not any(file.is_file() for file in files):
         raise UserError(
-            f"{files[0]} is missing: download {LEXICON} to {files[0].parent}, and s3prl's lists of the words that it "
-            "lacks (s3prl/downstream/ctc/lexicon in its repository) beside it"
+            f"{files[0]} is missing: download {LEXICON_URL} to {files[0].parent}, and the lexicons of the words that "
+            "it lacks (s3prl/downstream/ctc/lexicon in s3prl's repository) to the same folder"
         )
     known = ctc.read_lexicon(files)
     folders = [name for key in ("train", "dev", "test") for name in corpus[key]]
@@ -60,27 +63,27 @@ def lexicon(expert: Mapping[str, Any]) -> list[Path]:
         temporary.write_text("".join(f"{word} {count}\n" for word, count in sorted(unknown.items())), encoding="utf-8")
     raise UserError(
         f"the lexicon lacks {len(unknown)} words of the transcripts, such as {min(unknown)!r}; {path} lists them: add "
-        f"{files[0].parent}/librispeech-lexicon-<name>.txt with a line `WORD PH PH` for each, which a "
-        "grapheme-to-phoneme model gives"
+        f"{files[0].parent}/librispeech-lexicon-<name>.txt with a line `WORD PH PH` for each of them, for example from "
+        "a grapheme-to-phoneme model"
     )
 
 
-def identification_split(expert: Mapping[str, Any]) -> list[Path]:
-    """SID: VoxCeleb1's own split for identification, under the name that s3prl reads."""
+def prepare_sid(expert: Mapping[str, Any]) -> list[Path]:
+    """Copy VoxCeleb1's list for identification, iden_split.txt, to the name that s3prl reads."""
     listing = Path(expert["datarc"]["meta_data"])
     if listing.is_file():
         return []
     official = listing.with_name("iden_split.txt")
     if not official.is_file():
-        raise UserError(f"{official} is missing: download {SPLIT} to it")
+        raise UserError(f"{official} is missing: download {SPLIT_URL} to it")
     lines = official.read_text(encoding="utf-8").split("\n")
     with atomic_write(listing) as temporary:
         temporary.write_text("".join(f"{line.strip()}\n" for line in lines if line.strip()), encoding="utf-8")
     return [listing]
 
 
-def folds(expert: Mapping[str, Any]) -> list[Path]:
-    """ER: for each session, its utterances of the four emotions and those of all other sessions."""
+def prepare_er(expert: Mapping[str, Any]) -> list[Path]:
+    """Write two lists for each session: its utterances of the four emotions (test), and those of the others (train)."""
     root, meta = Path(expert["datarc"]["root"]), Path(expert["datarc"]["meta_data"])
     sessions = sorted(int(path.name[7:]) for path in root.glob("Session*") if path.name[7:].isdigit())
     if not sessions:
@@ -88,7 +91,7 @@ def folds(expert: Mapping[str, Any]) -> list[Path]:
     targets = [meta / f"Session{k}" / f"{kind}_meta_data.json" for k in sessions for kind in ("train", "test")]
     if all(path.is_file() for path in targets):
         return []
-    rows = {session: emotions(root, session) for session in sessions}
+    rows = {session: read_emotions(root, session) for session in sessions}
     for session in sessions:
         others = [row for other in sessions if other != session for row in rows[other]]
         for kind, chosen in (("train", others), ("test", rows[session])):
@@ -97,14 +100,17 @@ def folds(expert: Mapping[str, Any]) -> list[Path]:
     return targets
 
 
-def emotions(root: Path, session: int) -> list[dict[str, str]]:
-    """A session's utterances that evaluators agree to be neutral, happy or excited, angry or sad.
+def read_emotions(root: Path, session: int) -> list[dict[str, str]]:
+    """Return path, label and speaker of a session's utterances that the evaluators agree to be of the four emotions.
 
-    As s3prl's IEMOCAP_preprocess.py reads them: excitement counts as happiness, and what has no audio is left out.
+    Follows s3prl's IEMOCAP_preprocess.py: excitement counts as happiness, utterances without audio are left out.
+    Raises UserError if the evaluations are missing, or no utterance is left.
     """
     folder = root / f"Session{session}" / "dialog" / "EmoEvaluation"
     if not folder.is_dir():
-        raise UserError(f"the folder {folder} is missing: IEMOCAP's evaluations, one .txt a dialog, are expected there")
+        raise UserError(
+            f"the folder {folder} is missing: it should hold IEMOCAP's evaluations, one .txt for each dialog"
+        )
     audio = {
         path.stem: path.relative_to(root).as_posix()
         for path in sorted((root / f"Session{session}" / "sentences" / "wav").glob("*/*.wav"))
@@ -112,7 +118,7 @@ def emotions(root: Path, session: int) -> list[dict[str, str]]:
     }
     rows = []
     for listing in sorted(folder.glob("*.txt")):
-        if listing.name.startswith("._"):  # what macOS left in the published archive
+        if listing.name.startswith("._"):  # left by macOS in the published archive
             continue
         for utterance, emotion in EVALUATION.findall(listing.read_text(encoding="utf-8", errors="replace")):
             label = "hap" if emotion == "exc" else emotion
@@ -123,13 +129,13 @@ def emotions(root: Path, session: int) -> list[dict[str, str]]:
     return rows
 
 
-def slots(expert: Mapping[str, Any]) -> list[Path]:
-    """SF: the names of the slots in all sentences; s3prl passes over the first line."""
+def prepare_sf(expert: Mapping[str, Any]) -> list[Path]:
+    """Write the names of the slots of all sentences to slots.txt, after a first line that s3prl skips."""
     path, sentences = Path(expert["text"]["slots_file"]), Path(expert["corpus"]["path"], "all.iob.snips.txt")
     if path.is_file():
         return []
     if not sentences.is_file():
-        raise UserError(f"the file {sentences} is missing: it comes with the preprocessed Audio SNIPS")
+        raise UserError(f"the file {sentences} is missing: it is part of the preprocessed Audio SNIPS")
     names = set()
     for line in sentences.read_text(encoding="utf-8").splitlines():
         names |= {label.removeprefix("B-").removeprefix("I-") for label in line.partition("\t")[2].split(" ")[1:-1]}
@@ -138,19 +144,11 @@ def slots(expert: Mapping[str, Any]) -> list[Path]:
     return [path]
 
 
-def _nothing(expert: Mapping[str, Any]) -> list[Path]:
-    return []
-
-
+# The other tasks need no more than their downloads.
 PREPARERS: dict[str, Callable[[Mapping[str, Any]], list[Path]]] = {
-    "asr": lengths,
-    "pr": lexicon,
-    "ks": _nothing,
-    "sid": identification_split,
-    "er": folds,
-    "ic": _nothing,
-    "sf": slots,
-    "qbe": _nothing,
-    "asv": _nothing,
-    "sd": _nothing,
+    "asr": prepare_asr,
+    "pr": prepare_pr,
+    "sid": prepare_sid,
+    "er": prepare_er,
+    "sf": prepare_sf,
 }

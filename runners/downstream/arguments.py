@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 import yaml
 
 from runners import tasks
+from runners.corpora.check import check_config
 from runners.downstream.states import latest_state
 from runners.features.settings import DTYPES
 from runners.tasks import TASKS, Task
@@ -300,4 +301,4 @@ def _check(args: argparse.Namespace, config: dict[str, Any], task: Task | None) 
             "and then -t test"
         )
     tasks.check_keys(task, config)
-    tasks.check_config(task, config, [args.evaluate_split] if args.mode == "evaluate" else None)
+    check_config(task, config, [args.evaluate_split] if args.mode == "evaluate" else None)

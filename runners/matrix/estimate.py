@@ -10,19 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from runners.corpora.published import SPLITS
 from runners.matrix.cell import Cell, read_json
 from runners.tasks import TASKS
 
-# (train, dev, test) of the published corpora: utterances and hours, as estimates need them.
-PUBLISHED: dict[str, tuple[tuple[int, float], ...]] = {
-    "asr": ((28539, 100.6), (2703, 5.4), (2620, 5.4)),
-    "pr": ((28539, 100.6), (2703, 5.4), (2620, 5.4)),
-    "ks": ((51094, 14.2), (6798, 1.9), (3081, 0.9)),
-    "sid": ((138361, 317.0), (6904, 16.0), (8251, 19.0)),
-    "er": ((3548, 4.5), (887, 1.1), (1085, 1.4)),
-    "ic": ((23132, 14.7), (3118, 1.9), (3793, 2.4)),
-    "sf": ((104672, 80.0), (2800, 2.2), (2800, 2.2)),
-}
 SHARED_AUDIO = {"pr": "asr"}  # tasks on another's recordings, whose features are the same
 PROCESS_BYTES = 0.7 * 2**30  # Python with torch and s3prl
 UPSTREAM_EFFICIENCY = 0.5  # of a large matrix product's speed
@@ -122,7 +113,7 @@ def audio(cell: Cell) -> tuple[Audio, Audio, Audio]:
         seconds = 3600 * sum(split["hours"] for split in described.values())
         return tuple(Audio(int(part * utterances), part * seconds) for part in (0.64, 0.16, 0.2))  # type: ignore[return-value]
     # A task that is not listed is taken for one of middling size.
-    return tuple(Audio(n, 3600 * hours) for n, hours in PUBLISHED.get(cell.task, PUBLISHED["ic"]))  # type: ignore[return-value]
+    return tuple(Audio(n, 3600 * hours) for n, hours in SPLITS.get(cell.task, SPLITS["ic"]))  # type: ignore[return-value]
 
 
 @dataclass(frozen=True)

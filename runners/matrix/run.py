@@ -10,6 +10,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from runners.corpora.check import check_config
 from runners.features.settings import StoreSettings
 from runners.matrix import cell as cells
 from runners.matrix import engines, folds
@@ -17,7 +18,7 @@ from runners.matrix.cell import Cell
 from runners.matrix.estimate import Estimate, Estimator, audio_group
 from runners.matrix.file import Matrix, Upstream, read_matrix
 from runners.matrix.progress import Board, duration, plan_table, size, state
-from runners.tasks import TASKS, check_config, task_configs
+from runners.tasks import TASKS, task_configs
 from upstreams.errors import UserError, nearest
 
 RECORD = "matrix.json"  # in the runs' folder: the order of rows and columns, for the report

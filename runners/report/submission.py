@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from runners.report.write import Table, collect
+from runners.tasks import FOLDS
 from upstreams.errors import UserError, nearest
 from upstreams.files import atomic_write
 
@@ -30,7 +31,6 @@ FILES = {
     "asv": ("sv_public", "test_predict.txt", "predict.txt"),
     "sd": ("sd_public", "frame_shift", "frame_shift"),  # and scoring/predictions/*.h5
 }
-FOLDS = tuple(f"fold{k}" for k in range(1, 6))
 
 
 def write_submission(runs: Path, upstream: str, out: Path, seed: int | None, say: Callable[[str], object]) -> Path:

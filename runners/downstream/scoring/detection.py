@@ -48,28 +48,3 @@ def read_detections(path: Path) -> dict[str, dict[str, float]]:
         terms.attrib["termid"]: {term.attrib["file"]: float(term.attrib["score"]) for term in terms.iter("term")}
         for terms in ElementTree.parse(path).iter("detected_termlist")
     }
-
-
-def read_truth(folder: Path) -> dict[str, set[str]]:
-    """Query -> utterances that hold it, of QUESST's groundtruth folder: one .rttm and, for texts of terms, .tlist.xml.
-
-    Raises UserError where there is none, or a line is not `LEXEME <utterance> 1 <begin> <length> <query> ...`.
-    """
-    listings = sorted(folder.glob("*.rttm"))
-    if not listings:
-        raise UserError(f"{folder} holds no .rttm file: QUESST's ground truth is expected there")
-    ids = {
-        term.findtext("termtext", "").strip(): term.attrib["termid"]
-        for path in sorted(folder.glob("*.tlist.xml"))
-        for term in ElementTree.parse(path).iter("term")
-    }
-    truth: dict[str, set[str]] = {}
-    for listing in listings:
-        for number, line in enumerate(listing.read_text(encoding="utf-8").splitlines(), 1):
-            words = line.split()
-            if not words or words[0] != "LEXEME":
-                continue
-            if len(words) < 6:
-                raise UserError(f"{listing}, line {number}: expected `LEXEME <utterance> 1 <begin> <length> <query>`")
-            truth.setdefault(ids.get(words[5], words[5]), set()).add(Path(words[1]).stem)
-    return truth

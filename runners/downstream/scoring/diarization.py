@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 from scipy.signal import medfilt
 
+from runners.corpora.ground_truth import Segments, read_rttm
 from upstreams.errors import UserError
 
 # SUPERB scores each of these and reports the lowest rate (s3prl's downstream/diarization/score.sh).
 THRESHOLDS = (0.3, 0.4, 0.5, 0.6, 0.7)
 MEDIANS = (1, 11)
-
-Segments = dict[str, list[tuple[float, float]]]  # speaker -> (begin, end) in seconds
 
 
 def segments(probabilities: np.ndarray, threshold: float, median: int, frame_seconds: float) -> Segments:
@@ -57,28 +55,6 @@ def errors(reference: Segments, hypothesis: Segments) -> tuple[float, float]:
     right = sum(truth[row] & guess[column] for row, column in zip(rows, columns, strict=True))
     wrong = np.maximum(truth.sum(0), guess.sum(0)) - right
     return float(wrong @ lengths), float(truth.sum(0) @ lengths)
-
-
-def read_rttm(path: Path) -> dict[str, Segments]:
-    """Recording -> segments, of `SPEAKER <recording> 1 <begin> <length> <NA> <NA> <speaker> <NA>` lines.
-
-    Raises UserError where the file is absent or a line is of another form.
-    """
-    found: dict[str, Segments] = defaultdict(dict)
-    if not path.is_file():
-        raise UserError(f"the file {path} is missing: the reference segments of the test set are expected there")
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        words = line.split()
-        if not words or words[0] != "SPEAKER":
-            continue
-        try:
-            begin, length = float(words[3]), float(words[4])
-            found[words[1]].setdefault(words[7], []).append((begin, begin + length))
-        except (IndexError, ValueError):
-            raise UserError(
-                f"{path}, line {number}: expected `SPEAKER <recording> 1 <begin> <length> <NA> <NA> <speaker> <NA>`"
-            ) from None
-    return found
 
 
 def error_rate(predictions: Path, reference: Path, frame_seconds: float) -> float:

@@ -12,11 +12,12 @@ Scorer = Callable[[argparse.Namespace, Mapping[str, Any]], dict[str, float]]
 
 def query_by_example(args: argparse.Namespace, config: Mapping[str, Any]) -> dict[str, float]:
     """MTWV of the detections that an evaluation has written; the ground truth is the split's of QUESST 2014."""
+    from runners.corpora.ground_truth import read_occurrences
     from runners.downstream.scoring import detection
 
     split = "dev" if args.evaluate_split == "dev" else "eval"  # as s3prl takes any other name
     root = Path(config["downstream_expert"]["datarc"]["dataset_root"])
-    truth = detection.read_truth(root / "scoring" / f"groundtruth_quesst14_{split}")
+    truth = read_occurrences(root / "scoring" / f"groundtruth_quesst14_{split}")
     value = detection.mtwv(detection.read_detections(Path(args.expdir, "benchmark.stdlist.xml")), truth)
     print(f"{args.evaluate_split} mtwv: {value}")
     return {"mtwv": value}

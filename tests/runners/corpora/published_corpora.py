@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 from tests import tiny_corpora
-from tests.tiny_corpora import _Sounds
+from tests.tiny_corpora import Sounds
 
 EVALUATION = """% [START_TIME - END_TIME] TURN_NAME EMOTION [V, A, D]
 
@@ -23,7 +23,7 @@ A-F1:\tval 3; act 2; dom  1;\t()
 
 def build(root: Path) -> Path:
     """Write all of them below `root`, none of what s3prl's scripts make; return it."""
-    sounds = _Sounds(1)
+    sounds = Sounds(1)
     tiny_corpora.librispeech(root, sounds)
     shutil.rmtree(root / "len_for_bucket")
     for name in ("SPEAKERS.TXT", "CHAPTERS.TXT", "BOOKS.TXT", "README.TXT", "LICENSE.TXT"):
@@ -54,7 +54,7 @@ def build(root: Path) -> Path:
     return root
 
 
-def iemocap(root: Path, sounds: _Sounds) -> None:
+def iemocap(root: Path, sounds: Sounds) -> None:
     """Five sessions of two dialogs; emotions that count and others, and what macOS left in the archive."""
     emotions = ("neu", "hap", "exc", "ang", "sad", "fru", "xxx")
     for session in range(1, 6):

@@ -10,7 +10,8 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from runners.cli import app
-from runners.corpora.counts import PUBLISHED, Count, counts
+from runners.corpora.counts import Count, counts
+from runners.corpora.published import COUNTS
 from runners.downstream import run as downstream
 from runners.tasks import SEVEN, TASKS, task_config
 from tests.runners.corpora import published_corpora
@@ -80,8 +81,8 @@ def test_from_the_download_to_a_number(task: str, downloaded: Path, prepared: Pa
 def test_a_corpus_of_another_size_is_refused(task: str, prepared: Path) -> None:
     message = refused(superbit("check", task, prepared))
     first = counts(task, task_config(task, prepared))
-    wrong = next(count for count in first if not count.is_right)
-    assert f"{wrong.what} of {task} are {wrong.found}" in message and f"{wrong.published} are published" in message
+    wrong = next(count for count in first if not count.is_as_published)
+    assert f"{wrong.found} {wrong.part} of {task}" in message and f"{wrong.published} are published" in message
 
 
 @pytest.mark.parametrize("task", SEVEN)
@@ -136,7 +137,7 @@ def test_what_cannot_be_made_says_where_it_comes_from(downloaded: Path, tmp_path
 def test_both_versions_of_speech_commands_are_right(prepared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from runners.corpora import counts as corpus_counts
 
-    for published in PUBLISHED["ks"]:
+    for published in COUNTS["ks"]:
         monkeypatch.setitem(corpus_counts.COUNTERS, "ks", lambda expert, published=published: dict(published))
-        assert all(count.is_right for count in counts("ks", task_config("ks", prepared)))
-    assert not Count("words", 30, 35).is_right
+        assert all(count.is_as_published for count in counts("ks", task_config("ks", prepared)))
+    assert not Count("words", 30, 35).is_as_published

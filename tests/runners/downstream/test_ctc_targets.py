@@ -14,7 +14,7 @@ from torch import nn
 from runners.downstream import run as downstream
 from runners.downstream.ctc_targets import counted
 from tests.runners.downstream.test_run import logged, overrides, train
-from tests.tiny_corpora import _Sounds
+from tests.tiny_corpora import Sounds
 from upstreams.config import preset
 from upstreams.formats import checkpoint
 from upstreams.model import AudioEncoder
@@ -65,7 +65,7 @@ def test_they_are_in_log_and_metrics(
     shutil.copytree(tiny_corpora, root)
     for name in ("dev-clean/101/1/101-1", "test-clean/102/1/102-1", "test-clean/102/2/102-2"):
         # THE ZOO SAT A DOG, 13 symbols with the end's, in 7 frames of 40 ms or 30 of 10 ms.
-        _Sounds(0).write(root / f"LibriSpeech/{name}-0002.flac", seconds=0.3)
+        Sounds(0).write(root / f"LibriSpeech/{name}-0002.flac", seconds=0.3)
     lexicon = ctc.read_lexicon([root / "lexicon/librispeech-lexicon.txt"])
     expected = {}
     for split, folder in (("dev", "dev-clean"), ("test", "test-clean")):

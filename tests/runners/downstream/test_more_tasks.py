@@ -13,13 +13,14 @@ import numpy as np
 import pytest
 import yaml
 
+from runners.corpora.check import check_corpus
 from runners.downstream import run as downstream
 from runners.downstream.scoring import detection, diarization
 from runners.matrix import run as matrix
 from runners.report import write as report
 from runners.report.layer_weights import layer_weights
 from runners.report.submission import write_submission
-from runners.tasks import TASKS, check_corpus
+from runners.tasks import TASKS
 from tests import tiny_more_corpora
 from tests.runners.corpora.test_published import refused, superbit
 from tests.runners.downstream.test_run import logged

@@ -20,7 +20,7 @@ from runners.report.submission import write_submission
 from runners.tasks import FOLD, FOLDS, task_config
 from tests.runners.corpora import published_corpora
 from tests.runners.corpora.test_published import superbit
-from tests.tiny_corpora import _Sounds
+from tests.tiny_corpora import Sounds
 from upstreams.errors import UserError
 
 FEW = {
@@ -67,7 +67,7 @@ def fake(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FoldsDownstream:
 @pytest.fixture(scope="module")
 def iemocap(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("iemocap")
-    published_corpora.iemocap(root / "IEMOCAP", _Sounds(3))
+    published_corpora.iemocap(root / "IEMOCAP", Sounds(3))
     assert superbit("prepare", "er", root).exit_code == 0
     return root
 

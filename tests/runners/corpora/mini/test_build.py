@@ -15,10 +15,10 @@ from pathlib import Path
 import pytest
 import soundfile
 
+from runners.corpora.check import check_corpus
 from runners.corpora.mini import build as mini
 from runners.corpora.mini import sources, speech_commands
 from runners.corpora.mini.build import build_mini
-from runners.tasks import check_corpus
 from tests.runners.corpora.mini import game
 from upstreams.errors import UserError
 
