@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 PACKED = "superbit-packed"  # the metadata key of a packed file, which a checkpoint does not have
 
@@ -31,3 +33,18 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
         os.fsync(directory)
     finally:
         os.close(directory)
+
+
+def write_json(path: str | os.PathLike[str], content: dict[str, Any]) -> None:
+    """Write a JSON object with `atomic_write`."""
+    with atomic_write(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+def read_json(path: str | os.PathLike[str]) -> dict[str, Any] | None:
+    """Return the file's JSON object, or None if the file is missing or holds no JSON object."""
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return None
+    return content if isinstance(content, dict) else None

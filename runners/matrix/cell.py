@@ -28,7 +28,7 @@ from runners.features.settings import StoreSettings
 from runners.matrix.heartbeat import Heartbeat
 from runners.tasks import TASKS, Task
 from upstreams.errors import UserError
-from upstreams.files import atomic_write
+from upstreams.files import atomic_write, read_json, write_json
 from upstreams.formats.checkpoint import sha256
 from upstreams.versions import versions
 
@@ -390,18 +390,3 @@ def _corpus(cell: Cell) -> dict[str, str]:
     tasks = (read_json(cell.corpora / "corpus.json") or {}).get("tasks", {})
     described = tasks.get(cell.task, {"speech": "real", "label": "as published"})
     return {key: described[key] for key in ("speech", "label")}
-
-
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write the object so that a reader sees all of it or what was there before."""
-    with atomic_write(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-
-
-def read_json(path: Path) -> dict[str, Any] | None:
-    """The file's object; None where the file is missing or holds no JSON object."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
-        return None
-    return content if isinstance(content, dict) else None

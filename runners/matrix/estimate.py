@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from runners.corpora.published import SPLITS
-from runners.matrix.cell import Cell, read_json
+from runners.matrix.cell import Cell
 from runners.tasks import TASKS
+from upstreams.files import read_json
 
 SHARED_AUDIO = {"pr": "asr"}  # tasks on another's recordings, whose features are the same
 PROCESS_BYTES = 0.7 * 2**30  # Python with torch and s3prl

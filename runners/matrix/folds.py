@@ -13,6 +13,7 @@ from runners.matrix import cell as cells
 from runners.matrix import layer_choice
 from runners.matrix.cell import Cell
 from runners.tasks import FOLD, TASKS, flat_keys, set_key
+from upstreams.files import read_json, write_json
 
 
 def fold(config: dict[str, Any]) -> str:
@@ -43,8 +44,8 @@ def combine(of: Iterable[Cell]) -> None:
                 mean.unlink(missing_ok=True)
                 continue
             content = _mean(siblings, done)
-            if cells.read_json(mean) != content:
-                cells.write_json(mean, content)
+            if read_json(mean) != content:
+                write_json(mean, content)
 
 
 def _mean_file(cell: Cell) -> Path:

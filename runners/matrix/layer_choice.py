@@ -10,7 +10,7 @@ import yaml
 from runners.matrix import cell as cells
 from runners.matrix.cell import Cell
 from runners.tasks import TASKS
-from upstreams.files import atomic_write
+from upstreams.files import atomic_write, read_json, write_json
 
 
 def run_cell(cell: Cell) -> None:
@@ -28,7 +28,7 @@ def run_cell(cell: Cell) -> None:
         best = values.index(max(values))
         chosen = time.monotonic()
         metrics = _value(cell, "test", best)
-        cells.write_json(
+        write_json(
             cell.results_file,
             cells.origin(cell, metrics)
             | {
@@ -50,11 +50,11 @@ def _value(cell: Cell, split: str, layer: int) -> dict[str, float]:
     from runners.downstream import run as downstream
 
     file = cell.folder / f"{split}{layer}.json"
-    before = cells.read_json(file)
+    before = read_json(file)
     if before and before["identity"] == cell.identity:
         return dict(before["metrics"])
     metrics = downstream.main(_arguments(cell, split, layer)) or {}
-    cells.write_json(file, {"metrics": metrics, "identity": cell.identity})
+    write_json(file, {"metrics": metrics, "identity": cell.identity})
     return metrics
 
 

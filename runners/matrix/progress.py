@@ -12,7 +12,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from runners.matrix.cell import Cell, finished, is_locked, read_json, trained
+from runners.matrix.cell import Cell, finished, is_locked, trained
+from upstreams.files import read_json
 
 if TYPE_CHECKING:
     from runners.matrix.estimate import Estimate

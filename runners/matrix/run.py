@@ -18,10 +18,9 @@ from runners.matrix.cell import Cell
 from runners.matrix.estimate import Estimate, Estimator, audio_group
 from runners.matrix.file import Matrix, Upstream, read_matrix
 from runners.matrix.progress import Board, duration, plan_table, size, state
+from runners.matrix.record import write_record
 from runners.tasks import TASKS, task_configs
 from upstreams.errors import UserError, nearest
-
-RECORD = "matrix.json"  # in the runs' folder: the order of rows and columns, for the report
 
 
 @dataclass(frozen=True)
@@ -62,7 +61,7 @@ def evaluate(
     if options.dry_run:
         show_plan(todo, out, jobs, Console())
         return 0
-    _record(read, out, [cell.seed for cell in todo])
+    write_record(read, out, [cell.seed for cell in todo])
     settings = {"jobs": jobs, "folder": out.absolute() / "jobs"} | read.engines.get(options.engine, {})
     return _run(todo, run, settings, Estimator(out))
 
@@ -265,16 +264,6 @@ def _checkpoints(upstreams: list[Upstream], tasks: Iterable[str]) -> dict[str, P
         else upstream.checkpoint
         for upstream in upstreams
     }
-
-
-def _record(matrix: Matrix, out: Path, seeds: list[int]) -> None:
-    before = cells.read_json(out / RECORD) or {}
-    record = {
-        "upstreams": [upstream.label for upstream in matrix.upstreams],
-        "tasks": list(matrix.tasks),
-        "seeds": sorted({*before.get("seeds", []), *seeds}),
-    }
-    cells.write_json(out / RECORD, record)
 
 
 def _device(name: str) -> str:

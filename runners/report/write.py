@@ -13,12 +13,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from runners.matrix.cell import read_json
-from runners.matrix.run import RECORD
+from runners.matrix.record import read_record
 from runners.report import published
 from runners.tasks import TASKS
 from upstreams.errors import UserError
-from upstreams.files import atomic_write
+from upstreams.files import atomic_write, read_json
 
 CSV_COLUMNS = (
     *("upstream", "task", "metric", "value", "higher_is_better", "parameters", "macs"),
@@ -167,7 +166,7 @@ def collect(runs: list[Path]) -> Table:
     upstreams: dict[str, None] = {}  # in order, each once
     failures: list[str] = []
     for folder in runs:
-        record = read_json(folder / RECORD) or {}
+        record = read_record(folder)
         upstreams |= dict.fromkeys(record.get("upstreams", []))
         paths = sorted(folder.glob("cells/*/*/*/results.json"))
         read = [(path, read_json(path)) for path in paths]

@@ -19,8 +19,8 @@ import yaml
 
 from runners.downstream import run as downstream
 from runners.matrix import run as matrix
-from runners.matrix.cell import read_json
 from runners.matrix.run import Options
+from upstreams.files import read_json
 
 KS = {
     **{"runner.total_steps": 12, "runner.eval_step": 4, "runner.save_step": 4, "runner.log_step": 4},
