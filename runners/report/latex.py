@@ -1,15 +1,13 @@
-"""The report's table in LaTeX (booktabs)."""
+"""The table of results in LaTeX (booktabs)."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from runners.report import published
+from runners.report.published import published
+from runners.report.table import Table
 from runners.tasks import TASKS
-
-if TYPE_CHECKING:
-    from runners.report.write import Table
 
 SPECIAL = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"} | {
     character: f"\\{character}" for character in "&%$#_{}"
@@ -17,19 +15,15 @@ SPECIAL = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasc
 
 
 def as_latex(table: Table) -> str:
-    """A `table` environment for \\usepackage{booktabs}: our rows and, where comparable, the published ones."""
+    """Return a `table` environment for \\usepackage{booktabs}: our rows, and the published rows if comparable."""
     columns = [f"{task.upper()} $\\{'up' if TASKS[task].higher_is_better else 'down'}arrow$" for task in table.tasks]
-    rows = [_ours(table, upstream) for upstream in table.upstreams]
-    body = [" & ".join(row) + r" \\" for row in rows]
+    body = [_line(_ours(table, upstream)) for upstream in table.upstreams]
     if table.is_comparable():
-        body += [
-            r"\midrule",
-            *(" & ".join(_theirs(row, table.tasks)) + r" \\" for row in published.published()["rows"]),
-        ]
-        remark = "Below the line: as published."
+        body += [r"\midrule", *(_line(_theirs(row, table.tasks)) for row in published()["rows"])]
+        remark = "Below the line: published results."
     else:
-        remark = "On embedded corpora: not comparable with published figures."
-    seeds = len({result["seed"] for result in table.results})
+        remark = "Not on the published corpora: not comparable with published results."
+    seeds = len(table.seeds())
     over = f"mean $\\pm$ standard deviation over {seeds} seeds" if seeds > 1 else "one seed"
     lines = [
         r"\begin{table}",
@@ -37,7 +31,7 @@ def as_latex(table: Table) -> str:
         r"\centering",
         rf"\begin{{tabular}}{{l{'r' * len(columns)}rr}}",
         r"\toprule",
-        " & ".join(["Upstream", *columns, "M parameters", "GMACs"]) + r" \\",
+        _line(["Upstream", *columns, "M parameters", "GMACs"]),
         r"\midrule",
         *body,
         r"\bottomrule",
@@ -48,24 +42,27 @@ def as_latex(table: Table) -> str:
 
 
 def escaped(text: str) -> str:
-    """The text with LaTeX's special characters as they are to be printed."""
+    """Return the text with LaTeX's special characters escaped."""
     return "".join(SPECIAL.get(character, character) for character in text)
+
+
+def _line(cells: list[str]) -> str:
+    return " & ".join(cells) + r" \\"
 
 
 def _ours(table: Table, upstream: str) -> list[str]:
     cells = []
     for task in table.tasks:
         measured = table.measured(upstream, task)
-        text = "--" if measured is None else str(measured).replace("±", r"$\pm$")
-        cells.append(rf"\textbf{{{text}}}" if measured and table.is_best(upstream, task) else text)
+        text = "--" if measured is None else measured.text().replace("±", r"$\pm$")
+        cells.append(rf"\textbf{{{text}}}" if table.is_best(upstream, task) else text)
     parameters, macs = table.cost(upstream, "parameters"), table.cost(upstream, "macs")
-    costs = [
-        "--" if parameters is None else f"{parameters / 1e6:.2f}",
-        "--" if macs is None else f"{macs / 1e9:.2f}",
-    ]
-    return [escaped(upstream), *cells, *costs]
+    return [escaped(upstream), *cells, _number(parameters, 1e6), _number(macs, 1e9)]
 
 
 def _theirs(row: Mapping[str, Any], tasks: list[str]) -> list[str]:
-    figures = [f"{row[key]:.2f}" if key in row else "--" for key in (*tasks, "parameters", "macs")]
-    return [escaped(row["name"]), *figures]
+    return [escaped(row["name"]), *(_number(row.get(key), 1) for key in (*tasks, "parameters", "macs"))]
+
+
+def _number(number: float | None, unit: float) -> str:
+    return "--" if number is None else f"{number / unit:.2f}"

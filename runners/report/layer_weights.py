@@ -1,30 +1,27 @@
-"""How much each hidden state counts in each task's weighted sum, as the tested heads learnt it."""
+"""Layer weights: how much each hidden state contributes to a task's weighted sum, as the tested head learnt it."""
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import TYPE_CHECKING
+import argparse
 
-if TYPE_CHECKING:
-    from runners.report.write import Table
+import torch
+
+from runners.report.results import tested_path
+from runners.report.table import Table
 
 
 def layer_weights(table: Table, upstream: str) -> dict[str, list[float]]:
-    """Of each task whose cells' states are still there: the mean over seeds and folds of the softmax weights."""
-    import argparse
+    """Return for each task the softmax weights of the hidden states, as the mean over seeds and folds.
 
-    import torch
-
-    from runners.report.submission import tested_state
-
-    # As upstreams.s3prl.compat does; the context manager of the same purpose would take it away from that again.
+    Tasks whose checkpoints were deleted, or whose heads have no weighted sum, are left out.
+    """
+    # s3prl stores its command-line arguments in the checkpoint. The permission must last, not end with a `with` block:
+    # upstreams.s3prl.compat gives the same one, and the end of the block would take it away.
     torch.serialization.add_safe_globals([argparse.Namespace])
     found: dict[str, list[torch.Tensor]] = {}
-    for result in table.results:
-        if result["upstream"] != upstream:
-            continue
+    for result in table.of_upstream(upstream):
         for tested in result.get("folds", {"": result}).values():
-            path = Path(tested_state(tested))
+            path = tested_path(tested)
             if not path.is_file():
                 continue
             state = torch.load(path, map_location="cpu", weights_only=True)

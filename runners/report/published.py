@@ -1,4 +1,4 @@
-"""Published SUPERB results, and the leaderboard's score that is measured against two of them."""
+"""Published SUPERB results, and superb_s, the challenge's score, which they calibrate."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-# The metrics of each task that the score takes; of slot filling both count, half each.
+# The metrics of each task that superb_s uses; slot filling counts half by each of its two metrics.
 METRICS: dict[str, tuple[str, ...]] = {
     **{task: (task,) for task in ("pr", "asr", "ks", "sid", "er", "ic")},
     "sf": ("sf", "sf_cer"),
@@ -19,15 +19,15 @@ METRICS: dict[str, tuple[str, ...]] = {
 
 @functools.cache
 def published() -> dict[str, Any]:
-    """`source`, `zero` (the row that scores 0) and `rows`, in percent (runners/report/published.yaml)."""
+    """Return published.yaml: `source`, `zero` (the name of the row that scores 0) and `rows`, in percent."""
     return yaml.safe_load((resources.files("runners.report") / "published.yaml").read_text(encoding="utf-8"))
 
 
 def superb_score(figures: Mapping[str, float]) -> float | None:
-    """superb_s of the seven tasks: their mean of a line from 0 (FBANK) to 1000 (the best published figure).
+    """Return superb_s of the seven tasks: their mean on a linear scale from 0 (FBANK) to 1000 (best published figure).
 
-    figures: in percent, by task, and `sf_cer`; None when one is missing. The leaderboard's own score takes its ten
-    tasks and the best figures of the day (SUPERB challenge at SLT 2022, arXiv 2210.08634).
+    figures: in percent, by task, and `sf_cer`; None if one is missing. The leaderboard's own score covers ten tasks and
+    uses the best figures at the time (SUPERB challenge at SLT 2022, arXiv 2210.08634).
     """
     rows = published()["rows"]
     zero = next(row for row in rows if row["name"] == published()["zero"])
@@ -41,5 +41,5 @@ def superb_score(figures: Mapping[str, float]) -> float | None:
 
 
 def _best(metric: str, zero: float) -> float:
-    """The published figure that lies farthest from `zero`: no model is as much worse as the best ones are better."""
+    """Return the published figure that differs most from `zero`. No model is worse by as much as the best is better."""
     return max((row[metric] for row in published()["rows"] if metric in row), key=lambda value: abs(value - zero))

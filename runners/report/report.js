@@ -1,4 +1,4 @@
-// Tables are sorted by the column that is clicked; a cell that is linked to opens.
+// A click on a column title sorts the table by that column. A link to a cell opens the cell.
 for (const table of document.querySelectorAll("table.sortable"))
   table.querySelectorAll("thead th").forEach((head, column) => head.querySelector("button").onclick = () => {
     const descending = head.getAttribute("aria-sort") === "ascending";
@@ -7,7 +7,7 @@ for (const table of document.querySelectorAll("table.sortable"))
     const value = row => row.cells[column].dataset.value ?? "";
     const rows = [...table.tBodies[0].rows].sort((a, b) => {
       const [x, y] = [value(a), value(b)];
-      if ((x === "") !== (y === "")) return x === "" ? 1 : -1;  // what is not known stays last
+      if ((x === "") !== (y === "")) return x === "" ? 1 : -1;  // unknown values stay last
       const order = column === 0 ? x.localeCompare(y) : x - y;
       return descending ? -order : order;
     });

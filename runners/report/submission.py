@@ -1,19 +1,19 @@
-"""`superbit submission`: the predictions of one upstream as the SUPERB leaderboard's upload expects them.
+"""`superbit submission`: the predictions of one upstream in the layout of the SUPERB leaderboard's upload.
 
-What s3prl's submit/submit.py gathers from its experiments' folders, from this project's cells: predict/<task>_public/
-with one file a task, and predict.zip of it.
+Same layout as s3prl's submit/submit.py, which collects from s3prl's experiment folders: predict/<task>_public/ with one
+file for each task, and predict.zip.
 """
 
 from __future__ import annotations
 
-import shlex
 import shutil
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from runners.report.write import Table, collect
+from runners.report.results import tested_path
+from runners.report.table import Table, collect
 from runners.tasks import FOLDS
 from upstreams.errors import UserError, nearest
 from upstreams.files import atomic_write
@@ -34,10 +34,10 @@ FILES = {
 
 
 def write_submission(runs: Path, upstream: str, out: Path, seed: int | None, say: Callable[[str], object]) -> Path:
-    """Gather the upstream's predictions into OUT/predict and zip them; return OUT/predict.zip.
+    """Copy the upstream's predictions to OUT/predict and zip them; return OUT/predict.zip.
 
-    seed: of the cells, when there are several. Says which tasks are not in it. Raises UserError when there are no such
-    cells, or a cell that has a number has no predictions any more.
+    seed: required if the run folder has several seeds of the upstream. `say` receives one line for each task, included
+    or not. Raises UserError if there is no such upstream or seed, or if a cell's predictions were deleted.
     """
     table = collect([runs])
     if upstream not in table.upstreams:
@@ -56,56 +56,53 @@ def write_submission(runs: Path, upstream: str, out: Path, seed: int | None, say
         for path in sorted(target.rglob("*")):
             archive.write(path, path.relative_to(out))
     for folder in dict.fromkeys(folder for folder, _, _ in files if "/" not in folder):
-        say(f"{folder}: in the submission")
+        say(f"{folder}: included")
     for task in FILES.keys() - cells.keys():
-        say(f"{task}: not in the submission, as there is no result")
+        say(f"{task}: not included (no result)")
     folds = [folder for folder, _, _ in files if folder.startswith("er_")]
     if folds and len(folds) < len(FOLDS):
-        say(f"er: {len(folds)} of 5 folds, so the leaderboard will not score it")
+        say(f"er: only {len(folds)} of {len(FOLDS)} folds; the leaderboard will not score it")
     return out / "predict.zip"
 
 
 def chosen(table: Table, upstream: str, seed: int | None) -> dict[str, dict[str, Any]]:
-    """The upstream's result of each task; raises UserError where several seeds leave it open which."""
+    """Return the upstream's result of each task; raises UserError if no seed is given and a task has several."""
     found: dict[str, dict[str, Any]] = {}
-    for result in table.results:
-        if result["upstream"] != upstream or (seed is not None and result["seed"] != seed):
+    for result in table.of_upstream(upstream):
+        if seed is not None and result["seed"] != seed:
             continue
         if result["task"] in found:
-            seeds = sorted({r["seed"] for r in table.results if r["upstream"] == upstream})
-            raise UserError(f"{upstream} has cells of the seeds {', '.join(map(str, seeds))}: choose one by --seed")
+            seeds = sorted({r["seed"] for r in table.of_upstream(upstream)})
+            raise UserError(f"{upstream} has results of the seeds {', '.join(map(str, seeds))}: choose one with --seed")
         found[result["task"]] = result
     if not found:
-        raise UserError(f"{upstream} has no cell of seed {seed}")
+        raise UserError(f"{upstream} has no result of seed {seed}")
     return {task: result for task, result in found.items() if task in FILES}
 
 
 def predictions(result: dict[str, Any]) -> list[tuple[str, Path, str]]:
-    """(folder, file, name in the submission) of a cell; of emotion recognition one a fold that was tested."""
+    """Return (folder, file, name in the submission) of a cell; for emotion recognition, one for each tested fold.
+
+    Raises UserError if a file is missing.
+    """
     folder, source, name = FILES[result["task"]]
     if result["task"] != "er":
-        expdir = Path(tested_state(result))
+        expdir = tested_path(result)
         expdir = expdir if expdir.is_dir() else expdir.parent
-        candidates = [(folder, expdir / source, name)]
+        files = [(folder, expdir / source, name)]
         if result["task"] == "sd":
             found = sorted((expdir / "scoring/predictions").glob("*.h5"))
-            candidates += [(f"{folder}/scoring/predictions", path, path.name) for path in found]
+            files += [(f"{folder}/scoring/predictions", path, path.name) for path in found]
     else:
-        alone = result["identity"]["config"]["downstream_expert"]["datarc"].get("test_fold", "fold1")
-        candidates = [
-            (folder.format(fold=fold), Path(tested_state(of)).parent / source.format(fold=fold), name)
-            for fold, of in (result.get("folds") or {alone: result}).items()
+        single = result["identity"]["config"]["downstream_expert"]["datarc"].get("test_fold", FOLDS[0])
+        files = [
+            (folder.format(fold=fold), tested_path(of).parent / source.format(fold=fold), name)
+            for fold, of in (result.get("folds") or {single: result}).items()
         ]
-    for _, path, _ in candidates:
+    for _, path, _ in files:
         if not path.is_file():
             raise UserError(
-                f"{path} is missing, the predictions of {result['upstream']}/{result['task']}: run its "
-                f"command again: {result['command']}"
+                f"{path}, the predictions of {result['upstream']}/{result['task']}, is missing: repeat its test with"
+                f" {result['command']}"
             )
-    return candidates
-
-
-def tested_state(result: dict[str, Any]) -> str:
-    """The path of the head's state that a cell's test was run on, as its command has it; of one without, its folder."""
-    words = shlex.split(result["command"])
-    return words[words.index("-e" if "-e" in words else "-p") + 1]
+    return files

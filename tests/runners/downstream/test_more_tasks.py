@@ -17,9 +17,10 @@ from runners.corpora.check import check_corpus
 from runners.downstream import run as downstream
 from runners.downstream.scoring import detection, diarization
 from runners.matrix import run as matrix
-from runners.report import write as report
 from runners.report.layer_weights import layer_weights
 from runners.report.submission import write_submission
+from runners.report.table import collect
+from runners.report.text import as_markdown
 from runners.tasks import TASKS
 from tests import tiny_more_corpora
 from tests.runners.corpora.test_published import refused, superbit
@@ -232,9 +233,9 @@ def test_a_matrix_of_them(corpora: Path, tmp_path: Path, monkeypatch: pytest.Mon
     for of in found.values():
         again = downstream.main(shlex.split(of["command"])[2:])
         assert again is not None and again[of["metric"]] == of["value"]
-    assert len(report.collect([runs]).results) == 3 and report.as_markdown(report.collect([runs]), [runs])
+    assert len(collect([runs]).results) == 3 and as_markdown(collect([runs]), [runs])
 
-    assert layer_weights(report.collect([runs]), "mini") == {}, "query-by-example learns none"
+    assert layer_weights(collect([runs]), "mini") == {}, "query-by-example learns none"
     write_submission(runs, "mini", tmp_path / "mini", None, print)
     assert (tmp_path / "mini/predict/qbe_public/benchmark.stdlist.xml").is_file()
     write_submission(runs, "fbank_no_cmvn", tmp_path / "fbank", None, print)

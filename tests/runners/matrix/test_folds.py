@@ -15,8 +15,9 @@ import yaml
 from runners.downstream import run as downstream
 from runners.matrix import file as matrix_file
 from runners.matrix import run as matrix
-from runners.report import write as report
 from runners.report.submission import write_submission
+from runners.report.table import collect
+from runners.report.text import as_markdown
 from runners.tasks import FOLD, FOLDS, task_config
 from tests.runners.corpora import published_corpora
 from tests.runners.corpora.test_published import superbit
@@ -94,10 +95,10 @@ def test_the_five_folds_give_mean_and_deviation(iemocap: Path, tmp_path: Path, f
     for fold, of in found["folds"].items():
         assert f"/seed1/{fold}/expdir/" in of["command"] and of["command"] in found["command"]
         assert json.loads((mean(runs).parent / fold / "results.json").read_text())["value"] == ACCURACY[fold]
-    table = report.collect([runs])
+    table = collect([runs])
     assert [result["value"] for result in table.results] == [pytest.approx(0.6)], "one row, not one a fold"
-    assert "er is the mean over folds, whose standard deviations are: fbank_no_cmvn 15.81 (5 folds, seed 1)" in (
-        report.as_markdown(table, [runs])
+    assert "er is the mean over folds. Standard deviations over the folds: fbank_no_cmvn 15.81 (5 folds, seed 1)" in (
+        as_markdown(table, [runs])
     )
     said: list[str] = []
     write_submission(runs, "fbank_no_cmvn", tmp_path / "out", None, said.append)
@@ -142,7 +143,7 @@ def test_a_matrix_may_restrict_the_folds(iemocap: Path, tmp_path: Path, fake: Fo
     runs = tmp_path / "runs"
     assert matrix.evaluate(write_matrix(tmp_path / "m.yaml", **{FOLD: "fold3"}), iemocap, runs, None, 1, []) == 0
     found = json.loads(mean(runs).read_text())
-    assert "er of fbank_no_cmvn is of one fold, where" in report.as_markdown(report.collect([runs]), [runs])
+    assert "er, fbank_no_cmvn: one fold only; SUPERB" in as_markdown(collect([runs]), [runs])
     assert found["value"] == 0.6 and "folds" not in found and not (mean(runs).parent / "fold3").exists()
     both = write_matrix(tmp_path / "m.yaml", **{FOLD: ["fold1", "fold2"]})
     assert matrix.evaluate(both, iemocap, runs, None, 1, []) == 0

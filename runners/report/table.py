@@ -1,0 +1,183 @@
+"""The table of results: one row for each upstream, one column for each task, collected from the cells' results.json.
+
+Every renderer of this folder imports this data; it imports none of them.
+"""
+
+from __future__ import annotations
+
+import statistics
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from runners.matrix.record import read_record
+from runners.report import published
+from runners.report.results import fault, is_published, percent
+from runners.tasks import TASKS
+from upstreams.errors import UserError
+from upstreams.files import read_json
+
+BASELINE = "fbank_no_cmvn"
+UNTRAINED = "_untrained"  # suffix of an upstream with its initial weights
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One task of one upstream: the value for each seed, in percent."""
+
+    values: dict[int, float]
+
+    @property
+    def mean(self) -> float:
+        """The mean over the seeds."""
+        return statistics.fmean(self.values.values())
+
+    @property
+    def deviation(self) -> float | None:
+        """The sample standard deviation over the seeds; None with a single seed."""
+        return statistics.stdev(self.values.values()) if len(self.values) > 1 else None
+
+    def text(self, signed: bool = False) -> str:
+        """Return `71.50 ± 0.71`, or `71.50` with a single seed; signed: `+1.50 ± 0.71`."""
+        mean = f"{self.mean:+.2f}" if signed else f"{self.mean:.2f}"
+        return mean if self.deviation is None else f"{mean} ± {self.deviation:.2f}"
+
+
+@dataclass(frozen=True)
+class Table:
+    """All results of the given run folders; rows in the order of the matrix, columns in SUPERB's order."""
+
+    results: list[dict[str, Any]]
+    upstreams: list[str]
+    tasks: list[str]
+    failures: list[str] = field(default_factory=list)  # cells without a result, with the reason
+
+    def of_task(self, task: str) -> list[dict[str, Any]]:
+        """Return the results of one task."""
+        return [result for result in self.results if result["task"] == task]
+
+    def of_upstream(self, upstream: str) -> list[dict[str, Any]]:
+        """Return the results of one upstream."""
+        return [result for result in self.results if result["upstream"] == upstream]
+
+    def seeds(self) -> list[int]:
+        """Return all seeds, sorted."""
+        return sorted({result["seed"] for result in self.results})
+
+    def measured(self, upstream: str, task: str) -> Measured | None:
+        """Return the values of one task of one upstream; None if there is no result."""
+        values = {result["seed"]: percent(result) for result in self.of_upstream(upstream) if result["task"] == task}
+        return Measured(values) if values else None
+
+    def ordered(self) -> list[dict[str, Any]]:
+        """Return the results row by row, column by column, seed by seed."""
+
+        def place(result: dict[str, Any]) -> tuple[int, int, int]:
+            return self.upstreams.index(result["upstream"]), self.tasks.index(result["task"]), result["seed"]
+
+        return sorted(self.results, key=place)
+
+    def cost(self, upstream: str, key: str) -> int | None:
+        """Return `parameters`, `macs` or `storage_bytes` of an upstream; None if unknown."""
+        known = (result[key] for result in self.of_upstream(upstream))
+        return next((int(value) for value in known if value is not None), None)
+
+    def is_best(self, upstream: str, task: str) -> bool:
+        """True if no upstream has a better mean; equal means are all best."""
+        means = {u: m.mean for u in self.upstreams if (m := self.measured(u, task))}
+        choose = max if TASKS[task].higher_is_better else min
+        return upstream in means and means[upstream] == choose(means.values())
+
+    def score(self, upstream: str) -> float | None:
+        """Return the mean over the table's tasks as a quality from 0 to 100; None if a task has no result.
+
+        An accuracy or F1 counts as its percentage, an error rate as 100 minus its percentage, at least 0. The score
+        ranks the upstreams of one table. It is not the SUPERB leaderboard's score.
+        """
+        qualities = []
+        for task in self.tasks:
+            measured = self.measured(upstream, task)
+            if measured is None:
+                return None
+            qualities.append(measured.mean if TASKS[task].higher_is_better else max(0.0, 100 - measured.mean))
+        return statistics.fmean(qualities)
+
+    def superb_score(self, upstream: str) -> float | None:
+        """Return superb_s of the seven tasks; None unless all seven have results on the published corpora."""
+        results = self.of_upstream(upstream)
+        if not all(map(is_published, results)):
+            return None
+        figures = {task: m.mean for task in self.tasks if (m := self.measured(upstream, task))}
+        rates = [100 * r["metrics"]["slot_value_cer"] for r in results if "slot_value_cer" in r.get("metrics", {})]
+        if "sf" in figures and rates:
+            figures["sf_cer"] = statistics.fmean(rates)
+        return published.superb_score(figures)
+
+    def is_comparable(self) -> bool:
+        """True if all cells used the published corpora."""
+        return all(map(is_published, self.results))
+
+    def title(self, task: str) -> str:
+        """Return the column's title, such as `KS acc ↑`, with "(synthetic)" if the corpus's labels are synthetic."""
+        is_synthetic = any(result["corpus"]["label"].startswith("synthetic") for result in self.of_task(task))
+        arrow = "↑" if TASKS[task].higher_is_better else "↓"
+        return f"{task.upper()}{' (synthetic)' if is_synthetic else ''} {TASKS[task].metric} {arrow}"
+
+    def untrained(self, upstream: str) -> str | None:
+        """Return the row of the same model with initial weights: `x_mini_untrained` for `x_mini` and `x_mini_w1a1`."""
+        copies = [other for other in self.upstreams if other.endswith(UNTRAINED)]
+        return next((copy for copy in copies if upstream.startswith(copy.removesuffix(UNTRAINED))), None)
+
+    def gain(self, upstream: str, reference: str, task: str) -> Measured | None:
+        """Return the gain over a reference upstream, paired by seed; positive is better. None without a shared seed."""
+        ours, theirs = self.measured(upstream, task), self.measured(reference, task)
+        shared = sorted(set(ours.values) & set(theirs.values)) if ours and theirs else []
+        if not ours or not theirs or not shared:
+            return None
+        sign = 1 if TASKS[task].higher_is_better else -1
+        return Measured({seed: sign * (ours.values[seed] - theirs.values[seed]) for seed in shared})
+
+
+def collect(runs: list[Path]) -> Table:
+    """Read every results.json below the run folders.
+
+    Raises UserError if a folder has no results, or if two folders contain the same cell.
+    """
+    results: dict[tuple[str, str, int], dict[str, Any]] = {}
+    upstreams: dict[str, None] = {}  # an ordered set
+    failures: list[str] = []
+    for folder in runs:
+        record = read_record(folder)
+        upstreams |= dict.fromkeys(record.get("upstreams", []))
+        found, faulty = _read(folder)
+        failures += faulty
+        if not found:
+            raise UserError(f"{folder} has no results: `superbit evaluate` writes them to cells/*/*/*/results.json")
+        for result in found:
+            cell = (result["upstream"], result["task"], result["seed"])
+            if cell in results:
+                raise UserError(
+                    f"{folder} and another run folder both contain {cell[0]}/{cell[1]} seed {cell[2]}:"
+                    " give folders with different seeds or with different upstream labels"
+                )
+            results[cell] = result
+    upstreams |= dict.fromkeys(label for label, _, _ in sorted(results))
+    return Table(
+        results=list(results.values()),
+        upstreams=[u for u in upstreams if any(label == u for label, _, _ in results)],
+        tasks=[t for t in TASKS if any(task == t for _, task, _ in results)],
+        failures=failures,
+    )
+
+
+def _read(folder: Path) -> tuple[list[dict[str, Any]], list[str]]:
+    """Return the usable results of a run folder, and for each unusable one its cell and the reason."""
+    found, faulty = [], []
+    for path in sorted(folder.glob("cells/*/*/*/results.json")):
+        result = read_json(path)
+        reason = "results.json is damaged" if result is None else fault(result)
+        if result is not None and reason is None:
+            found.append(result)
+        else:
+            faulty.append(f"{'/'.join(path.parts[-4:-1])}: {reason}")
+    return found, faulty

@@ -1,0 +1,27 @@
+"""The layer weights of the tested heads."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from pathlib import Path
+
+import pytest
+import torch
+
+from runners.report.layer_weights import layer_weights
+from runners.report.table import collect
+from runners.report.write import report
+from tests.runners.report.fake_cells import write_cell
+
+
+def test_layer_weights_of_the_tested_heads(tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    state = tmp_path / "exp/dev-best.ckpt"
+    state.parent.mkdir()
+    weights = torch.tensor([0.0, 1.0, 2.0])
+    torch.save({"Featurizer": {"weights": weights}, "Args": Namespace(a=1)}, state)
+    write_cell(runs, "mine", "ks", 1, 0.5, command=f"superbit downstream -m evaluate -t test -e {state}")
+    report([runs])
+    assert "layer weights of mine" in (runs / "report/report.html").read_text()
+
+    assert layer_weights(collect([runs]), "mine")["ks"] == pytest.approx(weights.softmax(0).tolist())
