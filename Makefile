@@ -15,7 +15,7 @@ checkpoints := $(OUT)/checkpoints
 sparseformer := $(checkpoints)/sparseformer_dn_mini.safetensors
 binary := $(checkpoints)/sparseformer_dn_mini_w1a1.safetensors
 transformer := $(checkpoints)/transformer_mini.safetensors
-evaluate := SUPERBIT_CHECKPOINTS=$(checkpoints) $(superbit) evaluate runners/matrix/matrices/superb_mini.yaml \
+evaluate := SUPERBIT_CHECKPOINTS=$(checkpoints) $(superbit) evaluate superb_mini \
 	--corpora $(CORPORA) --out $(OUT) --seed $(SEED)
 train := --manifest $(manifest) --out $(OUT) --seed $(SEED)
 

@@ -366,7 +366,12 @@ def downstream(context: typer.Context) -> None:
 
 @app.command()
 def evaluate(
-    matrix: Annotated[Path, typer.Argument(help="YAML: upstreams, tasks and their settings, learning rates, seeds.")],
+    matrix: Annotated[
+        str,
+        typer.Argument(
+            help="Name of a packaged matrix, or a YAML file: upstreams, tasks and their settings, learning rates, seeds."
+        ),
+    ],
     corpora: Annotated[Path, typer.Option(help="Folder that holds the corpora.")],
     out: Out,
     seed: Annotated[list[int] | None, typer.Option(help="Seeds in place of the matrix's; repeatable.")] = None,
@@ -388,8 +393,10 @@ def evaluate(
     from runners.matrix.run import Options
     from runners.matrix.run import evaluate as run
 
-    options = Options(engine, dry_run, not no_feature_store, feature_store, max_gb)
-    failed = run(matrix, corpora, out, seed, jobs, only or [], options)
+    options = Options(
+        engine=engine, dry_run=dry_run, store=not no_feature_store, store_folder=feature_store, store_gb=max_gb
+    )
+    failed = run(matrix, corpora, out, seeds=seed, jobs=jobs, only=only or (), options=options)
     if failed:
         raise typer.Exit(1)
 

@@ -1,20 +1,20 @@
-"""A matrix of upstreams x tasks x learning rates x seeds, as its YAML file describes it.
+"""A matrix: upstreams x tasks x learning rates x seeds, read from its YAML file.
 
 ```yaml
-upstreams:                # the table's rows, in order
-  - fbank                 # a name of s3prl.hub, this project's among them
+upstreams:                # rows of the table, in order
+  - fbank                 # a name in s3prl.hub, which includes this project's names
   - {label: mine, name: superbit_local, ckpt: runs/mine.safetensors}
-tasks:                    # asr pr ks sid er ic sf qbe asv sd; changes of the official configuration, by dotted keys
+tasks:                    # asr pr ks sid er ic sf qbe asv sd; changes to the official configuration, by dotted keys
   ks: {runner.total_steps: 300, optimizer.lr: 1.0e-2}
   sid: {}
-learning_rates:           # those that are tried, by task: the one that is best on dev is tested and reported
+learning_rates:           # trials by task: the learning rate that is best on dev is tested and reported
   sid: [1.0e-1, 1.0e-2, 1.0e-3]
 seeds: [1]
-device: cpu               # cpu, cuda, or auto (the default: cuda where there is one)
-feature_store_gb: 32      # disk that the upstreams' hidden states may take; 0: compute them at every step
+device: cpu               # cpu, cuda, or auto (default: cuda if there is a GPU)
+feature_store_gb: 32      # largest size of the stored hidden states in GB; 0: compute them at every step
 feature_store_dtype: fp16 # or int8, fp32
-ray: {address: auto}      # for --engine ray: the cluster's address
-slurm: {timeout_min: 600, slurm_partition: gpu}   # for --engine slurm: as submitit's update_parameters takes them
+ray: {address: auto}      # for --engine ray: address of the cluster
+slurm: {timeout_min: 600, slurm_partition: gpu}   # for --engine slurm: arguments of submitit's update_parameters
 ```
 """
 
@@ -23,6 +23,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -34,20 +35,22 @@ from upstreams.errors import UserError, nearest
 
 DEVICES = ("auto", "cpu", "cuda")
 DEFAULT_STORE_GB = 32
+REQUIRED = ("upstreams", "tasks", "seeds")
+OPTIONAL = ("learning_rates", "device", "feature_store_gb", "feature_store_dtype", "ray", "slurm")
 
 
 @dataclass(frozen=True)
 class Upstream:
-    """A row of the matrix."""
+    """A row of the table."""
 
     label: str
-    name: str
+    name: str  # in s3prl.hub
     checkpoint: Path | None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Matrix:
-    """A matrix file's content, checked as far as the file alone allows."""
+    """Content of a matrix file, checked as far as the file alone allows."""
 
     upstreams: list[Upstream]
     tasks: dict[str, dict[str, Any]]
@@ -56,98 +59,120 @@ class Matrix:
     learning_rates: dict[str, tuple[float, ...]] = field(default_factory=dict)  # by task
     store_bytes: int = DEFAULT_STORE_GB << 30
     store_dtype: str = "fp16"
-    engines: dict[str, dict[str, Any]] = field(default_factory=dict)  # settings, by engine
+    engines: dict[str, dict[str, Any]] = field(default_factory=dict)  # settings by engine
 
 
-def read_matrix(path: Path) -> Matrix:
-    """The content of a matrix file; raises UserError on what is no matrix, with the nearest valid key or task."""
+def matrix_names() -> list[str]:
+    """Return the names of the packaged matrices, sorted."""
+    files = (resources.files("runners.matrix") / "matrices").iterdir()
+    return sorted(file.name.removesuffix(".yaml") for file in files if file.name.endswith(".yaml"))
+
+
+def read_matrix(matrix: str | Path) -> Matrix:
+    """Read a packaged matrix by its name, or a YAML file by its path.
+
+    Raises UserError, with the closest valid name, if there is no such matrix or if its content is not valid.
+    """
+    where = f"matrix {matrix}"
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"there is no matrix file {path}") from None
+        content = yaml.safe_load(_text(str(matrix)))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is no YAML: {' '.join(str(error).split())}") from None
-    known = (
-        *("upstreams", "tasks", "learning_rates", "seeds", "device"),
-        *("feature_store_gb", "feature_store_dtype", "ray", "slurm"),
-    )
-    content = _keys(content, known, required=("upstreams", "tasks", "seeds"), where=str(path))
-    upstreams = [_upstream(entry, path) for entry in _list(content["upstreams"], f"{path}: upstreams")]
-    labels = [upstream.label for upstream in upstreams]
-    if twice := {label for label in labels if labels.count(label) > 1}:
-        raise UserError(f"{path}: two upstreams are labelled {min(twice)!r}; give each its own `label`")
-    tasks = content["tasks"]
-    if not isinstance(tasks, dict) or not tasks:
-        raise UserError(f"{path}: tasks must map each task to the changes of its configuration, or to {{}}")
-    for task, overrides in tasks.items():
-        if task not in TASKS:
-            raise UserError(f"{path}: there is no task {task!r}; {nearest(str(task), TASKS)}")
-        if not isinstance(overrides or {}, dict):
-            raise UserError(f"{path}: tasks.{task} must map dotted keys to values, not be {overrides!r}")
-    seeds = _list(content["seeds"], f"{path}: seeds")
-    if not all(isinstance(seed, int) and seed >= 0 for seed in seeds):
-        raise UserError(f"{path}: seeds must be whole numbers of 0 or more, not {seeds}")
-    device = content.get("device", "auto")
-    if device not in DEVICES:
-        raise UserError(f"{path}: there is no device {device!r}; {nearest(str(device), DEVICES)}")
+        raise UserError(f"{where} is not valid YAML: {' '.join(str(error).split())}") from None
+    content = _mapping(content, known=(*REQUIRED, *OPTIONAL), required=REQUIRED, where=where)
+    tasks = _tasks(content["tasks"], where)
     gigabytes = content.get("feature_store_gb", DEFAULT_STORE_GB)
     if not isinstance(gigabytes, int | float) or gigabytes < 0:
-        raise UserError(f"{path}: feature_store_gb must be a number of 0 or more, not {gigabytes!r}")
-    dtype = content.get("feature_store_dtype", "fp16")
-    if dtype not in DTYPES:
-        raise UserError(f"{path}: there is no feature_store_dtype {dtype!r}; {nearest(str(dtype), DTYPES)}")
+        raise UserError(f"{where}: feature_store_gb must be a number of 0 or more, not {gigabytes!r}")
+    seeds = _list(content["seeds"], f"{where}: seeds")
+    if not all(isinstance(seed, int) and seed >= 0 for seed in seeds):
+        raise UserError(f"{where}: seeds must be whole numbers of 0 or more, not {seeds}")
     engines: dict[str, dict[str, Any]] = {name: content[name] for name in ("ray", "slurm") if name in content}
     for name, settings in engines.items():
         if not isinstance(settings, dict):
-            raise UserError(f"{path}: {name} must map settings of the engine to values, not be {settings!r}")
+            raise UserError(f"{where}: {name} must map settings of the engine to values, not be {settings!r}")
     return Matrix(
-        upstreams,
-        {task: overrides or {} for task, overrides in tasks.items()},
-        seeds,
-        device,
-        _learning_rates(content.get("learning_rates") or {}, tasks, path),
-        int(gigabytes * 2**30),
-        dtype,
-        engines,
+        upstreams=_upstreams(content["upstreams"], where),
+        tasks=tasks,
+        seeds=seeds,
+        device=_choice(content, key="device", default="auto", choices=DEVICES, where=where),
+        learning_rates=_learning_rates(content.get("learning_rates") or {}, tasks, where),
+        store_bytes=int(gigabytes * 2**30),
+        store_dtype=_choice(content, key="feature_store_dtype", default="fp16", choices=DTYPES, where=where),
+        engines=engines,
     )
 
 
-def _learning_rates(content: Any, tasks: Iterable[str], path: Path) -> dict[str, tuple[float, ...]]:
+def _text(matrix: str) -> str:
+    if matrix in matrix_names():
+        return (resources.files("runners.matrix") / "matrices" / f"{matrix}.yaml").read_text(encoding="utf-8")
+    path = Path(matrix)
+    if not path.is_file():
+        raise UserError(f"no matrix or file is called {matrix!r}; {nearest(path.stem, matrix_names())}")
+    return path.read_text(encoding="utf-8")
+
+
+def _tasks(content: Any, where: str) -> dict[str, dict[str, Any]]:
+    if not isinstance(content, dict) or not content:
+        raise UserError(f"{where}: tasks must map each task to the changes to its configuration, or to {{}}")
+    for task, overrides in content.items():
+        if task not in TASKS:
+            raise UserError(f"{where}: there is no task {task!r}; {nearest(str(task), TASKS)}")
+        if not isinstance(overrides or {}, dict):
+            raise UserError(f"{where}: tasks.{task} must map dotted keys to values, not be {overrides!r}")
+    return {task: overrides or {} for task, overrides in content.items()}
+
+
+def _learning_rates(content: Any, tasks: Iterable[str], where: str) -> dict[str, tuple[float, ...]]:
     if not isinstance(content, dict):
-        raise UserError(f"{path}: learning_rates must map tasks to lists of learning rates, not be {content!r}")
+        raise UserError(f"{where}: learning_rates must map tasks to lists of learning rates, not be {content!r}")
     for task, rates in content.items():
         if task not in tasks:
             raise UserError(
-                f"{path}: learning_rates names {task!r}, which is no task of it; {nearest(str(task), tasks)}"
+                f"{where}: learning_rates names {task!r}, which is not one of its tasks; {nearest(str(task), tasks)}"
             )
         if not TASKS[task].best:
-            raise UserError(f"{path}: learning_rates names {task!r}, which has no dev set to choose one on")
-        rates = _list(rates, f"{path}: learning_rates.{task}")
+            raise UserError(f"{where}: learning_rates names {task!r}, which has no dev set to choose one on")
+        rates = _list(rates, f"{where}: learning_rates.{task}")
         # YAML 1.1 reads 1e-3 as text: 1.0e-3 is a number.
         if not all(isinstance(rate, int | float) and not isinstance(rate, bool) and rate > 0 for rate in rates):
-            raise UserError(f"{path}: learning_rates.{task} must be numbers above 0 such as 1.0e-3, not {rates}")
+            raise UserError(f"{where}: learning_rates.{task} must be numbers above 0 such as 1.0e-3, not {rates}")
         if len({f"{rate:g}" for rate in rates}) < len(rates):
-            raise UserError(f"{path}: learning_rates.{task} names a learning rate twice: {rates}")
+            raise UserError(f"{where}: learning_rates.{task} names a learning rate twice: {rates}")
     return {task: tuple(float(rate) for rate in rates) for task, rates in content.items()}
 
 
-def _upstream(entry: object, path: Path) -> Upstream:
+def _upstreams(content: object, where: str) -> list[Upstream]:
+    upstreams = [_upstream(entry, where) for entry in _list(content, f"{where}: upstreams")]
+    labels = [upstream.label for upstream in upstreams]
+    if twice := {label for label in labels if labels.count(label) > 1}:
+        raise UserError(f"{where}: two upstreams have the label {min(twice)!r}; give each its own `label`")
+    return upstreams
+
+
+def _upstream(entry: object, where: str) -> Upstream:
     if isinstance(entry, str):
         entry = {"name": entry}
-    content = _keys(entry, ("name", "label", "ckpt"), required=("name",), where=f"{path}: an upstream")
+    content = _mapping(entry, known=("name", "label", "ckpt"), required=("name",), where=f"{where}: an upstream")
     for key, value in content.items():
         if not isinstance(value, str) or not value:
-            raise UserError(f"{path}: an upstream's {key} must be text, not {value!r}")
+            raise UserError(f"{where}: {key} of an upstream must be text, not {value!r}")
     label = content.get("label", content["name"])
     if label.startswith(".") or "/" in label or os.sep in label:
-        raise UserError(f"{path}: the label {label!r} cannot name a folder; set another `label`")
+        raise UserError(f"{where}: the label {label!r} cannot name a folder; set another `label`")
     checkpoint = Path(content["ckpt"]).absolute() if "ckpt" in content else None
     if checkpoint and not checkpoint.is_file():
-        raise UserError(f"{path}: the checkpoint {checkpoint} of upstream {label!r} does not exist")
+        raise UserError(f"{where}: the checkpoint {checkpoint} of upstream {label!r} does not exist")
     return Upstream(label, content["name"], checkpoint)
 
 
-def _keys(content: object, known: Iterable[str], required: Iterable[str], where: str) -> dict[str, Any]:
+def _choice(content: dict[str, Any], *, key: str, default: str, choices: Iterable[str], where: str) -> str:
+    value = content.get(key, default)
+    if value not in choices:
+        raise UserError(f"{where}: there is no {key} {value!r}; {nearest(str(value), choices)}")
+    return str(value)
+
+
+def _mapping(content: object, *, known: Iterable[str], required: Iterable[str], where: str) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise UserError(f"{where} must be a mapping with the keys {', '.join(required)}")
     for key in content:

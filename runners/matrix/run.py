@@ -23,7 +23,7 @@ from runners.tasks import TASKS, task_configs
 from upstreams.errors import UserError, nearest
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Options:
     """How a matrix is run; what its numbers are does not depend on it."""
 
@@ -35,12 +35,13 @@ class Options:
 
 
 def evaluate(
-    matrix: Path,
+    matrix: str | Path,
     corpora: Path,
     out: Path,
-    seeds: list[int] | None,
-    jobs: int,
-    only: list[str],
+    *,
+    seeds: Sequence[int] | None = None,
+    jobs: int = 1,
+    only: Sequence[str] = (),
     options: Options = Options(),
 ) -> int:
     """Run the cells of a matrix file that are not done yet; return how many trainings failed.
@@ -73,7 +74,7 @@ def _store(matrix: Matrix, out: Path, options: Options) -> StoreSettings | None:
     return StoreSettings((options.store_folder or out / "features").absolute(), max_bytes, matrix.store_dtype)
 
 
-def choose(matrix: Matrix, only: list[str]) -> set[tuple[str, str]]:
+def choose(matrix: Matrix, only: Sequence[str]) -> set[tuple[str, str]]:
     """The (label, task) pairs that any of the patterns `label/task` names, all without patterns."""
     labels = [upstream.label for upstream in matrix.upstreams]
     pairs = {f"{label}/{task}": (label, task) for task in matrix.tasks for label in labels}
@@ -91,7 +92,7 @@ def plan(
     chosen: set[tuple[str, str]],
     corpora: Path,
     out: Path,
-    seeds: list[int],
+    seeds: Sequence[int],
     store: StoreSettings | None,
 ) -> list[Cell]:
     """The chosen trainings, tasks in the matrix's order, after a check of all that they need. Imports s3prl."""

@@ -223,7 +223,7 @@ def test_a_matrix_of_them(corpora: Path, tmp_path: Path, monkeypatch: pytest.Mon
     file, runs = tmp_path / "m.yaml", tmp_path / "runs"
     file.write_text(yaml.safe_dump(content))
     cells = {"qbe": "mini/qbe", "asv": "fbank_no_cmvn/asv", "sd": "fbank_no_cmvn/sd"}
-    assert matrix.evaluate(file, corpora, runs, None, 1, [*cells.values()]) == 0
+    assert matrix.evaluate(file, corpora, runs, only=[*cells.values()]) == 0
     found = {task: json.loads((runs / f"cells/{cell}/seed1/results.json").read_text()) for task, cell in cells.items()}
     qbe = found["qbe"]
     assert len(qbe["layers"]) == preset("transformer_mini").encoder.layers + 1
@@ -246,7 +246,7 @@ def test_a_matrix_of_them(corpora: Path, tmp_path: Path, monkeypatch: pytest.Mon
     assert (tmp_path / "fbank/predict/sd_public/frame_shift").read_text() == "160\n"
 
     monkeypatch.setattr("runners.downstream.run.main", None)
-    assert matrix.evaluate(file, corpora, runs, None, 1, [*cells.values()]) == 0, "nothing is left to run"
+    assert matrix.evaluate(file, corpora, runs, only=[*cells.values()]) == 0, "nothing is left to run"
     file.write_text(yaml.safe_dump(content | {"learning_rates": {"asv": [0.1, 0.2]}}))
     with pytest.raises(UserError, match="'asv', which has no dev set to choose one on"):
-        matrix.evaluate(file, corpora, runs, None, 1, [])
+        matrix.evaluate(file, corpora, runs)

@@ -110,13 +110,13 @@ def test_what_slurm_or_submitit_refuse_is_told(tmp_path: Path, monkeypatch: pyte
 def test_clusters_come_to_the_same_results(tiny_corpora: Path, tmp_path: Path, name: str) -> None:
     alone = tmp_path / "alone"
     file = write_matrix(tmp_path / "m.yaml", tasks={"ks": KS, "pr": PR})
-    assert matrix.evaluate(file, tiny_corpora, alone, None, 2, []) == 0
+    assert matrix.evaluate(file, tiny_corpora, alone, jobs=2) == 0
     content = yaml.safe_load(file.read_text())
     runs = tmp_path / name
     if name == "slurm":
         pytest.importorskip("submitit")
         file.write_text(yaml.safe_dump(content | {"slurm": {"cluster": "local", "timeout_min": 10}}))
-        assert matrix.evaluate(file, tiny_corpora, runs, None, 2, [], Options(engine="slurm")) == 0
+        assert matrix.evaluate(file, tiny_corpora, runs, jobs=2, options=Options(engine="slurm")) == 0
     else:
         pytest.importorskip("ray")
         from ray.cluster_utils import Cluster
@@ -126,7 +126,7 @@ def test_clusters_come_to_the_same_results(tiny_corpora: Path, tmp_path: Path, n
             cluster.add_node(num_cpus=2)
             cluster.wait_for_nodes()
             file.write_text(yaml.safe_dump(content | {"ray": {"address": cluster.address}}))
-            assert matrix.evaluate(file, tiny_corpora, runs, None, 2, [], Options(engine="ray")) == 0
+            assert matrix.evaluate(file, tiny_corpora, runs, jobs=2, options=Options(engine="ray")) == 0
         finally:
             cluster.shutdown()
     assert values(runs) == values(alone)

@@ -90,23 +90,23 @@ def test_neither_a_full_disk_nor_a_damaged_shard_changes_a_number(
 ) -> None:
     file = write_matrix(tmp_path / "m.yaml", upstreams=["fbank_no_cmvn"], tasks={"pr": PR}, learning_rates={})
     without, full, damaged = tmp_path / "without", tmp_path / "full", tmp_path / "damaged"
-    assert matrix.evaluate(file, tiny_corpora, without, None, 1, [], Options(store=False)) == 0
+    assert matrix.evaluate(file, tiny_corpora, without, options=Options(store=False)) == 0
     assert not (without / "features").exists()
 
-    assert matrix.evaluate(file, tiny_corpora, full, None, 1, [], Options(store_folder=small_disk)) == 0
+    assert matrix.evaluate(file, tiny_corpora, full, options=Options(store_folder=small_disk)) == 0
     assert "No space left on device" in (full / "cells/fbank_no_cmvn/pr/seed0/log.txt").read_text()
     assert list(small_disk.glob("*/*.shard"))
     assert values(full) == pytest.approx(values(without), abs=0.03)
 
     shared = Options(store_folder=tmp_path / "features")
-    assert matrix.evaluate(file, tiny_corpora, tmp_path / "first", None, 1, [], shared) == 0
+    assert matrix.evaluate(file, tiny_corpora, tmp_path / "first", options=shared) == 0
     # Whatever the store held, the heads are the same to the bit: what is computed is rounded as what is read.
     assert values(tmp_path / "first") == values(full)
     (shard,) = (tmp_path / "features").glob("*/*.shard")
     content = bytearray(shard.read_bytes())
     content[len(content) // 2] ^= 0x10
     shard.write_bytes(content[: -len(content) // 8])
-    assert matrix.evaluate(file, tiny_corpora, damaged, None, 1, [], shared) == 0
+    assert matrix.evaluate(file, tiny_corpora, damaged, options=shared) == 0
     assert "is damaged at byte" in (damaged / "cells/fbank_no_cmvn/pr/seed0/log.txt").read_text()
     assert values(damaged) == values(full)
 
@@ -161,5 +161,5 @@ def test_two_runners_on_one_folder_share_the_cells(tiny_corpora: Path, tmp_path:
     assert [process.returncode for process in both] == [0, 0], said
     # Four trainings at two learning rates, two at one; four tests.
     assert models_built(runs) == 6 + 4
-    assert matrix.evaluate(file, tiny_corpora, alone, None, 2, []) == 0
+    assert matrix.evaluate(file, tiny_corpora, alone, jobs=2) == 0
     assert values(runs) == values(alone)

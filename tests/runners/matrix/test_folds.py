@@ -86,7 +86,7 @@ def mean(runs: Path) -> Path:
 
 def test_the_five_folds_give_mean_and_deviation(iemocap: Path, tmp_path: Path, fake: FoldsDownstream) -> None:
     file, runs = write_matrix(tmp_path / "m.yaml"), tmp_path / "runs"
-    assert matrix.evaluate(file, iemocap, runs, None, 2, []) == 0
+    assert matrix.evaluate(file, iemocap, runs, jobs=2) == 0
     assert fake.trained() == list(FOLDS)
     found = json.loads(mean(runs).read_text())
     assert found["value"] == found["metrics"]["acc"] == pytest.approx(0.6)
@@ -108,55 +108,55 @@ def test_the_five_folds_give_mean_and_deviation(iemocap: Path, tmp_path: Path, f
 
     # Stopped between the last fold and the mean: nothing is trained again, and the mean is there.
     mean(runs).unlink()
-    assert matrix.evaluate(file, iemocap, runs, None, 2, []) == 0
+    assert matrix.evaluate(file, iemocap, runs, jobs=2) == 0
     assert len(fake.trained()) == 5 and json.loads(mean(runs).read_text()) == found
 
 
 def test_no_mean_without_every_fold(iemocap: Path, tmp_path: Path, fake: FoldsDownstream) -> None:
     file, runs = write_matrix(tmp_path / "m.yaml"), tmp_path / "runs"
     fake.failing = {"fold4"}
-    assert matrix.evaluate(file, iemocap, runs, None, 1, []) == 1
+    assert matrix.evaluate(file, iemocap, runs) == 1
     assert not mean(runs).exists() and fake.trained() == list(FOLDS)
     fake.failing = set()
-    assert matrix.evaluate(file, iemocap, runs, None, 1, []) == 0
+    assert matrix.evaluate(file, iemocap, runs) == 0
     assert fake.trained() == sorted([*FOLDS, "fold4"]), "folds that were done are kept"
     assert mean(runs).exists()
 
     # Another configuration: the old mean is gone before the first new fold is there.
     fake.failing = {"fold1"}
-    assert matrix.evaluate(write_matrix(file, **{"optimizer.lr": 0.5}), iemocap, runs, None, 1, []) == 1
+    assert matrix.evaluate(write_matrix(file, **{"optimizer.lr": 0.5}), iemocap, runs) == 1
     assert not mean(runs).exists()
 
 
 def test_learning_rates_are_chosen_within_each_fold(iemocap: Path, tmp_path: Path, fake: FoldsDownstream) -> None:
     rates = [0.1, 0.2]
     file, runs = write_matrix(tmp_path / "m.yaml", rates, **{FOLD: ["fold1", "fold2"]}), tmp_path / "runs"
-    assert matrix.evaluate(file, iemocap, runs, None, 1, []) == 0
+    assert matrix.evaluate(file, iemocap, runs) == 0
     assert fake.trained() == ["fold1", "fold1", "fold2", "fold2"]
     found = json.loads(mean(runs).read_text())
     assert (found["value"], found["dev"], found["learning_rate"]) == (pytest.approx(0.6), pytest.approx(0.3), 0.1)
     assert [[of["learning_rate"] for of in fold["learning_rates"]] for fold in found["folds"].values()] == [rates] * 2
-    assert matrix.evaluate(file, iemocap, runs, None, 1, []) == 0 and len(fake.trained()) == 4
+    assert matrix.evaluate(file, iemocap, runs) == 0 and len(fake.trained()) == 4
 
 
 def test_a_matrix_may_restrict_the_folds(iemocap: Path, tmp_path: Path, fake: FoldsDownstream) -> None:
     runs = tmp_path / "runs"
-    assert matrix.evaluate(write_matrix(tmp_path / "m.yaml", **{FOLD: "fold3"}), iemocap, runs, None, 1, []) == 0
+    assert matrix.evaluate(write_matrix(tmp_path / "m.yaml", **{FOLD: "fold3"}), iemocap, runs) == 0
     found = json.loads(mean(runs).read_text())
     assert "er, fbank_no_cmvn: one fold only; SUPERB" in as_markdown(collect([runs]), [runs])
     assert found["value"] == 0.6 and "folds" not in found and not (mean(runs).parent / "fold3").exists()
     both = write_matrix(tmp_path / "m.yaml", **{FOLD: ["fold1", "fold2"]})
-    assert matrix.evaluate(both, iemocap, runs, None, 1, []) == 0
+    assert matrix.evaluate(both, iemocap, runs) == 0
     assert json.loads(mean(runs).read_text())["value"] == pytest.approx(0.6)
     assert fake.trained() == ["fold1", "fold2", "fold3"]
     for wrong in ("fold6", [], 1, ["fold1", "flod2"]):
         with pytest.raises(UserError, match="must be one or a list of fold1, "):
-            matrix.evaluate(write_matrix(tmp_path / "m.yaml", **{FOLD: wrong}), iemocap, runs, None, 1, [])
+            matrix.evaluate(write_matrix(tmp_path / "m.yaml", **{FOLD: wrong}), iemocap, runs)
 
 
 def test_real_folds_test_their_own_sessions(iemocap: Path, tmp_path: Path) -> None:
     file, runs = write_matrix(tmp_path / "m.yaml", **{FOLD: ["fold2", "fold5"]}), tmp_path / "runs"
-    assert matrix.evaluate(file, iemocap, runs, None, 1, []) == 0
+    assert matrix.evaluate(file, iemocap, runs) == 0
     folds = json.loads(mean(runs).read_text())["folds"]
     for fold, of in folds.items():
         again = downstream.main(shlex.split(of["command"])[2:])
@@ -166,7 +166,6 @@ def test_real_folds_test_their_own_sessions(iemocap: Path, tmp_path: Path) -> No
 
 
 def test_the_mini_matrix_keeps_the_first_fold_and_the_whole_one_takes_five() -> None:
-    folder = Path(matrix.__file__).parent / "matrices"
-    assert matrix_file.read_matrix(folder / "superb_mini.yaml").tasks["er"][FOLD] == "fold1"
-    assert FOLD not in matrix_file.read_matrix(folder / "superb.yaml").tasks["er"]
+    assert matrix_file.read_matrix("superb_mini").tasks["er"][FOLD] == "fold1"
+    assert FOLD not in matrix_file.read_matrix("superb").tasks["er"]
     assert task_config("er", "/c")["downstream_expert"]["datarc"]["test_fold"] == "fold1"
