@@ -23,11 +23,11 @@ from pretrain.targets.labels import write_labels, write_valid_labels
 from pretrain.training import distributed, memory
 from pretrain.training.loop import Training, compile_blocks, fit, optimizers, settled
 from pretrain.training.throughput import step_flops
-from upstreams.config import SAMPLE_RATE, from_dict
+from upstreams.config import HOP, SAMPLE_RATE, from_dict
 from upstreams.errors import UserError, nearest
 from upstreams.files import atomic_write
 from upstreams.formats import checkpoint
-from upstreams.frontend import HOP, LogMelFrontEnd
+from upstreams.frontend import LogMelFrontEnd
 from upstreams.model import AudioEncoder
 from upstreams.quantization.convert import calibrate, inherit, quantize, summary
 from upstreams.versions import versions

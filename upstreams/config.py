@@ -8,7 +8,12 @@ from typing import Any, TypeVar
 
 from upstreams.errors import UserError, nearest
 
-SAMPLE_RATE = 16_000
+SAMPLE_RATE = 16_000  # Hz
+
+# The log-mel spectrogram, in samples at 16 kHz.
+WINDOW = 400  # 25 ms
+HOP = 160  # 10 ms
+FFT = 512
 
 
 @dataclass(frozen=True)
@@ -142,7 +147,7 @@ class ModelConfig:
     @property
     def downsample_rate(self) -> int:
         """Samples at 16 kHz that one frame of the encoder stands for."""
-        return 320 if self.front_end.kind == "waveform" else 160 * self.front_end.subsampling
+        return 320 if self.front_end.kind == "waveform" else HOP * self.front_end.subsampling
 
 
 T = TypeVar("T")

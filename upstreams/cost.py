@@ -14,9 +14,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from upstreams.config import FFT
 from upstreams.encoders.attention import ScaledDotProduct
 from upstreams.encoders.positions import RelativePositions
-from upstreams.frontend import FFT, LogMel
+from upstreams.frontend import LogMel
 from upstreams.model import AudioEncoder
 from upstreams.quantization.modules import QuantConv1d, QuantLinear, QuantMatmul
 from upstreams.quantization.quantizers import WeightBinarizer

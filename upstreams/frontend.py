@@ -7,12 +7,8 @@ import math
 import torch
 from torch import Tensor, nn
 
-from upstreams.config import FrontEndConfig
+from upstreams.config import FFT, HOP, SAMPLE_RATE, WINDOW, FrontEndConfig
 from upstreams.cpu_training.strided import StridedConvolution
-
-WINDOW = 400  # samples: 25 ms at 16 kHz
-HOP = 160  # samples: 10 ms
-FFT = 512
 
 
 def padding_mask(lengths: Tensor, longest: int) -> Tensor:
@@ -20,7 +16,7 @@ def padding_mask(lengths: Tensor, longest: int) -> Tensor:
     return torch.arange(longest, device=lengths.device) >= lengths[:, None]
 
 
-def mel_filters(mels: int, sample_rate: int = 16_000, low: float = 20.0) -> Tensor:
+def mel_filters(mels: int, sample_rate: int = SAMPLE_RATE, low: float = 20.0) -> Tensor:
     """Triangular filters on the HTK mel scale, (FFT // 2 + 1, mels), as Kaldi places them (20 Hz to Nyquist)."""
 
     def to_mel(hertz: Tensor) -> Tensor:

@@ -23,9 +23,10 @@ from tqdm import tqdm
 
 from pretrain.audio.manifest import Manifest, load_audio
 from pretrain.targets.kmeans import Assignment, Reservoir, fit
+from upstreams.config import HOP, WINDOW
 from upstreams.errors import UserError
 from upstreams.files import atomic_write
-from upstreams.frontend import HOP, WINDOW, LogMel
+from upstreams.frontend import LogMel
 from upstreams.model import AudioEncoder
 
 LABEL_WINDOW, LABEL_BATCH = 1024, 32  # utterances

@@ -51,7 +51,7 @@ class QDQLinear(nn.Module):
         quantizer = linear.weight_quantizer
         assert isinstance(quantizer, WeightQuantizer) and linear.input is not None
         scale = quantizer.scale.detach()
-        whole = (linear.weight.detach() / scale).round().clamp(-128, 127).to(torch.int8)
+        whole = quantizer.whole_numbers(linear.weight.detach()).to(torch.int8)
         self.bias = linear.bias
         self.input = float(linear.input.scale.detach()), linear.input.signed
         self.register_buffer("weight", whole)

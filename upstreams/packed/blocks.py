@@ -26,9 +26,9 @@ from upstreams.packed.modules import (
     PackedMatmul,
     native_kernel,
     rows_of,
-    to_whole,
 )
 from upstreams.packed.runtime import Runtime, is_supported
+from upstreams.quantization.levels import whole_numbers
 from upstreams.quantization.spec import Bits
 
 
@@ -122,7 +122,7 @@ class PackedAttention(Attention):
         if is_binary:
             return kernel.binarize(rows_of(y), None).reshape(shape), relative
         if isinstance(product, PackedMatmul):
-            y = to_whole(y, product.bits, True, getattr(product, name))
+            y = whole_numbers(y, product.bits, True, getattr(product, name), torch)
         return y.contiguous().numpy(), relative
 
 

@@ -48,7 +48,7 @@ def packed_module(module: QuantLinear | QuantConv1d | QuantMatmul) -> nn.Module:
     else:
         assert isinstance(quantizer, WeightQuantizer)
         scale = quantizer.scale.detach()
-        whole = (weight / scale).round().clamp(quantizer.low, quantizer.high)
+        whole = quantizer.whole_numbers(weight)
         scale = scale.flatten() if scale.ndim else scale
     signed = module.input is None or module.input.signed
     common = (module.bits, scale.ndim > 0, signed)

@@ -7,14 +7,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from upstreams.config import ModelConfig
+from upstreams.config import FFT, HOP, WINDOW, ModelConfig
 from upstreams.packed.kernels import Floats, Native, in_float_blocks, padded_to_block
 from upstreams.packed.linear import FloatLinear
 from upstreams.packed.tensors import Tensors
-
-WINDOW = 400  # samples: 25 ms at 16 kHz
-HOP = 160  # samples: 10 ms
-FFT = 512
 
 
 class LogMel:

@@ -14,9 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from upstreams.packed import kernels
+from upstreams.packed.codes import unpack_codes
 from upstreams.packed.file import code_bytes
 from upstreams.packed.linear import NATIVE, Linear, Packed
-from upstreams.quantization.quantizers import integer_range, sign
+from upstreams.quantization.levels import whole_numbers
 from upstreams.quantization.spec import Bits
 
 ONE_BIT = Bits(1, 1)
@@ -29,23 +30,6 @@ def pack_codes(whole: Tensor, bits: int) -> Tensor:
     each = 8 // bits
     codes = nn.functional.pad(codes, (0, -codes.shape[1] % each)).unflatten(1, (-1, each))
     return (codes << (torch.arange(each, device=codes.device, dtype=torch.uint8) * bits)).sum(2, dtype=torch.uint8)
-
-
-def unpack_codes(codes: Tensor, columns: int, bits: int) -> Tensor:
-    """The whole numbers (outputs, columns) int8 of `pack_codes`."""
-    shifts = torch.arange(8 // bits, device=codes.device, dtype=torch.uint8) * bits
-    fields = ((codes[..., None] >> shifts) & (2**bits - 1)).flatten(1)[:, :columns]
-    if bits == 1:
-        return fields.view(torch.int8) * 2 - 1
-    return (fields.to(torch.int16) - 2 ** (bits - 1)).to(torch.int8)
-
-
-def to_whole(x: Tensor, bits: int, signed: bool, alpha: Tensor, beta: Tensor | None = None) -> Tensor:
-    """The whole numbers that quantized activations are alpha times of, in x's dtype."""
-    x = x if beta is None else x + beta
-    if bits == 1 and signed:
-        return sign(x)
-    return (x / alpha).round().clamp(*integer_range(bits, signed))
 
 
 def native_kernel(x: Tensor) -> kernels.Native | None:
@@ -88,13 +72,14 @@ class PackedLayer(nn.Module):
 
     def weight(self) -> Tensor:
         """Whole numbers (outputs, columns), int8."""
-        return unpack_codes(self.codes, self.columns, self.bits.weight)
+        return unpack_codes(self.codes, self.columns, self.bits.weight, torch)
 
     def quantized_input(self, x: Tensor) -> tuple[Tensor, Tensor | float]:
         """(..., channels) -> whole numbers and their scale; the input itself and 1 where it is not quantized."""
         if self.alpha is None:
             return x, 1.0
-        return to_whole(x, self.bits.activation, self.signed, self.alpha, self.beta), self.alpha
+        x = x if self.beta is None else x + self.beta
+        return whole_numbers(x, self.bits.activation, self.signed, self.alpha, torch), self.alpha
 
 
 class PackedLinear(PackedLayer):
@@ -199,9 +184,10 @@ class PackedMatmul(nn.Module):
 
         bias: (n, heads, q, k), added to the scores.
         """
-        left, right = to_whole(query, self.bits, True, self.query), to_whole(key, self.bits, True, self.key)
+        left = whole_numbers(query, self.bits, True, self.query, torch)
+        right = whole_numbers(key, self.bits, True, self.key, torch)
         scores = left @ right.transpose(-1, -2) * (self.query * self.key) / math.sqrt(query.shape[-1])
         scores = scores if bias is None else scores + bias
         probability = scores.masked_fill(~visible, float("-inf")).softmax(-1)
-        chosen = to_whole(probability, self.bits, False, self.probability)
-        return chosen @ to_whole(value, self.bits, True, self.value) * (self.probability * self.value)
+        chosen = whole_numbers(probability, self.bits, False, self.probability, torch)
+        return chosen @ whole_numbers(value, self.bits, True, self.value, torch) * (self.probability * self.value)

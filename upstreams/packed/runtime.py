@@ -23,7 +23,8 @@ from upstreams.packed import file, kernels
 from upstreams.packed.kernels import Floats, Native
 from upstreams.packed.linear import BinaryBits, BinaryFeedForward, FloatConvolution, FloatLinear
 from upstreams.packed.log_mel import FrontEnd
-from upstreams.packed.tensors import AnyLinear, Tensors, whole_numbers
+from upstreams.packed.tensors import AnyLinear, Tensors
+from upstreams.quantization.levels import whole_numbers
 from upstreams.quantization.spec import Bits
 
 ONE_BIT = Bits(1, 1)
@@ -147,7 +148,7 @@ class Attention:
                 if self.bits == 1:
                     y = kernel.binarize(y.reshape(len(x) * self.heads, -1), None).reshape(len(x), self.heads, -1)
                 elif self.bits < 32:
-                    y = whole_numbers(y, self.bits, True, self.scales[name])
+                    y = whole_numbers(y, self.bits, True, self.scales[name], np)
             found[name] = y
         return Operands(found["query"], found["key"], found["value"], relative)
 

@@ -10,9 +10,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike
 
+from upstreams.config import HOP, WINDOW
 from upstreams.errors import UserError
 from upstreams.packed.kernels import Floats, Native
-from upstreams.packed.log_mel import HOP, WINDOW
 from upstreams.packed.runtime import Array, Block, Operands, Runtime, checked
 
 PIECE = 16_000  # samples: a longer chunk is taken in pieces, so that it takes no more memory

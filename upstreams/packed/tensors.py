@@ -8,9 +8,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from upstreams.errors import UserError
+from upstreams.packed.codes import unpack_codes
 from upstreams.packed.file import PackedFile, check_codes, code_bytes, finite
 from upstreams.packed.kernels import Floats, Native
 from upstreams.packed.linear import NATIVE, FloatLinear, Linear, Packed
+from upstreams.quantization.levels import whole_numbers
 from upstreams.quantization.spec import Bits
 
 FLOAT = Bits(32, 32)
@@ -81,7 +83,7 @@ class Tensors:
             return self.take(f"{name}.weight", *shape), self.take(f"{name}.bias", shape[0]), InputQuantizer(None)
         packed = self.packed(name, shape[1] * groups, shape[0], int(np.prod(shape[1:])))
         across = packed.scale.reshape(-1, *(1 for _ in shape[1:]))
-        return unpacked(packed).reshape(shape) * across, packed.bias, InputQuantizer(packed)
+        return unpacked_weight(packed).reshape(shape) * across, packed.bias, InputQuantizer(packed)
 
     def finish(self) -> None:
         """Raises UserError when something was not taken."""
@@ -99,7 +101,7 @@ class InputQuantizer:
         """(..., channels) -> the same shape."""
         if self.packed is None or self.packed.alpha is None:
             return x
-        whole = to_whole(x, self.packed)
+        whole = quantized_input(x, self.packed)
         if self.packed.beta is not None:  # {-alpha, +alpha} has no zero, which silence is to stay
             whole[(x == 0).all(-1)] = 0
         return whole * self.packed.alpha
@@ -110,14 +112,14 @@ class UnpackedLinear:
 
     def __init__(self, packed: Packed, order: NDArray[np.intp] | None) -> None:
         self.packed = packed
-        weight = unpacked(packed)
+        weight = unpacked_weight(packed)
         self.product = FloatLinear(weight if order is None else weight[:, order], np.zeros(packed.outputs, np.float32))
         self.beta = packed.beta if packed.beta is None or order is None else packed.beta[order]
         self.outputs = packed.outputs
 
     def __call__(self, x: Floats, kernel: Native) -> Floats:
         """(rows, inputs) -> (rows, outputs)."""
-        whole = to_whole(x, self.packed, self.beta)
+        whole = quantized_input(x, self.packed, self.beta)
         scale = self.packed.scale if self.packed.alpha is None else self.packed.scale * self.packed.alpha
         return self.product(whole, kernel) * scale + self.packed.bias
 
@@ -125,26 +127,18 @@ class UnpackedLinear:
 AnyLinear = Linear | FloatLinear | UnpackedLinear
 
 
-def unpacked(packed: Packed) -> Floats:
-    """A layer's weights as whole numbers (outputs, columns)."""
-    bits = packed.bits.weight
-    shifts = np.arange(8 // bits, dtype=np.uint8) * np.uint8(bits)
-    fields = (packed.codes[..., None] >> shifts) & np.uint8(2**bits - 1)
-    whole = fields.reshape(packed.outputs, -1)[:, : packed.inputs].astype(np.float32)
-    return whole * 2 - 1 if bits == 1 else whole - 2 ** (bits - 1)
+def unpacked_weight(packed: Packed) -> Floats:
+    """Return a layer's weights as whole numbers (outputs, columns) in float32."""
+    return unpack_codes(packed.codes, packed.inputs, packed.bits.weight, np).astype(np.float32)
 
 
-def to_whole(x: Floats, packed: Packed, beta: Floats | None = None) -> Floats:
-    """The whole numbers that a layer's quantized input is alpha times of; the input itself where it is float."""
+def quantized_input(x: Floats, packed: Packed, beta: Floats | None = None) -> Floats:
+    """Return the whole numbers of which a layer's quantized input is alpha times; x itself if the input is float.
+
+    beta: the shift of each channel in the order of x, if it is not the order of the file.
+    """
     if packed.alpha is None:
         return x
     beta = packed.beta if beta is None else beta
-    return whole_numbers(x if beta is None else x + beta, packed.bits.activation, not packed.non_negative, packed.alpha)
-
-
-def whole_numbers(x: Floats, bits: int, signed: bool, alpha: float | Floats) -> Floats:
-    """x / alpha rounded and clipped to that many bits; its sign where it is one signed bit."""
-    if bits == 1 and signed:
-        return np.where(x >= 0, np.float32(1), np.float32(-1))
-    low, high = (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if signed else (0, 2**bits - 1)
-    return np.clip(np.rint(x / np.float32(alpha)), np.float32(low), np.float32(high))
+    x = x if beta is None else x + beta
+    return whole_numbers(x, packed.bits.activation, not packed.non_negative, packed.alpha, np)

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from upstreams.quantization.levels import integer_range, whole_numbers
+
 FLOOR = 1e-5  # a learned scale stays positive
 CANDIDATES = 48  # scales among which the squared error chooses
 SAMPLE = 1 << 18  # values that are looked at for that
@@ -20,11 +22,6 @@ SAMPLE = 1 << 18  # values that are looked at for that
 def sign(x: Tensor) -> Tensor:
     """+1 where x >= 0, else -1: two levels, never a third."""
     return torch.where(x >= 0, 1.0, -1.0).to(x.dtype)
-
-
-def integer_range(bits: int, signed: bool) -> tuple[int, int]:
-    """Lowest and highest whole number: -2^(b-1) to 2^(b-1) - 1, or 0 to 2^b - 1."""
-    return (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if signed else (0, 2**bits - 1)
 
 
 class BinarizeWeight(torch.autograd.Function):
@@ -182,6 +179,10 @@ class WeightQuantizer(Quantizer):
     def forward(self, weight: Tensor) -> Tensor:
         """Weights (outputs, ...) -> the same shape, quantized."""
         return LearnedStep.apply(weight, self.scale, self.low, self.high, self.gradient_scale)
+
+    def whole_numbers(self, weight: Tensor) -> Tensor:
+        """Return the whole numbers of which the quantized weights are `scale` times, in the shape of `weight`."""
+        return whole_numbers(weight, self.bits, True, self.scale.detach(), torch)
 
 
 class WeightBinarizer(nn.Module):

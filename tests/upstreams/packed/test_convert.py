@@ -7,6 +7,7 @@ import dataclasses
 import pickle
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -22,7 +23,8 @@ from upstreams.config import EncoderConfig, ModelConfig, preset
 from upstreams.errors import UserError
 from upstreams.formats import checkpoint
 from upstreams.packed import convert, file, kernels
-from upstreams.packed.modules import pack_codes, unpack_codes
+from upstreams.packed.codes import unpack_codes
+from upstreams.packed.modules import pack_codes
 from upstreams.quantization.modules import QuantConv1d, QuantLinear, QuantMatmul
 
 MIXED = {"front_end": "w4a8", "positions": "w1a1", "depthwise": "w1a1", "encoder.blocks.1.*": "w8a8"}
@@ -42,7 +44,8 @@ def test_codes_hold_every_whole_number(bits: int) -> None:
     whole = torch.where(whole == 0, 1, whole) if bits == 1 else whole
     codes = pack_codes(whole, bits)
     assert codes.dtype == torch.uint8 and codes.shape == (5, -(-37 * bits // 8))
-    assert torch.equal(unpack_codes(codes, 37, bits), whole.to(torch.int8))
+    assert torch.equal(unpack_codes(codes, 37, bits, torch), whole.to(torch.int8))
+    assert np.array_equal(unpack_codes(codes.numpy(), 37, bits, np), whole.numpy().astype(np.int8))
 
 
 @every_kernel
