@@ -366,12 +366,7 @@ def downstream(context: typer.Context) -> None:
 
 @app.command()
 def evaluate(
-    matrix: Annotated[
-        str,
-        typer.Argument(
-            help="Name of a packaged matrix, or a YAML file: upstreams, tasks and their settings, learning rates, seeds."
-        ),
-    ],
+    matrix: Annotated[str, typer.Argument(help="Name of a packaged matrix, or a YAML file.")],
     corpora: Annotated[Path, typer.Option(help="Folder that holds the corpora.")],
     out: Out,
     seed: Annotated[list[int] | None, typer.Option(help="Seeds in place of the matrix's; repeatable.")] = None,
