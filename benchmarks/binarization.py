@@ -118,7 +118,7 @@ def measured(teacher_path: Path, out: Path, bits: str, held_out: Path) -> dict[s
     sums: dict[str, float] = defaultdict(float)
     frames = 0
     with torch.no_grad():
-        for batch in loader(Crops(manifest, None, hop), order, 0, min(BATCHES, order.batches_an_epoch)):
+        for batch in loader(Crops(manifest, None, hop), order, 0, min(BATCHES, order.batches_per_epoch)):
             count = int(teacher.model.frame_count(batch.lengths).sum())
             frames += count
             for key, value in student(teacher, batch)[1].items():

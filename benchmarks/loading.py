@@ -35,7 +35,7 @@ def measure(manifest: Manifest, name: str, workers: int, steps: int, batch_secon
     model = HubertPretraining(AudioEncoder(config), CLUSTERS, Objective(utterance_weight=0.0)).train()
     updates = optimizers(model, Training(lr=1e-4, matrix_lr=1e-4), model.model.encoder.blocks)
     order = BatchOrder(manifest, config.downsample_rate, batch_seconds, crop, seed=0)
-    batches = iter(loader(Crops(manifest, None, config.downsample_rate), order, 0, steps, 1, workers))
+    batches = iter(loader(Crops(manifest, None, config.downsample_rate), order, 0, steps, workers=workers))
 
     def step(batch: Batch, number: int) -> None:
         frames = model.model.frame_count(batch.lengths)

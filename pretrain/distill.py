@@ -105,7 +105,9 @@ class Distilling:
     def batches(self, first: int) -> Iterable[Batch]:
         """This process's micro-batches, from step `first` on."""
         settings = self.settings
-        return loader(self.crops, self.order, first, settings.steps, settings.micro_batches, settings.workers)
+        count, workers = settings.micro_batches, settings.workers
+        share = distributed.share(count)
+        return loader(self.crops, self.order, first, settings.steps, micro_batches=count, share=share, workers=workers)
 
     def prepare(self, batch: Batch, number: int) -> tuple[Batch, Tensor]:
         """The batch and its frames."""

@@ -14,11 +14,12 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from pretrain.audio.data import Batch, BatchOrder, Crops, collate, loader, read_labels
+from pretrain.audio.data import Batch, BatchOrder, Crops, collate, loader
 from pretrain.audio.manifest import Manifest
 from pretrain.objectives.hubert import Counts, HubertPretraining, MaskedBatch, with_mask
 from pretrain.objectives.masking import span_mask
 from pretrain.recipes import Iteration, Recipe
+from pretrain.targets.label_files import read_labels
 from pretrain.targets.labels import write_labels, write_valid_labels
 from pretrain.training import distributed, memory
 from pretrain.training.loop import Training, compile_blocks, fit, optimizers, settled
@@ -228,7 +229,9 @@ class MaskedPrediction:
 
     def batches(self, first: int) -> Iterable[Batch]:
         """This process's micro-batches, from step `first` on."""
-        return loader(self.crops, self.order, first, self.steps, self.recipe.micro_batches, self.recipe.workers)
+        count, workers = self.recipe.micro_batches, self.recipe.workers
+        share = distributed.share(count)
+        return loader(self.crops, self.order, first, self.steps, micro_batches=count, share=share, workers=workers)
 
     def prepare(self, batch: Batch, number: int) -> tuple[MaskedBatch, Tensor]:
         """The batch with its mask, which seed and number fix."""
@@ -267,7 +270,7 @@ class Validation:
         self.task = task
         self.crops = Crops(manifest, read_labels(labels, manifest, hop), hop)
         order = BatchOrder(manifest, hop, recipe.seconds_at_once, recipe.crop_seconds, seed=0)
-        self.batches = list(enumerate(order.steps(0, order.batches_an_epoch)))[
+        self.batches = list(enumerate(order.batches(0, order.batches_per_epoch)))[
             distributed.rank() :: distributed.world()
         ]
 
@@ -321,7 +324,7 @@ def calibration_batches(manifest: Manifest, config: Training, hop: int, seed: in
     """
     order = BatchOrder(manifest, hop, config.micro_batch_seconds or config.batch_seconds, config.crop_seconds, seed)
     crops = Crops(manifest, None, hop)
-    batches = (collate([crops[item] for item in items]) for items in order.steps(0, CALIBRATION_BATCHES))
+    batches = (collate([crops[item] for item in items]) for items in order.batches(0, CALIBRATION_BATCHES))
     return [(batch.waveforms, batch.lengths) for batch in batches]
 
 

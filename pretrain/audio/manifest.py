@@ -1,6 +1,6 @@
-"""Manifests in fairseq's format: a .tsv whose first line is the root folder, then one `path TAB samples` a line.
+"""Manifests in fairseq's format: a .tsv with the root folder in its first line, then lines `path TAB samples`.
 
-A path may also be `FILE:OFFSET:BYTES`, an audio file that lies inside a larger one (pretrain/audio/shards.py).
+A path `FILE:OFFSET:BYTES` names an audio file inside a larger file (pretrain/audio/shards.py).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from upstreams.errors import UserError
 
 @dataclass(frozen=True)
 class Manifest:
-    """Utterances of one split: their folder, their paths in it, and their lengths in samples at 16 kHz."""
+    """Utterances of one split: their root folder, their paths below it, and their lengths in samples at 16 kHz."""
 
     root: Path
     paths: tuple[str, ...]
@@ -35,9 +35,15 @@ class Manifest:
 
     @staticmethod
     def read(path: Path) -> Manifest:
-        """Read a .tsv; raises UserError that names the first line which is no `path TAB samples`."""
+        """Read a .tsv file.
+
+        Raises UserError if the file is missing or lists no audio, if a line is not `path TAB samples` (naming the first
+        such line), and if the first audio file does not exist.
+        """
         if not path.is_file():
-            raise UserError(f"no manifest at {path}: a .tsv is expected, its root on line 1, then path TAB samples")
+            raise UserError(
+                f"the manifest {path} is missing: expected a .tsv with the root folder in line 1, then path TAB samples"
+            )
         root, *lines = path.read_text(encoding="utf-8").splitlines()
         paths, samples = [], []
         for number, line in enumerate(lines, start=2):
@@ -47,15 +53,15 @@ class Manifest:
             paths.append(name)
             samples.append(int(count))
         if not paths:
-            raise UserError(f"manifest {path} names no audio file")
+            raise UserError(f"the manifest {path} lists no audio file")
         first, _, _ = split_path(Path(root) / paths[0])
         if not first.is_file():
-            raise UserError(f"{first}, the first file of {path}, is not there: has its root moved?")
+            raise UserError(f"{first}, the first file of {path}, is missing: has the root folder moved?")
         return Manifest(Path(root), tuple(paths), tuple(samples))
 
 
 def split_path(path: Path) -> tuple[Path, int, int | None]:
-    """The file that a manifest's path means, and where the audio in it begins and how many bytes it has (None: all)."""
+    """Return the file that holds a path of a manifest, and the offset and size of the audio in bytes (None: all)."""
     inside = re.fullmatch(r"(.+):(\d+):(\d+)", path.name)
     if inside is None or path.exists():
         return path, 0, None
@@ -63,9 +69,9 @@ def split_path(path: Path) -> tuple[Path, int, int | None]:
 
 
 def load_audio(path: Path, start: int = 0, samples: int = -1) -> np.ndarray:
-    """Read 16 kHz mono audio as float32 in [-1, 1], `samples` of it from `start` (all when -1).
+    """Return 16 kHz mono audio, (samples,) float32 in [-1, 1]: `samples` of it from `start` on, or all if -1.
 
-    Raises UserError that names the file when it cannot be decoded, is not 16 kHz mono, or is shorter than asked.
+    Raises UserError, naming the file, if it cannot be decoded, is not 16 kHz mono, or ends too early.
     """
     source: Path | io.BytesIO
     try:
@@ -78,7 +84,7 @@ def load_audio(path: Path, start: int = 0, samples: int = -1) -> np.ndarray:
     except (soundfile.LibsndfileError, OSError) as error:
         raise UserError(f"{path} cannot be read as audio: {error}") from error
     if rate != SAMPLE_RATE or audio.ndim != 1:
-        raise UserError(f"{path} has {rate} Hz and shape {audio.shape}, but 16000 Hz mono is expected")
+        raise UserError(f"{path} has {rate} Hz and shape {audio.shape}, but {SAMPLE_RATE} Hz mono is expected")
     if len(audio) == 0 or (samples > 0 and len(audio) < samples):
-        raise UserError(f"{path} ends after {start + len(audio)} samples, {start + max(samples, 1)} are expected")
+        raise UserError(f"{path} ends after {start + len(audio)} samples, but {start + max(samples, 1)} are expected")
     return audio

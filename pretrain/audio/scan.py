@@ -1,4 +1,4 @@
-"""`superbit manifest`: the audio below a folder as manifests for training and validation."""
+"""`superbit manifest`: list the audio below a folder in manifests for training and validation."""
 
 from __future__ import annotations
 
@@ -22,31 +22,31 @@ SUFFIXES = (".flac", ".wav", ".ogg", ".opus", ".mp3")
 
 @dataclass(frozen=True)
 class Scan:
-    """What a folder holds: (path below it, samples) of usable files in order, and (path, why) of those left out."""
+    """Audio files below a folder, sorted by path."""
 
     root: Path
-    kept: list[tuple[str, int]]
-    left_out: list[tuple[str, str]]
+    usable: list[tuple[str, int]]  # (path below the root, samples)
+    left_out: list[tuple[str, str]]  # (path below the root, reason)
 
 
 def scan(root: Path, min_seconds: float, max_seconds: float, workers: int) -> Scan:
-    """Look at every audio file below `root`, by its header and its end, in `workers` threads.
+    """Inspect the header and the end of every audio file below `root`, in `workers` threads.
 
-    Left out, with the reason, are files that cannot be read to their end, are not 16 kHz mono, or are shorter or longer
-    than asked. Raises UserError when there is no such folder or nothing usable in it.
+    Files are left out, with the reason, if they cannot be read to their end, are not 16 kHz mono, or are shorter than
+    `min_seconds` or longer than `max_seconds`. Raises UserError if the folder is missing or holds no usable file.
     """
     root = root.absolute()
     if not root.is_dir():
-        raise UserError(f"there is no folder {root}: the folder that holds the audio is expected")
+        raise UserError(f"the folder {root} is missing: name the folder that holds the audio")
     names = sorted(
         (Path(folder) / name).relative_to(root).as_posix()
         for folder, _, files in os.walk(root, followlinks=True)
         for name in files
-        if name.lower().endswith(SUFFIXES) and not name.startswith("._")  # what macOS leaves beside its files
+        if name.lower().endswith(SUFFIXES) and not name.startswith("._")  # made by macOS
     )
-    kept, left_out = [], []
+    usable, left_out = [], []
     with ThreadPoolExecutor(workers) as pool:
-        found = pool.map(lambda name: look_at(root / name), names)
+        found = pool.map(lambda name: inspect(root / name), names)
         for name, result in tqdm(
             zip(names, found, strict=True), total=len(names), desc="manifest", unit="file", mininterval=2.0
         ):
@@ -56,48 +56,50 @@ def scan(root: Path, min_seconds: float, max_seconds: float, workers: int) -> Sc
                 left_out.append((name, "its name has a tab or a line break"))
             elif not min_seconds <= result / SAMPLE_RATE <= max_seconds:
                 left_out.append(
-                    (name, f"it has {result / SAMPLE_RATE:.2f} s, {min_seconds:g} to {max_seconds:g} are asked")
+                    (name, f"it is {result / SAMPLE_RATE:.2f} s long, not {min_seconds:g} to {max_seconds:g} s")
                 )
             else:
-                kept.append((name, result))
-    if not kept:
-        why = f"; {left_out[0][0]}: {left_out[0][1]}" if left_out else f" with one of the suffixes {' '.join(SUFFIXES)}"
-        raise UserError(f"{root} holds no usable audio file{why}")
-    return Scan(root, kept, left_out)
+                usable.append((name, result))
+    if not usable:
+        reason = f"; {left_out[0][0]}: {left_out[0][1]}" if left_out else f" with a suffix of {' '.join(SUFFIXES)}"
+        raise UserError(f"{root} holds no usable audio file{reason}")
+    return Scan(root, usable, left_out)
 
 
-def look_at(path: Path) -> int | str:
-    """The number of samples of an audio file, or why it cannot be used."""
+def inspect(path: Path) -> int | str:
+    """Return the number of samples of an audio file, or the reason why it cannot be used."""
     try:
         with soundfile.SoundFile(path) as file:
             if (file.samplerate, file.channels) != (SAMPLE_RATE, 1):
-                return f"it has {file.samplerate} Hz and {file.channels} channels, but 16000 Hz mono is expected"
+                return (
+                    f"it has {file.samplerate} Hz and {file.channels} channels, but {SAMPLE_RATE} Hz mono is expected"
+                )
             if file.frames == 0:
                 return "it is empty"
-            # A file that was cut off often has a sound header.
+            # A truncated file often has an intact header.
             file.seek(max(0, file.frames - 160))
             if len(file.read(160)) < min(160, file.frames):
-                return f"it ends before the {file.frames} samples that its header promises"
+                return f"it ends before the {file.frames} samples that its header states"
             return file.frames
     except (soundfile.LibsndfileError, OSError) as error:
         return f"it cannot be read: {' '.join(str(error).split())}"
 
 
 def speakers(found: Scan, pattern: str) -> list[str]:
-    """The speaker of every kept file: what the first group of a regular expression finds in its path.
+    """Return the speaker of every usable file: the first group of a regular expression, searched in the path.
 
-    Raises UserError when the expression is none, has no group, or does not find one.
+    Raises UserError if the expression is invalid, has no group, or is not found in a path.
     """
     try:
         expression = re.compile(pattern)
     except re.error as error:
-        raise UserError(f"--speaker {pattern!r} is no regular expression: {error}") from None
+        raise UserError(f"--speaker {pattern!r} is not a valid regular expression: {error}") from None
     if expression.groups < 1:
         raise UserError(
-            rf"--speaker {pattern!r} has no group: put the speaker in brackets, as in '([^/]+)/[^/]+/[^/]+$'"
+            rf"--speaker {pattern!r} has no group: put the speaker in parentheses, as in '([^/]+)/[^/]+/[^/]+$'"
         )
     names = []
-    for path, _ in found.kept:
+    for path, _ in found.usable:
         match = expression.search(path)
         if match is None:
             raise UserError(f"--speaker {pattern!r} finds no speaker in the path {path}")
@@ -106,15 +108,15 @@ def speakers(found: Scan, pattern: str) -> list[str]:
 
 
 def split(groups: list[str], samples: list[int], fraction: float, seed: int) -> np.ndarray:
-    """Which files are for validation: whole groups, drawn until they hold `fraction` of all samples.
+    """Return a mask of the files for validation: random whole groups that hold about `fraction` of the samples.
 
-    Raises UserError when the groups are too few for that.
+    groups: the group of each file; samples: its length. Raises UserError if all files are in one group.
     """
     if fraction == 0:
         return np.zeros(len(groups), bool)
     names = sorted(set(groups))
     if len(names) < 2:
-        raise UserError(f"{len(names)} speaker or file cannot be split into training and validation: use --valid 0")
+        raise UserError("a single speaker or file cannot be split into training and validation: use --valid 0")
     size = dict.fromkeys(names, 0)
     for group, count in zip(groups, samples, strict=True):
         size[group] += count
@@ -141,29 +143,29 @@ def write_manifests(
 ) -> None:
     """Write OUT/train.tsv, OUT/valid.tsv (unless `valid` is 0) and OUT/left_out.tsv of the audio below `root`.
 
-    valid: part of the audio for validation, by whole speakers where `speaker` (a regular expression on the path, whose
-    first group is the speaker) is given, else by files. `say` gets a few lines for people.
+    valid: fraction of the audio for validation. speaker: regular expression whose first group is the speaker in a
+    path; with it whole speakers are for validation, without it single files. say: called with each line to print.
     """
     if not 0 <= valid < 1:
         raise UserError(f"--valid is {valid}, but must be at least 0 and less than 1")
     found = scan(root, min_seconds, max_seconds, workers)
-    groups = [path for path, _ in found.kept] if speaker is None else speakers(found, speaker)
-    is_valid = split(groups, [count for _, count in found.kept], valid, seed)
+    groups = [path for path, _ in found.usable] if speaker is None else speakers(found, speaker)
+    is_valid = split(groups, [count for _, count in found.usable], valid, seed)
     for name, wanted in (("train", False), ("valid", True)):
-        chosen = [entry for entry, own in zip(found.kept, is_valid, strict=True) if own == wanted]
+        chosen = [entry for entry, own in zip(found.usable, is_valid, strict=True) if own == wanted]
         if not chosen:
             continue
         lines = [str(found.root), *(f"{path}\t{count}" for path, count in chosen)]
         _write(out / f"{name}.tsv", lines)
         hours = sum(count for _, count in chosen) / SAMPLE_RATE / 3600
-        people = len({group for group, own in zip(groups, is_valid, strict=True) if own == wanted})
-        of_whom = "" if speaker is None else f" of {people} speakers"
-        say(f"{out / name}.tsv: {len(chosen)} files{of_whom}, {hours:.2f} h")
-    _write(out / "left_out.tsv", [f"{path}\t{why}" for path, why in found.left_out])
-    for path, why in found.left_out[:10]:
-        say(f"left out: {path}: {why}")
+        members = {group for group, own in zip(groups, is_valid, strict=True) if own == wanted}
+        of_speakers = "" if speaker is None else f" of {len(members)} speakers"
+        say(f"{out / name}.tsv: {len(chosen)} files{of_speakers}, {hours:.2f} h")
+    _write(out / "left_out.tsv", [f"{path}\t{reason}" for path, reason in found.left_out])
+    for path, reason in found.left_out[:10]:
+        say(f"left out: {path}: {reason}")
     if len(found.left_out) > 10:
-        say(f"left out in all: {len(found.left_out)} files, listed in {out / 'left_out.tsv'}")
+        say(f"left out: {len(found.left_out)} files in total, listed in {out / 'left_out.tsv'}")
 
 
 def _write(path: Path, lines: list[str]) -> None:

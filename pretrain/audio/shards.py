@@ -1,4 +1,4 @@
-"""`superbit shards`: a manifest's files in a few large tar files, for disks on which opening small ones is slow."""
+"""`superbit shards`: copy a manifest's files into a few large tar files, for disks that open small files slowly."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from upstreams.files import atomic_write
 
 
 def write_shards(manifest_path: Path, out: Path, shard_bytes: int) -> Path:
-    """Copy a manifest's files into OUT/<name>-<number>.tar of about `shard_bytes` each; return the manifest of them.
+    """Copy a manifest's files into OUT/<name>-<number>.tar of about `shard_bytes` each; return the new manifest's path.
 
     The new manifest, OUT/<name>.tsv, has the same utterances in the same order, each as SHARD:OFFSET:BYTES, so that an
-    utterance is read by one seek. It is written last: without it the shards are not to be used. Raises UserError on a
-    file that cannot be read.
+    utterance is read with one seek. It is written last: shards without a manifest are incomplete. Raises UserError if
+    a file cannot be read.
     """
     manifest = Manifest.read(manifest_path)
     out.mkdir(parents=True, exist_ok=True)
@@ -52,14 +52,14 @@ def _size(path: Path) -> int:
 
 
 def _write_tar(target: Path, manifest: Manifest, indices: range) -> list[int]:
-    """Write the utterances to a tar file; return where the contents of each begin."""
+    """Write the utterances to a tar file; return the offset of each utterance's contents in bytes."""
     offsets = []
     with tarfile.open(target, "w") as archive:
         for index in indices:
             file, offset, size = split_path(manifest.root / manifest.paths[index])
             with file.open("rb") as stream:
                 stream.seek(offset)
-                # Numbered, so that two utterances never have one name; the suffix says what they are.
+                # The number makes the name unique; the suffix tells the format.
                 entry = tarfile.TarInfo(f"{index:09d}{Path(manifest.paths[index].partition(':')[0]).suffix}")
                 entry.size = _size(manifest.root / manifest.paths[index]) if size is None else size
                 header = len(entry.tobuf(archive.format, archive.encoding or "utf-8", archive.errors))

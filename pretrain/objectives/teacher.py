@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from pretrain.audio.data import Batch, BatchOrder, Crops, loader
 from pretrain.audio.manifest import Manifest
 from pretrain.recipes import Recipe, Teacher
+from pretrain.training import distributed
 from pretrain.training.loop import compile_blocks, fit, optimizers
 from pretrain.training.throughput import step_flops
 from upstreams import registry
@@ -120,7 +121,9 @@ class Learning:
     def batches(self, first: int) -> Iterable[Batch]:
         """This process's micro-batches, from step `first` on."""
         recipe = self.recipe
-        return loader(self.crops, self.order, first, recipe.teacher.steps, recipe.micro_batches, recipe.workers)
+        count, steps = recipe.micro_batches, recipe.teacher.steps
+        share = distributed.share(count)
+        return loader(self.crops, self.order, first, steps, micro_batches=count, share=share, workers=recipe.workers)
 
     def prepare(self, batch: Batch, number: int) -> tuple[Batch, Tensor]:
         """The batch and its frames."""

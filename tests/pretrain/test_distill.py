@@ -312,7 +312,8 @@ def test_processes_share_an_epochs_batches(work: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(distributed, "world", lambda: 2)
     for rank in range(2):
         monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
-        ours = [batch.waveforms for batch in loader(crops, order, 2, 5, micro_batches=2)]
+        share = distributed.share(2)
+        ours = [batch.waveforms for batch in loader(crops, order, 2, 5, micro_batches=2, share=share)]
         assert len(ours) == 3 and all(torch.equal(a, b) for a, b in zip(ours, alone[rank::2], strict=True))
 
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from pretrain.audio.data import read_labels
 from pretrain.audio.manifest import Manifest
+from pretrain.targets.label_files import read_labels
 from pretrain.targets.labels import write_valid_labels
 from pretrain.training.state import States
 from tests.pretrain.command import superbit, weights

@@ -9,9 +9,10 @@ import pytest
 import soundfile
 import torch
 
-from pretrain.audio.data import BatchOrder, Crops, collate, loader, read_labels
+from pretrain.audio.data import BatchOrder, Crops, collate, loader
 from pretrain.audio.manifest import Manifest, load_audio
 from pretrain.objectives.masking import span_mask
+from pretrain.targets.label_files import read_labels
 from pretrain.targets.labels import mfcc, write_labels
 from tests.pretrain.tiny_audio import write_corpus
 from upstreams.errors import UserError
@@ -26,16 +27,16 @@ def manifest(tmp_path: Path) -> Manifest:
 
 def test_manifest_errors_name_the_line(tmp_path: Path) -> None:
     path = tmp_path / "train.tsv"
-    with pytest.raises(UserError, match="no manifest at"):
+    with pytest.raises(UserError, match=r"the manifest .* is missing"):
         Manifest.read(path)
     path.write_text("/nowhere\na.wav\t100\nb.wav 200\n")
     with pytest.raises(UserError, match=r"line 3 of .* is 'b\.wav 200'"):
         Manifest.read(path)
     path.write_text("/nowhere\na.wav\t100\n")
-    with pytest.raises(UserError, match="has its root moved"):
+    with pytest.raises(UserError, match="has the root folder moved"):
         Manifest.read(path)
     path.write_text("/nowhere\n")
-    with pytest.raises(UserError, match="names no audio file"):
+    with pytest.raises(UserError, match="lists no audio file"):
         Manifest.read(path)
 
 
@@ -50,17 +51,17 @@ def test_audio_errors_name_the_file(tmp_path: Path) -> None:
         load_audio(slow)
     short = tmp_path / "short.wav"
     soundfile.write(short, np.zeros(800), 16_000)
-    with pytest.raises(UserError, match="ends after 800 samples, 900 are expected"):
+    with pytest.raises(UserError, match="ends after 800 samples, but 900 are expected"):
         load_audio(short, 0, 900)
 
 
 @pytest.mark.parametrize("views", [1, 2])
 def test_batches_follow_seed_and_step_alone(manifest: Manifest, views: int) -> None:
     order = BatchOrder(manifest, HOP, 6.0, 1.0, seed=3, views=views)
-    whole = list(order.steps(0, 20))
-    assert list(order.steps(7, 20)) == whole[7:]
-    assert list(BatchOrder(manifest, HOP, 6.0, 1.0, seed=4, views=views).steps(0, 20)) != whole
-    epoch = [item for batch in whole[: order.batches_an_epoch] for item in batch]
+    whole = list(order.batches(0, 20))
+    assert list(order.batches(7, 20)) == whole[7:]
+    assert list(BatchOrder(manifest, HOP, 6.0, 1.0, seed=4, views=views).batches(0, 20)) != whole
+    epoch = [item for batch in whole[: order.batches_per_epoch] for item in batch]
     assert sorted(index for index, _, _ in epoch) == sorted(list(range(len(manifest))) * views)
     for batch in whole:
         assert max(size for _, _, size in batch) * len(batch) <= 6 * 16_000
@@ -75,7 +76,7 @@ def test_batches_follow_seed_and_step_alone(manifest: Manifest, views: int) -> N
 def test_batches_are_the_same_whoever_reads_them(manifest: Manifest, workers: int) -> None:
     """From the middle of an epoch on, over its end."""
     order = BatchOrder(manifest, HOP, 6.0, 1.0, seed=3, views=2)
-    first = order.batches_an_epoch - 2
+    first = order.batches_per_epoch - 2
     crops = Crops(manifest, [np.arange(200)] * len(manifest), HOP)
     alone, shared = (list(loader(crops, order, first, first + 5, workers=n)) for n in (0, workers))
     assert len(alone) == len(shared) == 5

@@ -89,13 +89,13 @@ def test_what_cannot_become_a_manifest_is_said_in_a_sentence(folder: Path, tmp_p
     nothing = tmp_path / "nothing"
     nothing.mkdir()
     for arguments, words in (
-        ((tmp_path / "missing",), "there is no folder"),
+        ((tmp_path / "missing",), "is missing: name the folder"),
         ((nothing,), "holds no usable audio file"),
         ((folder, "--min-seconds", "100"), "holds no usable audio file"),
         ((folder, "--valid", "1"), "--valid is 1.0"),
         ((folder, "--speaker", r"(\d+)-\d+"), "finds no speaker in the path"),
         ((folder, "--speaker", r"\d+"), "has no group"),
-        ((folder, "--speaker", "("), "is no regular expression"),
+        ((folder, "--speaker", "("), "is not a valid regular expression"),
     ):
         done = superbit("manifest", *arguments, "--out", tmp_path / "out")
         assert done.returncode == 2 and words in done.stderr and "Traceback" not in done.stderr
@@ -132,4 +132,4 @@ def test_shards_hold_the_same_audio(folder: Path, tmp_path: Path) -> None:
         assert a.skipped == b.skipped == 0 and a.waveforms.equal(b.waveforms)
     archives[0].unlink()
     done = superbit("labels", "mfcc", "--manifest", tmp_path / "shards/train.tsv", "--out", tmp_path / "labels")
-    assert done.returncode == 2 and "has its root moved" in done.stderr
+    assert done.returncode == 2 and "has the root folder moved" in done.stderr
