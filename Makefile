@@ -17,6 +17,7 @@ binary := $(checkpoints)/sparseformer_dn_mini_w1a1.safetensors
 transformer := $(checkpoints)/transformer_mini.safetensors
 evaluate := SUPERBIT_CHECKPOINTS=$(checkpoints) $(superbit) evaluate superb_mini \
 	--corpora $(CORPORA) --out $(OUT) --seed $(SEED)
+kernel := $(wildcard $(addprefix upstreams/packed/kernel/,*.h *.cpp arch/*.h arch/*.cpp))
 train := --manifest $(manifest) --out $(OUT) --seed $(SEED)
 
 .PHONY: superb float-cells install test test-slow check
@@ -32,7 +33,7 @@ float-cells: $(transformer) $(sparseformer)
 
 install: $(installed)
 
-$(installed): pyproject.toml upstreams/packed/kernel.cpp
+$(installed): pyproject.toml $(kernel)
 	$(PYTHON) -m venv .venv
 	.venv/bin/pip install --quiet --editable '.[corpora,dev,onnx]'
 	touch $@

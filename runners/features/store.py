@@ -216,7 +216,7 @@ def code_version() -> str:
     found = versions()
     digest = hashlib.sha256(f"{found['torch']} {found['s3prl']}".encode())
     folder = Path(upstreams.__file__).parent
-    for path in sorted(path for path in folder.rglob("*") if path.suffix in (".py", ".cpp")):
+    for path in sorted(path for path in folder.rglob("*") if path.suffix in (".py", ".cpp", ".h")):
         digest.update(path.relative_to(folder).as_posix().encode() + path.read_bytes())
     return digest.hexdigest()
 

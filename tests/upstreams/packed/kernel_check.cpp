@@ -1,6 +1,5 @@
-// Calls every function of the kernel at every level on buffers that end where their last element does and begin at odd
-// addresses, so that the sanitizers see each step outside; levels must agree with the scalar one, which must agree with
-// plain loops here.
+// Call every function of the kernel at every level. Buffers begin at odd addresses and end with their last element, so that
+// the sanitizers see every access outside. Products are compared with plain loops, attention with the scalar level.
 
 #include <cmath>
 #include <cstdint>
@@ -10,30 +9,13 @@
 #include <random>
 #include <vector>
 
-using i64 = int64_t;
+#include "interface.h"
 
-extern "C" {
-int superbit_best_level();
-void superbit_binarize(int, int, const void*, i64, i64, const void*, float, int, void*);
-void superbit_binary_to_floats(int, int, const void*, i64, i64, const void*, i64, const void*, const void*, const void*,
-                               void*);
-void superbit_binary_to_bits(int, int, const void*, i64, i64, const void*, i64, const void*, void*);
-void superbit_binary_attention(int, int, const void*, const void*, const void*, i64, i64, i64, i64, i64, const i64*, i64,
-                               i64, const void*, i64, float, float, float, void*);
-void superbit_float_attention(int, int, const void*, const void*, const void*, i64, i64, i64, i64, i64, const i64*, i64,
-                              i64, const void*, i64, float, float, float, float, void*);
-void superbit_quantize_bytes(int, int, const void*, i64, i64, float, float, float, void*);
-void superbit_byte_product(int, int, const void*, i64, i64, const void*, i64, const void*, const void*, const void*, void*);
-void superbit_sign_product(int, int, const void*, i64, i64, const void*, i64, const void*, const void*, void*);
-void superbit_float_product(int, int, const void*, i64, i64, i64, i64, i64, const void*, i64, const void*, void*, i64);
-void superbit_layer_norm(int, int, const void*, i64, i64, const void*, const void*, float, void*);
-void superbit_depthwise(int, int, const void*, i64, i64, i64, i64, const void*, const void*, void*);
-void superbit_gelu(int, int, void*, i64);
-}
+using i64 = int64_t;
 
 static std::mt19937 generator(0);
 
-// Elements at an odd address, with nothing behind the last one.
+// Elements at an odd address, with no memory after the last one.
 template <class T>
 struct Odd {
     char* memory;
@@ -42,7 +24,7 @@ struct Odd {
     explicit Odd(i64 n) : memory((char*)std::malloc(n * sizeof(T) + 1)), count(n) { std::memset(memory, 0, n * sizeof(T) + 1); }
     Odd(const Odd&) = delete;
     ~Odd() { std::free(memory); }
-    void* data() { return memory + 1; }
+    T* data() { return (T*)(memory + 1); }
     T get(i64 i) const {
         T value;
         std::memcpy(&value, memory + 1 + i * sizeof(T), sizeof(T));
@@ -54,7 +36,7 @@ struct Odd {
     }
 };
 
-// Words with nothing set behind the last column.
+// Random bits; those after the last column are zero.
 static void random_bits(Odd<uint32_t>& bits, i64 rows, i64 columns) {
     i64 words = (columns + 31) / 32;
     for (i64 row = 0; row < rows; ++row)

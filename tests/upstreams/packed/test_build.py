@@ -1,8 +1,9 @@
-"""The kernel under sanitizers, and the package where there is no compiler."""
+"""The kernel under sanitizers, the files of its build, and the package without a compiler."""
 
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -13,15 +14,18 @@ import pytest
 import upstreams
 
 ROOT = Path(upstreams.__file__).parents[1]
+KERNEL = ROOT / "upstreams/packed/kernel"
 COMPILER = shutil.which("g++") or shutil.which("clang++")
+HAS_SOURCES = (ROOT / "pyproject.toml").is_file()
 
 
 @pytest.mark.skipif(COMPILER is None, reason="there is no C++ compiler here")
 def test_the_kernel_is_clean_under_address_and_undefined_behaviour_sanitizers(tmp_path: Path) -> None:
     assert COMPILER is not None
     program = tmp_path / "kernel_check"
-    flags = ["-std=c++17", "-O1", "-g1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-pthread", "-w"]
-    sources = [ROOT / "upstreams/packed/kernel.cpp", Path(__file__).with_name("kernel_check.cpp")]
+    sanitizers = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+    flags = ["-std=c++17", "-O1", "-g1", *sanitizers, "-pthread", "-w", f"-I{KERNEL}"]
+    sources = [*KERNEL.rglob("*.cpp"), Path(__file__).with_name("kernel_check.cpp")]
     built = subprocess.run([COMPILER, *flags, *map(str, sources), "-o", str(program)], capture_output=True, text=True)
     if "cannot find" in built.stderr:
         pytest.skip("the compiler has no sanitizer libraries")
@@ -30,9 +34,17 @@ def test_the_kernel_is_clean_under_address_and_undefined_behaviour_sanitizers(tm
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-@pytest.mark.skipif(not (ROOT / "pyproject.toml").is_file(), reason="superbit is installed without its source")
-def test_the_package_installs_and_runs_where_there_is_no_compiler(tmp_path: Path) -> None:
-    """pip builds a wheel from a copy of the sources with an empty PATH; what it installs has no kernel and says so."""
+@pytest.mark.skipif(not HAS_SOURCES, reason="superbit is installed without its sources")
+def test_the_build_lists_every_file_of_the_kernel() -> None:
+    """A source that is not listed is not compiled; a header that is not listed is missing from a source distribution."""
+    listed = set(re.findall(r'"(upstreams/packed/kernel/[^"]+)"', (ROOT / "pyproject.toml").read_text()))
+    files = {path.relative_to(ROOT).as_posix() for path in KERNEL.rglob("*") if path.suffix in (".cpp", ".h")}
+    assert listed == files
+
+
+@pytest.mark.skipif(not HAS_SOURCES, reason="superbit is installed without its sources")
+def test_the_package_installs_and_runs_without_a_compiler(tmp_path: Path) -> None:
+    """pip builds a wheel from a copy of the sources with an empty PATH; the installed package has no native kernel."""
     source, target = tmp_path / "source", tmp_path / "target"
     source.mkdir()
     for name in ("upstreams", "pretrain", "runners", "downstream_configs"):

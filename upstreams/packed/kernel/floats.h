@@ -1,0 +1,109 @@
+// Products of floats with floats.
+
+#pragma once
+
+#include <algorithm>
+#include <limits>
+#include <vector>
+
+#include "platform.h"
+
+namespace superbit {
+
+namespace generic {
+
+struct Floats {
+    static constexpr int FLOAT_ROWS = 3, FLOAT_BLOCKS = 1;  // of a tile of the product
+    using Vector = float __attribute__((vector_size(16), aligned(1), may_alias));
+};
+
+}  // namespace generic
+
+// As many floats as a register of the architecture holds, and how many those are.
+template <class Arch>
+using VectorOf = typename Arch::Vector;
+template <class Arch>
+constexpr int LENGTH = sizeof(VectorOf<Arch>) / sizeof(float);
+
+// out = x w + bias. w: [block][input][output], `panel` inputs a block, of which the first `inputs` are used; bias is
+// padded to whole blocks. Rows of x begin `stride` floats apart and may overlap, as the windows of a convolution do.
+struct FloatProduct {
+    const f32* x;
+    i64 stride, inputs;
+    const f32* weights;
+    i64 panel, outputs, blocks;
+    const f32* bias;
+    f32* out;
+    i64 out_stride;
+    i64 first = 0, last = std::numeric_limits<i64>::max();  // x is zero outside the floats first to last - 1
+
+    static constexpr i64 CHUNK = 384;  // inputs: the weights of three blocks stay in the cache
+    static constexpr i64 ROWS = 512;   // rows: their sums stay in the cache
+
+    template <class Arch>
+    INLINE void run(i64 begin, i64 end) const {
+        for (i64 row = begin; row < end; row += ROWS) run_rows<Arch>(row, std::min(end, row + ROWS));
+    }
+
+  private:
+    template <class Arch>
+    INLINE void run_rows(i64 begin, i64 end) const {
+        constexpr int most = Arch::FLOAT_BLOCKS;
+        std::vector<float> sums((end - begin) * most * LANES);
+        for (i64 block = 0; block < blocks;) {
+            i64 group = blocks - block >= most ? most : 1;
+            for (i64 k = 0; k < inputs || k == 0; k += CHUNK) {
+                i64 count = std::min(CHUNK, inputs - k);
+                if (group == most)
+                    run_chunk<Arch, most>(block, k, count, begin, end, sums.data());
+                else
+                    run_chunk<Arch, 1>(block, k, count, begin, end, sums.data());
+            }
+            i64 count = std::min(group * LANES, outputs - block * LANES);
+            for (i64 row = begin; row < end; ++row) {
+                const float* sum = sums.data() + (row - begin) * group * LANES;
+                for (i64 j = 0; j < count; ++j) out[row * out_stride + block * LANES + j] = sum[j];
+            }
+            block += group;
+        }
+    }
+
+    // Add the products of inputs k to k + count - 1 to the sums of a group of blocks.
+    template <class Arch, int group>
+    INLINE void run_chunk(i64 block, i64 k, i64 count, i64 begin, i64 end, float* sums) const {
+        constexpr int rows = Arch::FLOAT_ROWS;
+        i64 row = begin;
+        for (; row + rows <= end; row += rows)
+            run_tile<Arch, rows, group>(block, k, count, row, sums + (row - begin) * group * LANES);
+        for (; row < end; ++row) run_tile<Arch, 1, group>(block, k, count, row, sums + (row - begin) * group * LANES);
+    }
+
+    template <class Arch, int rows, int group>
+    INLINE void run_tile(i64 block, i64 k, i64 count, i64 row, float* sums) const {
+        using Vector = VectorOf<Arch>;
+        constexpr int length = LENGTH<Arch>, parts = LANES / length;
+        Vector sum[rows][group * parts];
+        const f32* start = bias + block * LANES;
+        for (int r = 0; r < rows; ++r)
+            for (int b = 0; b < group * parts; ++b)
+                sum[r][b] = *(const Vector*)(k == 0 ? start + b * length : sums + r * group * LANES + b * length);
+        const f32* w = weights + (block * panel + k) * LANES;
+        const f32* from = x + row * stride + k;
+        // Inputs that are zero in all of the rows are skipped: they leave the sums as they are.
+        const i64 begin = std::max<i64>(0, first - (row + rows - 1) * stride - k), end = std::min(count, last - row * stride - k);
+        for (i64 i = begin; i < end; ++i) {
+            Vector weight[group * parts];
+#pragma GCC unroll 4
+            for (int b = 0; b < group * parts; ++b)
+                weight[b] = *(const Vector*)(w + (b / parts * panel + i) * LANES + b % parts * length);
+#pragma GCC unroll 8
+            for (int r = 0; r < rows; ++r)
+#pragma GCC unroll 4
+                for (int b = 0; b < group * parts; ++b) sum[r][b] += from[r * stride + i] * weight[b];
+        }
+        for (int r = 0; r < rows; ++r)
+            for (int b = 0; b < group * parts; ++b) *(Vector*)(sums + r * group * LANES + b * length) = sum[r][b];
+    }
+};
+
+}  // namespace superbit

@@ -1,0 +1,35 @@
+// Types, constants and compiler attributes that every file of the kernel uses.
+
+#pragma once
+
+#include <cstdint>
+
+#if defined(__x86_64__)
+#define SUPERBIT_X86 1
+#define SCALAR __attribute__((target("popcnt")))
+#define AVX2 __attribute__((target("avx2,fma,popcnt")))
+#define AVX512 __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512vpopcntdq,avx512vnni,avx2,fma,popcnt")))
+#else
+#define SUPERBIT_X86 0
+#define SCALAR
+#endif
+#define ALWAYS __attribute__((always_inline))
+#define INLINE ALWAYS inline
+
+namespace superbit {
+
+using i64 = int64_t;
+// Pointers from the caller may have any alignment.
+using f32 = float __attribute__((aligned(1)));
+using u32 = uint32_t __attribute__((aligned(1), may_alias));
+using i32 = int32_t __attribute__((aligned(1)));
+
+// Instruction sets, by the numbers that the interface uses.
+enum class Level { scalar = 0, avx2 = 1, avx512 = 2 };
+
+constexpr i64 LANES = 16;  // outputs in a block of weights
+
+INLINE constexpr i64 blocks_of(i64 outputs) { return (outputs + LANES - 1) / LANES; }
+INLINE constexpr i64 words_of(i64 bits) { return (bits + 31) / 32; }
+
+}  // namespace superbit
