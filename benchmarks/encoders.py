@@ -63,7 +63,7 @@ def grouped() -> Contest:
 
 def whole_models(seconds: float) -> Contest:
     """transformer_base and hubert_base against transformers' HubertModel of the same encoder, with SDPA."""
-    from transformers import HubertConfig, HubertModel  # after s3prl_compat, which makes its torchaudio importable
+    from transformers import HubertConfig, HubertModel  # after compat, which makes torchaudio importable
 
     theirs = HubertModel(HubertConfig(attn_implementation="sdpa")).eval()  # type: ignore[call-arg]
     log_mel, waveform = (checkpoint.build(preset(name)).eval() for name in ("transformer_base", "hubert_base"))

@@ -134,7 +134,7 @@ def _run(
 
     from runners.downstream import ctc_targets
     from runners.features import store as feature_store
-    from upstreams.s3prl.compat import replaced
+    from upstreams.s3prl.compat.patching import replaced
 
     metrics: dict[str, float] = {}
 

@@ -1,4 +1,4 @@
-"""Reading audio for s3prl: what torchaudio 2.11 no longer has (load and save without FFmpeg, the sox effects)."""
+"""Audio functions that torchaudio 2.11 lacks and s3prl calls: load and save without FFmpeg, and the sox effects."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from upstreams.errors import UserError
 def load_audio(
     uri: str | os.PathLike[str], frame_offset: int = 0, num_frames: int = -1, **torchaudio_arguments: Any
 ) -> tuple[torch.Tensor, int]:
-    """An audio file as float32 (channels, samples) in [-1, 1], and its sample rate in Hz.
+    """Return an audio file as float32 (channels, samples) in [-1, 1], and its sample rate in Hz.
 
-    Raises UserError naming a file that is missing, corrupt or empty.
+    Raises UserError if the file is missing, corrupt or empty.
     """
     import soundfile
 
     try:
         samples, rate = soundfile.read(uri, num_frames, frame_offset, dtype="float32", always_2d=True)
     except (soundfile.SoundFileError, OSError, TypeError) as error:
-        reason = getattr(error, "error_string", error)  # without the path, which the rest of the text has
+        reason = getattr(error, "error_string", error)  # error_string leaves out the path, which this message names
         raise UserError(f"cannot read the audio file {uri}: {reason}") from error
     if len(samples) == 0:
         raise UserError(f"the audio file {uri} holds no samples")
@@ -32,7 +32,7 @@ def load_audio(
 
 
 def save_audio(uri: str | os.PathLike[str], src: torch.Tensor, sample_rate: int, **torchaudio_arguments: Any) -> None:
-    """Write float (channels, samples) in [-1, 1] as an audio file of the kind that its name says."""
+    """Write float (channels, samples) in [-1, 1] as an audio file; the format follows from the file name."""
     import soundfile
 
     soundfile.write(uri, src.T.cpu().numpy(), sample_rate)
@@ -41,11 +41,11 @@ def save_audio(uri: str | os.PathLike[str], src: torch.Tensor, sample_rate: int,
 def apply_effects_tensor(
     tensor: torch.Tensor, sample_rate: int, effects: Sequence[Sequence[str]], channels_first: bool = True
 ) -> tuple[torch.Tensor, int]:
-    """The sox effects that the SUPERB tasks use: `channels 1`, `rate <Hz>`, `gain <dB>` and one form of `silence`.
+    """Apply the sox effects that the SUPERB tasks use: `channels 1`, `rate <Hz>`, `gain <dB>`, one form of `silence`.
 
-    `tensor` is (channels, samples), or (samples, channels) without channels_first, and so is the result. Against
-    the sox program the samples differ by 3e-8 where the rate stays and by 1.5e-4 where it changes. Raises
-    UserError for any other effect.
+    `tensor` and the result are (channels, samples), or (samples, channels) without channels_first; the second result
+    is the sample rate in Hz. The samples differ from those of the sox program by 3e-8, and by 1.5e-4 after a change
+    of rate. Raises UserError for any other effect.
     """
     import torchaudio
 
@@ -67,24 +67,24 @@ def apply_effects_tensor(
                 wav = torch.from_numpy(kept)[None]
             case _:
                 raise UserError(
-                    f"no sox effect {' '.join(effect)!r} here: valid are channels 1, rate, gain and, of one channel, "
-                    "silence 1 D P -1 D P"
+                    f"the sox effect {' '.join(effect)!r} is not supported: valid are channels 1, rate, gain and, with "
+                    "one channel, silence 1 D P -1 D P"
                 )
     return (wav if channels_first else wav.T), sample_rate
 
 
 def without_silence(samples: np.ndarray, rate: int, seconds: float, threshold: float) -> np.ndarray:
-    """sox's `silence 1 D P -1 D P`: (samples,) without what is silent for D seconds, wherever it is.
+    """Return (samples,) without every silence of at least D seconds, as sox's effect `silence 1 D P -1 D P` does.
 
-    A sample is silent whose root mean square over the last 20 ms is at most `threshold`. Copying begins where D seconds
-    in a row are not silent, and ends where D seconds in a row are; then the search begins anew (sox, silence.c).
+    A sample is silent if its root mean square over the last 20 ms is at most `threshold`. Copying begins where D
+    seconds in a row are not silent, and ends where D seconds in a row are; then the search restarts (sox, silence.c).
     """
     window, duration = rate // 50, int(seconds * rate + 0.5)
     energy = np.concatenate([[0.0], np.cumsum(np.square(samples, dtype=np.float64))])
     indices = np.arange(len(samples))
     kept, start = [], 0
     while start < len(samples):
-        # The window is empty where a search begins.
+        # The window is empty at the start of each search.
         begins = np.maximum(indices[start:] + 1 - window, start)
         loud = np.sqrt(np.maximum(energy[start + 1 :] - energy[begins], 0) / window) > threshold
         first = _first_run(loud, duration)
@@ -101,7 +101,7 @@ def without_silence(samples: np.ndarray, rate: int, seconds: float, threshold: f
 
 
 def _first_run(true: np.ndarray, length: int) -> int | None:
-    """Where the first `length` true values in a row begin."""
+    """Return the index at which the first `length` true values in a row begin, or None."""
     edges = np.flatnonzero(np.diff(np.concatenate([[False], true, [False]])))
     begins, ends = edges[::2], edges[1::2]
     long_enough = np.flatnonzero(ends - begins >= length)
@@ -109,5 +109,5 @@ def _first_run(true: np.ndarray, length: int) -> int | None:
 
 
 def apply_effects_file(path: str, effects: Sequence[Sequence[str]]) -> tuple[torch.Tensor, int]:
-    """`apply_effects_tensor` on an audio file: (channels, samples) and the sample rate in Hz."""
+    """Return an audio file after `apply_effects_tensor`: (channels, samples), and the sample rate in Hz."""
     return apply_effects_tensor(*load_audio(path), effects)

@@ -1,8 +1,8 @@
-"""The corpora of s3prl's CTC tasks (PR, SF, character ASR), which its PyPI package lacks.
+"""The datasets of s3prl's CTC tasks (PR, SF, character ASR), which its PyPI package lacks.
 
-s3prl builds them as `Dataset(splits, tokenizer, bucket_size, path=..., **corpus_config)` and reads
-`(audio path, token ids)` pairs from them: one pair an index, or with bucketing the `bucket_size` utterances of
-similar length that start there.
+s3prl builds them as `Dataset(splits, tokenizer, bucket_size, path=..., **corpus_config)` and reads `(audio path, token
+ids)` pairs from them: one pair for an index, or with bucketing the `bucket_size` utterances of similar length from
+that index on.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ Utterance = tuple[Path, list[int]]
 
 
 class Tokenizer(Protocol):
-    """What is used of s3prl's text encoders."""
+    """The part of s3prl's text encoders that is used here."""
 
     unk_idx: int
 
@@ -27,10 +27,10 @@ class Tokenizer(Protocol):
 
 
 def read_transcripts(chapter: Path) -> dict[str, str]:
-    """Utterance id -> words, from the .trans.txt file of a LibriSpeech chapter; UserError when it is absent."""
+    """Return utterance id -> words from a LibriSpeech chapter's .trans.txt file; raise UserError if it is missing."""
     path = chapter / f"{chapter.parent.name}-{chapter.name}.trans.txt"
     if not path.is_file():
-        raise UserError(f"{path} is missing: every LibriSpeech chapter folder holds its transcripts")
+        raise UserError(f"{path} is missing: every LibriSpeech chapter folder must hold its transcripts")
     transcripts = {}
     for line in path.read_text(encoding="utf-8").splitlines():
         if line.strip():
@@ -40,7 +40,7 @@ def read_transcripts(chapter: Path) -> dict[str, str]:
 
 
 def read_lexicon(paths: Iterable[str | Path]) -> dict[str, list[str]]:
-    """Word -> phones, from files of `WORD PH PH` lines; of several lines for a word the first one wins."""
+    """Return word -> phones from files of `WORD PH PH` lines; the first line of a word counts."""
     lexicon: dict[str, list[str]] = {}
     for path in paths:
         for line in Path(path).read_text(encoding="utf-8").splitlines():
@@ -51,7 +51,7 @@ def read_lexicon(paths: Iterable[str | Path]) -> dict[str, list[str]]:
 
 
 def pronounce(words: str, lexicon: dict[str, list[str]], utterance: Path) -> list[str]:
-    """The phones of a transcript; UserError naming a word that the lexicon lacks."""
+    """Return the phones of a transcript; raise UserError for a word that the lexicon lacks."""
     phones = []
     for word in words.split():
         if word not in lexicon:
@@ -61,9 +61,9 @@ def pronounce(words: str, lexicon: dict[str, list[str]], utterance: Path) -> lis
 
 
 def librispeech_utterances(path: str | Path, splits: Iterable[str]) -> Iterator[tuple[Path, str]]:
-    """(audio path, words) of every .flac below the splits, in the order of their names.
+    """Yield (audio path, words) of every .flac file below the splits, sorted by path within a split.
 
-    Raises UserError for a split without audio, a chapter without transcripts and an utterance that they lack.
+    Raises UserError for a split without audio, a chapter without transcripts, and an utterance without a transcript.
     """
     for split in splits:
         files = sorted(Path(path, split).rglob("*.flac"))
@@ -80,9 +80,9 @@ def librispeech_utterances(path: str | Path, splits: Iterable[str]) -> Iterator[
 
 
 def read_iob(path: str | Path) -> dict[str, str]:
-    """Utterance id -> `BOS W W EOS<TAB>O slot slot intent`, from all.iob.snips.txt.
+    """Return utterance id -> `BOS W W EOS<TAB>O slot slot intent` from all.iob.snips.txt.
 
-    Raises UserError naming a line without a tab or with fewer slots than words.
+    Raises UserError for a line without a tab or with fewer slots than words.
     """
     sentences = {}
     for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), 1):
@@ -97,10 +97,10 @@ def read_iob(path: str | Path) -> dict[str, str]:
 
 
 def snips_utterances(path: str | Path, splits: Iterable[str], speakers: Iterable[str]) -> Iterator[tuple[Path, str]]:
-    """(audio path, sentence with slots) of the speakers' utterances, in the order of their names.
+    """Yield (audio path, sentence with slots) of the speakers' utterances, sorted by path within a split.
 
-    A speaker's files begin with the name (Ivy-snips-train-1.wav). Files that all.iob.snips.txt does not list are
-    left out, as the published recipe does. Raises UserError for a split of which nothing is left.
+    A speaker's file names begin with the speaker's name (Ivy-snips-train-1.wav). Files that all.iob.snips.txt does not
+    list are skipped, as in the published recipe. Raises UserError for a split without a listed file.
     """
     sentences = read_iob(Path(path, "all.iob.snips.txt"))
     prefixes = tuple(speakers)
@@ -113,16 +113,16 @@ def snips_utterances(path: str | Path, splits: Iterable[str], speakers: Iterable
                 f"{Path(path, 'all.iob.snips.txt')} lists"
             )
         if len(listed) < len(spoken):
-            print(f"[snips] {len(spoken) - len(listed)} files of {split} are in no line of all.iob.snips.txt")
+            print(f"[snips] {len(spoken) - len(listed)} files of {split} are skipped: not in all.iob.snips.txt")
         for file in listed:
             yield file, sentences[file.stem]
 
 
 class BucketedUtterances:
-    """A map-style dataset over (audio path, token ids), longest text first, as s3prl collates it."""
+    """A map-style dataset of (audio path, token ids), sorted by text length, longest first."""
 
     def __init__(self, utterances: Iterable[Utterance], bucket_size: int):
-        # Stable: utterances of one length stay in the order they came in, which is that of their names.
+        # The sort is stable: utterances of equal length stay sorted by path.
         self.utterances = sorted(utterances, key=lambda utterance: len(utterance[1]), reverse=True)
         self.bucket_size = bucket_size
 
@@ -137,7 +137,10 @@ class BucketedUtterances:
 
 
 class LibriPhoneDataset(BucketedUtterances):
-    """LibriSpeech as phones. UserError for a word that the lexicon or a phone that the vocabulary lacks."""
+    """LibriSpeech as phones.
+
+    Raises UserError for a word that the lexicon lacks and a phone that the vocabulary lacks.
+    """
 
     def __init__(
         self,
@@ -162,7 +165,7 @@ class LibriPhoneDataset(BucketedUtterances):
 
 
 class LibriDataset(BucketedUtterances):
-    """LibriSpeech as the tokenizer's symbols."""
+    """LibriSpeech as characters, or other symbols of the tokenizer."""
 
     def __init__(self, splits: list[str], tokenizer: Tokenizer, bucket_size: int, path: str, **corpus: Any):
         utterances = librispeech_utterances(path, splits)
@@ -170,7 +173,7 @@ class LibriDataset(BucketedUtterances):
 
 
 class SnipsDataset(BucketedUtterances):
-    """Audio SNIPS as characters with slot marks; `corpus` holds `<split>_speakers`."""
+    """Audio SNIPS as characters with slot marks; `corpus` holds the speakers of each split as `<split>_speakers`."""
 
     def __init__(self, splits: list[str], tokenizer: Tokenizer, bucket_size: int, path: str, **corpus: Any):
         utterances = snips_utterances(path, splits, corpus[f"{splits[0]}_speakers"])

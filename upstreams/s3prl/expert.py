@@ -1,4 +1,4 @@
-"""The s3prl contract of a frozen upstream: a list of waveforms in, hidden states of one shape out."""
+"""s3prl's interface of a frozen upstream: a list of waveforms in, hidden states of equal shape out."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from upstreams.packed import convert
 
 
 class UpstreamExpert(nn.Module):
-    """A checkpoint, packed or not, as s3prl's featurizer, runner and S3PRLUpstream expect an upstream.
+    """A packed or unpacked checkpoint with the interface that s3prl's featurizer, runner and S3PRLUpstream expect.
 
-    Raises UserError when the checkpoint cannot be read.
+    Raises UserError if the checkpoint cannot be read.
     """
 
     def __init__(self, ckpt: Path) -> None:
@@ -24,13 +24,14 @@ class UpstreamExpert(nn.Module):
         self.model = convert.load(ckpt)
 
     def get_downsample_rates(self, key: str) -> int:
-        """Samples a frame, the same for every feature `key`."""
+        """Return the number of samples per frame, which is the same for every feature `key`."""
         return self.model.config.downsample_rate
 
     def forward(self, wavs: Sequence[Tensor]) -> dict[str, Tensor | tuple[Tensor, ...]]:
-        """1-D waveforms at 16 kHz in [-1, 1] -> `hidden_states`: layers + 1 of (batch, frames, dim), zero-padded.
+        """Return `hidden_states`, layers + 1 of (batch, frames, dim), zero-padded, and `last_hidden_state`.
 
-        Raises UserError (a ValueError) on an empty list and on a waveform that is not 1-D, empty or not finite.
+        `wavs` holds 1-D waveforms at 16 kHz in [-1, 1]. Raises UserError (a ValueError) for an empty list and for a
+        waveform that is not 1-D, that is empty or that holds a value that is not finite.
         """
         if not wavs:
             raise UserError("the list of waveforms is empty: at least one is needed")

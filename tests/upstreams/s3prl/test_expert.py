@@ -1,4 +1,4 @@
-"""The upstreams in s3prl: what its own test-suite asks of an upstream, and what it does not."""
+"""The upstreams in s3prl: the checks of its own test suite, and more."""
 
 from __future__ import annotations
 
@@ -44,8 +44,8 @@ def waves(*seconds: float) -> list[torch.Tensor]:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_s3prls_own_contract(name: str) -> None:
-    """Deterministic in eval, the same layers in train and eval, lengths within 3 frames, gradients on short input."""
+def test_the_checks_of_s3prls_test_suite(name: str) -> None:
+    """Deterministic in eval mode, equal layers in both modes, lengths within 3 frames, gradients on short input."""
     from s3prl.nn import S3PRLUpstream
 
     upstream = S3PRLUpstream(name).eval()
@@ -89,7 +89,7 @@ def test_features_in_a_batch_equal_those_alone(name: str) -> None:
         close = [
             torch.isclose(a[row, :frames], b[0], atol=1e-4).float().mean() for a, b in zip(together, alone, strict=True)
         ]
-        # A 1-bit activation on its threshold may fall to the other side when a product is summed in another order.
+        # A 1-bit activation near its threshold may flip if a product is summed in another order.
         assert min(close) == 1 if "a1" not in name else min(close) > 0.98
 
 
@@ -113,14 +113,14 @@ def test_featurizer_and_deepcopy() -> None:
         ([torch.full((100,), float("inf"))], "utterance 0 of the batch holds NaN or infinite samples .* inf"),
     ],
 )
-def test_bad_waveforms_are_told(wavs: list[torch.Tensor], message: str) -> None:
+def test_bad_waveforms_raise_an_error_that_says_why(wavs: list[torch.Tensor], message: str) -> None:
     import s3prl.hub
 
     with pytest.raises(ValueError, match=message):
         s3prl.hub.transformer_mini()(wavs)
 
 
-def test_unknown_checkpoint_is_one_sentence(tmp_path: Path) -> None:
+def test_a_missing_checkpoint_is_named(tmp_path: Path) -> None:
     import s3prl.hub
 
     with pytest.raises(UserError, match=r"no checkpoint at .*none\.safetensors"):
