@@ -1,4 +1,4 @@
-"""`superbit profile`: what upstreams cost on paper, by upstreams/cost.py, and on this machine, by running them."""
+"""`superbit profile`: the cost of upstreams, counted by upstreams/cost.py and measured on this machine."""
 
 from __future__ import annotations
 
@@ -14,30 +14,34 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.table import Table
+from tqdm import tqdm
 
+from upstreams import cost, registry
 from upstreams.config import SAMPLE_RATE
 from upstreams.errors import UserError
 from upstreams.files import atomic_write
+from upstreams.formats import checkpoint
+from upstreams.packed import convert
 
 KINDS = ("linear", "convolution", "attention")
-CALLS = 30  # of the model, about, when no number of repeats is given
+CALLS = 30  # approximate number of measured calls if no number of repeats is given
 
 
 def profile(
-    targets: Sequence[str], seconds: float | None, measured: bool, batch: int, threads: int, repeats: int | None
+    targets: Sequence[str], *, seconds: float | None, measured: bool, batch: int, threads: int, repeats: int | None
 ) -> list[dict[str, Any]]:
-    """One record an upstream: name, parameters, macs, bops, storage_bytes and more; `modules` has them by module.
+    """Return one record for each upstream, with its name, parameters, macs, bops, storage_bytes and more.
 
-    targets: upstream names, whose checkpoints need not exist, or checkpoint files. seconds: of one utterance; None for
-    the SUPERB leaderboard's 32. measured: also run each in a process of its own, `repeats` times over, with `batch`
-    copies of the utterance and that many CPU threads. Raises UserError on an unknown name or a file that is no
-    checkpoint.
+    The record's `modules` lists the same costs for each module.
+
+    targets: upstream names, whose checkpoints need not exist, or checkpoint files. seconds: length of one utterance;
+    None for the 32 utterances of the SUPERB leaderboard. measured: also run each upstream in its own process, `repeats`
+    times on every utterance, with batches of `batch` and this many CPU threads. Raises UserError for an unknown name
+    and for a file that is not a checkpoint.
     """
-    from upstreams import cost, registry
-    from upstreams.formats import checkpoint
-
     samples = list(cost.SUPERB_SAMPLES) if seconds is None else [round(seconds * SAMPLE_RATE)]
     records = []
     for target in targets:
@@ -59,9 +63,9 @@ def profile(
         }
         if measured:
             rounds = repeats or max(1, CALLS // len(samples))
-            # A process of its own: the peak of its memory is this model's, and no other's threads are in its way.
+            # In its own process: peak memory and threads are those of this model alone.
             with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-                record |= pool.submit(measure, target, samples, batch, threads, rounds).result()
+                record |= pool.submit(measure, target, samples, batch=batch, threads=threads, repeats=rounds).result()
         record["modules"] = [
             {
                 "name": m.name or "(output map)",
@@ -80,29 +84,22 @@ def profile(
 
 
 def is_file(target: str) -> bool:
-    """Whether `target` means a checkpoint file and not an upstream's name."""
+    """True if `target` is a checkpoint file, not the name of an upstream."""
     return target.endswith(".safetensors") or os.sep in target
 
 
-def measure(target: str, samples: Sequence[int], batch: int, threads: int, repeats: int) -> dict[str, Any]:
-    """Run a model on noise; latencies in milliseconds a call, the process's peak memory in bytes.
+def measure(target: str, samples: Sequence[int], *, batch: int, threads: int, repeats: int) -> dict[str, Any]:
+    """Run a model on noise; return latencies in ms for each call and the peak memory of this process in bytes.
 
-    A name's weights are random; a file's model is run as it is, packed or not.
-    real_time_factor: seconds of computing for a second of audio, over all utterances of the batch together.
+    An upstream's name is run with random weights, a file as it is, packed or not. samples: lengths at 16 kHz.
+    real_time_factor: seconds of computation for one second of audio, counting all utterances of the batch.
     """
-    import torch
-    from tqdm import tqdm
-
-    from upstreams import registry
-    from upstreams.formats import checkpoint
-    from upstreams.packed import convert
-
     torch.set_num_threads(threads)
     model = convert.load(Path(target)) if is_file(target) else checkpoint.build(registry.shape(target)).eval()
     calls = [count for _ in range(repeats) for count in samples]
     times = []
     with torch.inference_mode():
-        model(torch.randn(batch, max(samples)) * 0.1)  # allocates and chooses kernels
+        model(torch.randn(batch, max(samples)) * 0.1)  # warm-up: allocates memory and selects kernels
         for count in tqdm(calls, desc=target, unit="call", leave=False):
             waveforms = torch.randn(batch, count) * 0.1
             started = time.perf_counter()
@@ -121,9 +118,9 @@ def measure(target: str, samples: Sequence[int], batch: int, threads: int, repea
 
 
 def peak_memory() -> int:
-    """The most memory that this process has held at once, in bytes."""
+    """Return the peak memory of this process, in bytes."""
     try:
-        # Unlike getrusage's, this peak starts anew when a program is started.
+        # Unlike the peak of getrusage, this one is reset when the process executes a new program.
         status = Path("/proc/self/status").read_text(encoding="ascii")
         return 1024 * int(status.split("VmHWM:")[1].split()[0])
     except (OSError, IndexError):
@@ -134,7 +131,7 @@ def peak_memory() -> int:
 
 
 def processor() -> str:
-    """The processor's name, as far as the system tells."""
+    """Return the name of the processor, or `unknown processor`."""
     try:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
         return text.split("model name")[1].split(":")[1].split("\n")[0].strip()
@@ -143,7 +140,7 @@ def processor() -> str:
 
 
 def show(records: list[dict[str, Any]], by_module: bool, console: Console) -> None:
-    """Print the records as a table, or each one's modules."""
+    """Print a table of the records; by_module: before it, a table of the modules of each record."""
     if by_module:
         for record in records:
             table = _table(record["name"], ("module", "kind", "bits", "parameters", "MACs", "BOPs", "bytes"))
@@ -169,7 +166,8 @@ def show(records: list[dict[str, Any]], by_module: bool, console: Console) -> No
     console.print(table)
     if measured:
         first = records[0]
-        console.print(f"{first['machine']}; {first['threads']} threads, batch {first['batch']}, noise", highlight=False)
+        run = f"{first['machine']}; {first['threads']} threads, batch {first['batch']}, input: noise"
+        console.print(run, highlight=False)
 
 
 def _table(title: str, heads: Sequence[str]) -> Table:
@@ -180,13 +178,13 @@ def _table(title: str, heads: Sequence[str]) -> Table:
 
 
 def write_json(records: list[dict[str, Any]], path: Path) -> None:
-    """A list of the records, their modules inside."""
+    """Write a JSON list of the records, including their modules."""
     with atomic_write(path) as temporary:
         temporary.write_text(json.dumps(records, indent=1) + "\n", encoding="utf-8")
 
 
 def write_csv(records: list[dict[str, Any]], by_module: bool, path: Path) -> None:
-    """A row an upstream, or a row a module with its upstream first."""
+    """Write one CSV line for each upstream, or for each module with its upstream in the first column."""
     if by_module:
         rows = [{"upstream": record["name"], **module} for record in records for module in record["modules"]]
     else:
@@ -212,11 +210,11 @@ def run(
     threads: int,
     repeats: int | None,
 ) -> None:
-    """Profile, print and write. Raises UserError when both the 32 utterances and a duration are asked for."""
+    """Profile, print and write. Raises UserError if both the 32 utterances and a duration are given."""
     if superb and seconds is not None:
-        raise UserError("--superb means the leaderboard's 32 utterances: leave out --seconds, or --superb")
-    records = profile(targets, seconds, measured, batch, threads, repeats)
-    # Wide enough for every column when the output is a file or a pipe.
+        raise UserError("--superb and --seconds exclude each other: give only one of them")
+    records = profile(targets, seconds=seconds, measured=measured, batch=batch, threads=threads, repeats=repeats)
+    # Wide enough for every column if the output is a file or a pipe.
     console = Console()
     show(records, by_module, console if console.is_terminal else Console(width=200))
     if json_file:

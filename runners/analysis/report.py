@@ -1,4 +1,4 @@
-"""The files of `superbit analyse`: CSV tables, a picture with depth on one axis, a TensorBoard page."""
+"""The files of `superbit analyse`: CSV tables, a picture over depth, TensorBoard events."""
 
 from __future__ import annotations
 
@@ -6,13 +6,15 @@ import csv
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from runners.analysis.errors import Analysis, Measurement
+import matplotlib.image
+
+# Figure alone, without pyplot, needs no display and keeps no global state.
+from matplotlib.figure import Figure
+from torch.utils.tensorboard import SummaryWriter
+
+from runners.analysis.measurements import Analysis, Measurement
 from upstreams.files import atomic_write
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 RATIOS = ("weight", "local_input", "local_output", "propagated_input", "propagated_output")
 COLOURS = {"attention": "tab:blue", "convolution": "tab:orange", "feed_forward": "tab:green"}
@@ -20,12 +22,12 @@ COLOURS = {"attention": "tab:blue", "convolution": "tab:orange", "feed_forward":
 
 def write(analysis: Analysis, title: str, out: Path) -> str:
     """Write modules.csv, kinds.csv, layers.csv, depth.png and TensorBoard events; return the table of kinds."""
-    modules = [
-        [number, "" if m.block is None else m.block, m.name, m.kind, "part" if m.part else "module", m.bits, *_cells(m)]
-        for number, m in enumerate(analysis.measurements)
-    ]
+    modules = []
+    for number, m in enumerate(analysis.measurements):
+        block = "" if m.block is None else m.block
+        modules.append([number, block, m.name, m.kind, "part" if m.is_part else "module", m.bits, *_decibels(m)])
     _write_csv(out / "modules.csv", ["order", "block", "name", "kind", "what", "bits", *_headings()], modules)
-    totals = [[kind, *_cells(total)] for kind, total in analysis.by_kind().items()]
+    totals = [[kind, *_decibels(total)] for kind, total in analysis.by_kind().items()]
     _write_csv(out / "kinds.csv", ["kind", *_headings()], totals)
     _write_csv(out / "layers.csv", ["layer", "cka"], [[k, f"{v:.6f}"] for k, v in enumerate(analysis.similarity)])
     figure = draw(analysis, title)
@@ -37,9 +39,13 @@ def write(analysis: Analysis, title: str, out: Path) -> str:
 
 
 def table(analysis: Analysis) -> str:
-    """Markdown: each kind's ratios in dB over all blocks; `lost` is what quantization before a part takes from it."""
+    """Return Markdown: the ratios in dB of each kind of part over all blocks.
+
+    `lost` is the difference between the outputs' ratios without and with quantization before the part.
+    """
     lines = [
-        "| kind | weights | output, only it quantized | input, all before it | output, and all before it | lost |",
+        "| kind | weights | output, only this part quantized | input, all before quantized |"
+        " output, all up to here quantized | lost |",
         "|---|---|---|---|---|---|",
     ]
     for kind, total in analysis.by_kind().items():
@@ -51,10 +57,7 @@ def table(analysis: Analysis) -> str:
 
 
 def draw(analysis: Analysis, title: str) -> Figure:
-    """Above the parts' output ratios over the blocks, below the hidden states' similarity over the layers."""
-    # Figure alone, without pyplot, needs no display and keeps no global state.
-    from matplotlib.figure import Figure
-
+    """Draw the output ratios of the parts over the blocks, and below them the similarity of the hidden states."""
     figure = Figure(figsize=(8, 7), layout="constrained")
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[2, 1])
     by_block: dict[int | None, list[Measurement]] = {}
@@ -63,26 +66,26 @@ def draw(analysis: Analysis, title: str) -> Figure:
     points: dict[str, list[tuple[float, Measurement]]] = {}
     for block, parts in by_block.items():
         for place, part in enumerate(parts):
-            # Block k lies between hidden states k and k + 1, its parts side by side in the order of use.
+            # Block k lies between hidden states k and k + 1; its parts follow in the order of computation.
             points.setdefault(part.kind, []).append(((block or 0) + (place + 0.5) / len(parts), part))
     for kind, colour in COLOURS.items():
         if kind not in points:
             continue
         depth = [x for x, _ in points[kind]]
         for key, style, label in (
-            ("local_output", "o:", "only it quantized"),
-            ("propagated_output", "s-", "and all before it"),
+            ("local_output", "o:", "only this part quantized"),
+            ("propagated_output", "s-", "all up to here quantized"),
         ):
             ratios = [getattr(part, key).decibels for _, part in points[kind]]
             values = [float("nan") if ratio is None else ratio for ratio in ratios]
             upper.plot(depth, values, style, color=colour, label=f"{kind}, {label}", markersize=4)
-    upper.set_ylabel("output's signal-to-quantization-noise ratio (dB)")
+    upper.set_ylabel("signal-to-quantization-noise ratio of the output (dB)")
     upper.set_title(title, fontsize=9)
     upper.legend(fontsize=7)
     upper.grid(alpha=0.3)
     lower.plot(range(len(analysis.similarity)), analysis.similarity, "k.-")
-    lower.set_xlabel("depth (blocks; 0 is the encoder's input)")
-    lower.set_ylabel("linear CKA with float")
+    lower.set_xlabel("depth (blocks; 0: input of the encoder)")
+    lower.set_ylabel("linear CKA with the float model")
     lower.set_ylim(0, 1.02)
     lower.grid(alpha=0.3)
     return figure
@@ -92,7 +95,7 @@ def _headings() -> list[str]:
     return [f"{ratio}_db" for ratio in RATIOS]
 
 
-def _cells(measurement: Measurement) -> list[str]:
+def _decibels(measurement: Measurement) -> list[str]:
     return [_text(getattr(measurement, ratio).decibels, 3) for ratio in RATIOS]
 
 
@@ -108,14 +111,11 @@ def _write_csv(path: Path, headings: list[str], rows: Sequence[Sequence[object]]
 
 
 def _write_tensorboard(analysis: Analysis, text: str, image: Path, folder: Path) -> None:
-    import matplotlib.image
-    from torch.utils.tensorboard import SummaryWriter
-
-    shutil.rmtree(folder, ignore_errors=True)  # events of an earlier analysis would be shown as well
+    shutil.rmtree(folder, ignore_errors=True)  # TensorBoard would also show the events of an earlier analysis
     with SummaryWriter(str(folder)) as writer:
         writer.add_text("kinds", text)
         writer.add_image("depth", matplotlib.image.imread(image)[..., :3], dataformats="HWC")
-        # The step is the depth. Of a block's two feed-forwards each has a curve of its own.
+        # The step is the depth. The two feed-forwards of a block have separate curves.
         for part in analysis.parts():
             place = part.name.rpartition(".")[2]
             for key in ("local_output", "propagated_output"):

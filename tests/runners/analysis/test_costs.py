@@ -1,4 +1,4 @@
-"""`superbit profile`: what it prints and writes is what the modules cost, and what it measures was run."""
+"""`superbit profile`: counted costs of names and checkpoints, and measured times and memory."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ def superbit(*arguments: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True)
 
 
-def test_names_and_checkpoints_on_the_leaderboards_utterances(tmp_path: Path) -> None:
-    """No checkpoint is needed for a name; a checkpoint of the same shape and bits costs the same, packed or not."""
+def test_costs_of_names_and_checkpoints_on_the_utterances_of_the_leaderboard(tmp_path: Path) -> None:
+    """A name needs no checkpoint. A checkpoint of the same shape and bit width costs the same, packed or not."""
     model = checkpoint.build(dataclasses.replace(preset("conformer_mini"), bits="w1a1")).eval()
     with torch.no_grad(), calibrating(model):
         model(torch.randn(1, 16_000) * 0.1)
@@ -52,23 +52,23 @@ def test_names_and_checkpoints_on_the_leaderboards_utterances(tmp_path: Path) ->
     )
 
 
-def test_a_duration_by_module_as_csv(tmp_path: Path) -> None:
+def test_csv_of_modules_for_one_utterance_length(tmp_path: Path) -> None:
     done = superbit("sparseformer_dn_mini", "--seconds", 0.64, "--modules", "--csv", tmp_path / "costs.csv")
     assert done.returncode == 0, done.stderr
     with (tmp_path / "costs.csv").open() as file:
         rows = {row["name"]: row for row in csv.DictReader(file)}
-    # 0.64 s are 16 frames of 40 ms.
+    # 0.64 s is 16 frames of 40 ms.
     assert int(rows["encoder.blocks.7.feed_forward.expand"]["macs"]) == 16 * 128 * 512
     assert int(rows["encoder.blocks.7.feed_forward.expand"]["storage_bytes"]) == 4 * (128 * 512 + 512)
     assert int(rows["encoder.positions.convolution"]["macs"]) == 16 * 128 * 15
-    # One block of 16 queries against 48 keys, twice.
+    # One block of 16 queries and 48 keys, in two products.
     assert int(rows["encoder.blocks.0.attention.product"]["macs"]) == 2 * 16 * 48 * 128
     assert rows["(output map)"]["kind"] == "map" and int(rows["(output map)"]["macs"]) == 9 * 16 * 128 * 128
     assert int(rows["encoder.norm"]["parameters"]) == 256 and rows["encoder.norm"]["kind"] == "other"
     assert "encoder.blocks.7.feed_forward.expand" in done.stdout
 
 
-def test_measuring(tmp_path: Path) -> None:
+def test_measured_times_and_memory(tmp_path: Path) -> None:
     arguments = ("--seconds", 1.5, "--measure", "--batch", 2, "--threads", 1, "--repeats", 4)
     done = superbit(
         "sparseformer_dn_mini", "transformer_base", *arguments, "--json", tmp_path / "a", "--csv", tmp_path / "b"
@@ -80,7 +80,7 @@ def test_measuring(tmp_path: Path) -> None:
         assert 0 < record["latency_ms_p50"] <= record["latency_ms_p90"] <= record["latency_ms_p99"]
         assert record["real_time_factor"] == pytest.approx(record["latency_ms_p50"] / 1000 / 3, rel=1.0)
     assert large["real_time_factor"] > small["real_time_factor"]
-    # 361 MB of weights more.
+    # transformer_base has 361 MB more weights.
     assert large["peak_memory_bytes"] - small["peak_memory_bytes"] > 300e6
     assert "modules" not in (tmp_path / "b").read_text() and "real-time factor" in done.stdout
 
@@ -92,10 +92,10 @@ def test_measuring(tmp_path: Path) -> None:
         (["conformer_s_w3a1"], "no upstream or checkpoint file is called 'conformer_s_w3a1'"),
         (["superbit_local"], "no upstream or checkpoint file is called 'superbit_local'"),
         (["runs/none.safetensors"], "no checkpoint at runs/none.safetensors"),
-        (["conformer_s", "--superb", "--seconds", "3"], "leave out --seconds, or --superb"),
+        (["conformer_s", "--superb", "--seconds", "3"], "--superb and --seconds exclude each other"),
     ],
 )
-def test_bad_input_is_one_sentence(arguments: list[str], message: str, tmp_path: Path) -> None:
+def test_bad_input_exits_with_code_2_and_one_sentence(arguments: list[str], message: str, tmp_path: Path) -> None:
     done = superbit(*arguments, "--json", tmp_path / "costs.json")
     assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr
     assert not (tmp_path / "costs.json").exists()

@@ -1,4 +1,4 @@
-"""Where quantization error enters and how it travels: the measurement against models built to show it."""
+"""Where quantization error enters and how it propagates, checked on models with known quantized modules."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ import soundfile
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from runners.analysis.errors import Ratio, Similarity, compare, read_audio, without_quantizers
+from runners.analysis.errors import compare, read_audio, without_quantizers
+from runners.analysis.measurements import Ratio, Similarity
 from runners.cli import main
 from tests.pretrain.tiny_audio import write_corpus
 from upstreams.config import QuantizationConfig, preset
@@ -39,7 +40,7 @@ def noise(count: int, samples: int = 16_000, seed: int = 1) -> list[torch.Tensor
     return [0.1 * torch.randn(samples, generator=generator) for _ in range(count)]
 
 
-def test_ratios_add_up_and_are_in_decibels() -> None:
+def test_ratios_are_sums_in_decibels() -> None:
     ratio = Ratio()
     assert ratio.decibels is None
     ratio.add(torch.tensor([3.0, 4.0]), torch.tensor([3.0, 4.5]))
@@ -53,12 +54,12 @@ def test_similarity_is_linear_cka() -> None:
     x, other = torch.randn(50, 6), torch.randn(50, 4)
     rotation = torch.linalg.qr(torch.randn(6, 6)).Q
     equal, different = Similarity(), Similarity()
-    for part in (slice(0, 20), slice(20, 50)):  # utterances add up
+    for part in (slice(0, 20), slice(20, 50)):  # in two utterances
         equal.add(x[part], 3 * x[part] @ rotation + 7)
         different.add(x[part], other[part])
     assert equal.value == pytest.approx(1.0, abs=1e-5)
     centred_x, centred_y = (x - x.mean(0)).double(), (other - other.mean(0)).double()
-    gram_x, gram_y = centred_x @ centred_x.T, centred_y @ centred_y.T  # the kernel's form of the same number
+    gram_x, gram_y = centred_x @ centred_x.T, centred_y @ centred_y.T  # CKA in its kernel form
     assert different.value == pytest.approx(float((gram_x * gram_y).sum() / gram_x.norm() / gram_y.norm()), abs=1e-5)
 
 
@@ -74,12 +75,14 @@ def test_similarity_is_linear_cka() -> None:
     ],
 )
 @torch.no_grad()
-def test_local_is_what_a_model_with_only_that_module_quantized_shows(encoder: str, bits: str, name: str) -> None:
-    """Such a model is built and run whole; and all before it quantized is what the whole model shows."""
+def test_local_ratios_equal_those_of_a_model_with_only_that_module_quantized(
+    encoder: str, bits: str, name: str
+) -> None:
+    """Build such a model and run it; propagated ratios must equal those of the fully quantized model."""
     overrides = {"depthwise": bits} if encoder == "conformer_mini" else {}
     model = quantized(encoder, bits, overrides)
     reference = without_quantizers(model)
-    utterance = noise(1, 15_000)[0]  # 24 frames: a window of 16 reaches over the end
+    utterance = noise(1, 15_000)[0]  # 24 frames: a window of 16 frames reaches beyond the end
     found = {m.name: m for m in compare(model, reference, [utterance]).measurements}[name]
 
     alone = build(
@@ -92,7 +95,7 @@ def test_local_is_what_a_model_with_only_that_module_quantized_shows(encoder: st
         network.get_submodule(name).register_forward_hook(lambda m, i, o: outputs.append(o))
         network(utterance)
     if outputs[0].ndim == 4 and encoder == "sparseformer_dn_mini":
-        # Two blocks of 16 queries, of which the utterance has 24.
+        # Two blocks of 16 queries; the utterance has 24 frames.
         assert outputs[0].shape[:3] == (2, 4, 16)
         outputs = [output.transpose(1, 2).flatten(0, 1)[:24] for output in outputs]
     for ratio, output in ((found.local_output, outputs[1]), (found.propagated_output, outputs[2])):
@@ -103,7 +106,7 @@ def test_local_is_what_a_model_with_only_that_module_quantized_shows(encoder: st
 
 
 @torch.no_grad()
-def test_error_is_found_where_it_enters_and_followed_from_there() -> None:
+def test_error_is_found_in_the_quantized_part_and_propagates_from_there() -> None:
     model = quantized("conformer_mini", "w32a32", {"encoder.blocks.3.convolution.*": "w2a32"})
     analysis = compare(model, without_quantizers(model), noise(2))
     assert [m.name.removeprefix("encoder.blocks.3.") for m in analysis.measurements] == [
@@ -113,8 +116,8 @@ def test_error_is_found_where_it_enters_and_followed_from_there() -> None:
         "convolution",
     ]
     first, _, last, part = analysis.measurements
-    assert part.part and part.kind == "convolution" and part.block == 3 and first.bits == "w2a32"
-    # Nothing before it is quantized: no error comes in, and what is local is all there is.
+    assert part.is_part and part.kind == "convolution" and part.block == 3 and first.bits == "w2a32"
+    # Nothing before the first module is quantized: its input has no noise, and local equals propagated.
     assert first.propagated_input.decibels is None and first.local_input.decibels is None
     assert first.propagated_output.decibels == first.local_output.decibels == pytest.approx(6, abs=6)
     assert last.propagated_output.decibels < last.local_output.decibels
@@ -124,16 +127,18 @@ def test_error_is_found_where_it_enters_and_followed_from_there() -> None:
 
 
 @torch.no_grad()
-def test_sums_by_kind_and_more_bits_less_noise() -> None:
+def test_ratios_by_kind_are_sums_and_improve_with_the_bit_width() -> None:
     totals = {}
     for bits in ("w8a8", "w4a4", "w2a2"):
         model = quantized("conformer_mini", bits)
         analysis = compare(model, without_quantizers(model), noise(1))
         totals[bits] = analysis.by_kind()
         assert set(totals[bits]) == {"attention", "convolution", "feed_forward"}
-        ours = [p for p in analysis.parts() if p.kind == "feed_forward"]
-        assert len(ours) == 16
-        assert totals[bits]["feed_forward"].local_output.noise == pytest.approx(sum(p.local_output.noise for p in ours))
+        feed_forwards = [p for p in analysis.parts() if p.kind == "feed_forward"]
+        assert len(feed_forwards) == 16
+        assert totals[bits]["feed_forward"].local_output.noise == pytest.approx(
+            sum(p.local_output.noise for p in feed_forwards)
+        )
     for kind in ("attention", "convolution", "feed_forward"):
         for key in ("weight", "local_output", "propagated_output"):
             ratios = [getattr(totals[bits][kind], key).decibels for bits in ("w8a8", "w4a4", "w2a2")]
@@ -141,7 +146,7 @@ def test_sums_by_kind_and_more_bits_less_noise() -> None:
 
 
 @torch.no_grad()
-def test_without_quantizers_keeps_weights_and_put_in_relus() -> None:
+def test_without_quantizers_keeps_weights_and_inserted_relus() -> None:
     model = quantized("transformer_mini", "w1a1")
     twin = without_quantizers(model)
     assert type(twin.encoder.blocks[0].feed_forward.activation) is torch.nn.ReLU
@@ -171,7 +176,7 @@ def run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> None:
     main()
 
 
-def test_what_is_written(checkpoints: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_of_an_analysis(checkpoints: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     against = ["--against", checkpoints / FLOAT]
     manifest = ["--manifest", checkpoints / "audio/train.tsv", "--seconds", 2]
     with pytest.raises(SystemExit) as stopped:
@@ -196,20 +201,20 @@ def test_what_is_written(checkpoints: Path, tmp_path: Path, monkeypatch: pytest.
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([FLOAT], "no quantization to analyse"),
+        ([FLOAT], "is a float model"),
         (
             ["sparseformer_sw_mini_w1a1.safetensors", "--against", "conformer_mini_w32a32.safetensors"],
-            "another architec",
+            "have different architectures",
         ),
         (
             ["sparseformer_sw_mini_w1a1.safetensors", "--against", "sparseformer_sw_mini_w1a1.safetensors"],
             "needs a float",
         ),
         (["truncated.safetensors"], "damaged"),
-        ([BINARY, "8k.wav"], "one of the two"),
+        ([BINARY, "8k.wav"], "give either --manifest or audio files"),
     ],
 )
-def test_bad_input_ends_with_one_sentence(
+def test_bad_input_exits_with_code_2_and_one_sentence(
     checkpoints: Path,
     tmp_path: Path,
     arguments: list[str],
@@ -224,7 +229,7 @@ def test_bad_input_ends_with_one_sentence(
     assert not (tmp_path / "x").exists()
 
 
-def test_audio_is_files_or_spread_over_the_manifest(checkpoints: Path) -> None:
+def test_audio_from_files_or_spread_over_a_manifest(checkpoints: Path) -> None:
     assert len(read_audio(None, [checkpoints / "audio/1.wav"], 1.0)) == 1
     assert 2 <= len(read_audio(checkpoints / "audio/train.tsv", [], 1.4)) <= 4
     with pytest.raises(UserError, match="8000 Hz"):

@@ -345,7 +345,7 @@ PEAK = """
 import sys, torch
 from upstreams.config import EncoderConfig, FrontEndConfig, ModelConfig
 from upstreams.model import AudioEncoder
-from runners.profile import peak_memory
+from runners.analysis.costs import peak_memory
 
 waveform = {"kind": "waveform", "normalisation": "none", "width": 32}
 front_end = FrontEndConfig(**(waveform if sys.argv[1] == "waveform" else {"stem": "convolution", "width": 32}))
