@@ -37,8 +37,7 @@ from pretrain.distill import Distillation, load_with_head, quantize_checkpoint
 from pretrain.pretraining import pretrain
 from pretrain.recipes import read_recipe
 from upstreams.errors import UserError
-from upstreams.files import atomic_write
-from upstreams.formats import checkpoint
+from upstreams.files import atomic_write, sha256
 
 ENCODERS = ("sparseformer_dn_mini", "conformer_mini")
 CHAIN = ("w1a32", "w1a2", "w1a1")
@@ -105,7 +104,7 @@ def measured(teacher_path: Path, out: Path, bits: str, held_out: Path) -> dict[s
     name = teacher.model.config.name
     path = out / "checkpoints" / f"{name}_{bits}.safetensors"
     kept = path.with_suffix(".json")
-    digests = {"checkpoint": checkpoint.sha256(path), "teacher": checkpoint.sha256(teacher_path)}
+    digests = {"checkpoint": sha256(path), "teacher": sha256(teacher_path)}
     if kept.is_file():
         found = json.loads(kept.read_text(encoding="utf-8"))
         if found["digests"] == digests:

@@ -26,7 +26,7 @@ from pretrain.training.state import States
 from pretrain.training.throughput import step_flops
 from upstreams.config import SAMPLE_RATE, QuantizationConfig, from_dict, preset
 from upstreams.errors import UserError
-from upstreams.files import atomic_write
+from upstreams.files import atomic_write, sha256
 from upstreams.formats import checkpoint
 from upstreams.frontend import padding_mask
 from upstreams.model import AudioEncoder
@@ -215,7 +215,7 @@ def _distil(
         "distillation": dataclasses.asdict(settings),
         "bits": bits,
         "seed": seed,
-        "teacher_sha256": checkpoint.sha256(teacher_path),
+        "teacher_sha256": sha256(teacher_path),
         "manifest": {"utterances": len(manifest), "hours": round(manifest.hours, 4)},
         **versions(),
     }

@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from upstreams.errors import UserError
+from upstreams.files import sha256
 
 app = typer.Typer(
     help="Pre-train, binarize and evaluate efficient audio encoders on SUPERB.",
@@ -269,7 +270,7 @@ def import_public(
         head = CodewordHead(model.config.encoder.dim, *tensors["codewords"].shape)
         head.load_state_dict(tensors)
     path = out / "checkpoints" / f"{preset}.safetensors"
-    provenance = {"imported": file.name, "sha256": checkpoint.sha256(file), **versions(), "stage": "pretrained"}
+    provenance = {"imported": file.name, "sha256": sha256(file), **versions(), "stage": "pretrained"}
     checkpoint.save(path, model, head, provenance)
     typer.echo(f"checkpoint: {path} ({'with' if head else 'without'} its pre-training head)")
 

@@ -1,15 +1,14 @@
-"""Writing files so that a run that dies leaves nothing half-written."""
+"""Writing files so that a process that dies leaves nothing half-written; JSON files; digests of files."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-
-PACKED = "superbit-packed"  # the metadata key of a packed file, which a checkpoint does not have
 
 
 @contextmanager
@@ -48,3 +47,12 @@ def read_json(path: str | os.PathLike[str]) -> dict[str, Any] | None:
     except (FileNotFoundError, ValueError):
         return None
     return content if isinstance(content, dict) else None
+
+
+def sha256(path: Path) -> str:
+    """Return the hexadecimal SHA-256 of a file."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

@@ -16,8 +16,7 @@ import torch
 from tqdm import tqdm
 
 from upstreams.errors import UserError
-from upstreams.files import atomic_write
-from upstreams.formats.checkpoint import sha256
+from upstreams.files import atomic_write, sha256
 
 NAME = re.compile(r"step_(?P<step>\d{8})_loss_(?P<loss>[-\w.+]+)_(?P<digest>[0-9a-f]{16})\.pt")
 

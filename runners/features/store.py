@@ -21,8 +21,7 @@ from torch import Tensor, nn
 
 from runners.features.settings import DTYPES, StoreSettings
 from runners.features.shards import Shards
-from upstreams.files import atomic_write
-from upstreams.formats.checkpoint import sha256
+from upstreams.files import atomic_write, sha256
 
 FORMAT = 1
 LARGEST_FP16 = torch.finfo(torch.float16).max

@@ -28,8 +28,7 @@ from runners.features.settings import StoreSettings
 from runners.matrix.heartbeat import Heartbeat
 from runners.tasks import TASKS, Task
 from upstreams.errors import UserError
-from upstreams.files import atomic_write, read_json, write_json
-from upstreams.formats.checkpoint import sha256
+from upstreams.files import atomic_write, read_json, sha256, write_json
 from upstreams.versions import versions
 
 

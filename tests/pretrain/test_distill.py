@@ -28,6 +28,7 @@ from tests.pretrain.command import superbit, weights
 from tests.pretrain.tiny_audio import write_recipe
 from upstreams.config import preset
 from upstreams.errors import UserError
+from upstreams.files import sha256
 from upstreams.formats import checkpoint
 from upstreams.formats.checkpoint import build
 from upstreams.quantization.convert import calibrate
@@ -71,8 +72,8 @@ def test_every_step_is_a_checkpoint_and_teaches_the_next(work: Path, distilled: 
     middle, final = (
         distilled / f"run/checkpoints/sparseformer_dn_mini_{bits}.safetensors" for bits in ("w2a8", "w1a1")
     )
-    assert checkpoint.read(final)[2]["teacher_sha256"] == checkpoint.sha256(middle)
-    assert checkpoint.read(middle)[2]["teacher_sha256"] == checkpoint.sha256(teacher_path(work))
+    assert checkpoint.read(final)[2]["teacher_sha256"] == sha256(middle)
+    assert checkpoint.read(middle)[2]["teacher_sha256"] == sha256(teacher_path(work))
     model = checkpoint.load(final)
     assert all(bool(m.calibrated) for m in model.modules() if isinstance(m, Quantizer))
     expected = {"front_end.projection": Bits(8, 8), "encoder.blocks.0.attention.key": Bits(4, 4)}

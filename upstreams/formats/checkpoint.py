@@ -15,11 +15,11 @@ from torch import Tensor, nn
 
 from upstreams.config import ModelConfig, from_dict
 from upstreams.errors import UserError
-from upstreams.files import PACKED, atomic_write
+from upstreams.files import atomic_write
+from upstreams.formats.metadata import CHECKPOINT, PACKED
 from upstreams.model import AudioEncoder
 from upstreams.quantization.convert import quantize
 
-KEY = "superbit"
 FORMAT = 1
 
 
@@ -34,7 +34,7 @@ def save(path: Path, model: AudioEncoder, head: nn.Module | None, provenance: di
     about = {"format": FORMAT, "config": dataclasses.asdict(model.config), "provenance": provenance}
     about["digest"] = _digest(tensors, about)
     with atomic_write(path) as temporary:
-        save_file(tensors, temporary, metadata={KEY: json.dumps(about)})
+        save_file(tensors, temporary, metadata={CHECKPOINT: json.dumps(about)})
 
 
 def read(path: Path) -> tuple[ModelConfig, dict[str, Tensor], dict[str, Any]]:
@@ -51,7 +51,7 @@ def read(path: Path) -> tuple[ModelConfig, dict[str, Tensor], dict[str, Any]]:
             if PACKED in metadata:
                 raise UserError(f"{path} is packed, which is for running it: give the checkpoint it was packed from")
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        about = json.loads(metadata[KEY])
+        about = json.loads(metadata[CHECKPOINT])
         config = from_dict(ModelConfig, about["config"], f"the configuration in {path}")
     except (SafetensorError, KeyError, json.JSONDecodeError) as error:
         raise UserError(f"{path} is damaged or is no superbit checkpoint ({type(error).__name__}: {error})") from error
@@ -95,12 +95,3 @@ def fill(module: nn.Module, tensors: dict[str, Tensor], prefix: str, path: Path)
     except RuntimeError as error:
         problem = str(error).splitlines()[1].strip()
         raise UserError(f"{path} does not fit its own configuration: {problem}") from error
-
-
-def sha256(path: Path) -> str:
-    """Hexadecimal SHA-256 of a file."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()

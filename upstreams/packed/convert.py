@@ -17,6 +17,7 @@ from upstreams.encoders.attention import Attention
 from upstreams.encoders.feed_forward import FeedForward
 from upstreams.encoders.positions import ConvPositions
 from upstreams.errors import UserError
+from upstreams.files import sha256
 from upstreams.formats import checkpoint
 from upstreams.model import AudioEncoder
 from upstreams.packed import file
@@ -116,7 +117,7 @@ def pack_checkpoint(path: Path, out: Path) -> None:
     """Pack a quantized checkpoint into the file `out`. Raises UserError when it cannot be read or is not quantized."""
     _, _, provenance = checkpoint.read(path)
     model = checkpoint.load(path)
-    save(out, pack(model), {**provenance, "packed_from": checkpoint.sha256(path)})
+    save(out, pack(model), {**provenance, "packed_from": sha256(path)})
 
 
 def build(config: ModelConfig) -> PackedAudioEncoder:

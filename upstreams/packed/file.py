@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 
 from upstreams.config import ModelConfig, from_dict
 from upstreams.errors import UserError
-from upstreams.files import PACKED, atomic_write
+from upstreams.files import atomic_write
+from upstreams.formats.metadata import PACKED
 from upstreams.quantization.spec import Bits
 
 FORMAT = 1

@@ -21,6 +21,7 @@ from tests.upstreams.packed.models import noise, quantized
 from upstreams import cost, registry
 from upstreams.config import EncoderConfig, ModelConfig, preset
 from upstreams.errors import UserError
+from upstreams.files import sha256
 from upstreams.formats import checkpoint
 from upstreams.packed import convert, file, kernels
 from upstreams.packed.codes import unpack_codes
@@ -148,7 +149,7 @@ def test_bits_on_disk_are_bits(files: Path) -> None:
     packed = file.read(path)
     config, arrays, provenance = packed.config, packed.tensors, packed.provenance
     assert config.bits == "w1a1" and provenance["seed"] == 3
-    assert provenance["packed_from"] == checkpoint.sha256(files / path.name)
+    assert provenance["packed_from"] == sha256(files / path.name)
     codes = sum(array.nbytes for name, array in arrays.items() if name.endswith(".codes"))
     dim, hidden = config.encoder.dim, config.encoder.feed_forward_dim
     assert codes == config.encoder.layers * (4 * dim * dim + 2 * dim * hidden) // 8

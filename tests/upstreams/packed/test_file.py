@@ -14,6 +14,7 @@ import pytest
 from tests.upstreams.packed.models import HAS_NATIVE, quantized
 from upstreams.config import EncoderConfig, ModelConfig
 from upstreams.errors import UserError
+from upstreams.formats.metadata import PACKED
 from upstreams.packed import convert, file
 from upstreams.packed.runtime import Runtime
 
@@ -149,7 +150,7 @@ def fractional(header: dict[str, Any]) -> None:
 
 
 def no_metadata(header: dict[str, Any]) -> None:
-    header["__metadata__"] = {file.PACKED: "[]"}
+    header["__metadata__"] = {PACKED: "[]"}
 
 
 def a_list(header: dict[str, Any]) -> Any:
