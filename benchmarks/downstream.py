@@ -71,11 +71,11 @@ def measure(task: str, mode: str, steps: int, checkpoint: Path, corpora: Path, o
     changes |= {f"downstream_expert.{data}.num_workers": 0}
     arguments = [
         *("-m", "train", "-u", checkpoint.stem, "-k", str(checkpoint), "-d", task, "-p", str(expdir)),
-        *("--root", str(corpora), "--device", "cpu", "--seed", str(SEED + (mode == "new-seed"))),
+        *("--corpora", str(corpora), "--device", "cpu", "--seed", str(SEED + (mode == "new-seed"))),
         *("-o", ",,".join(f"config.{key}={value}" for key, value in changes.items())),
     ]
     if mode != "plain":
-        arguments += ["--feature_store", str(store)]
+        arguments += ["--feature-store", str(store)]
     script = (
         "import json, sys, time; from runners.downstream import run as downstream; times = []\n"
         "downstream.main(json.loads(sys.argv[1]), lambda step: times.append(time.process_time()))\n"

@@ -47,6 +47,11 @@ def shape(name: str) -> ModelConfig:
     return dataclasses.replace(preset(base), bits=suffix if suffix.startswith("w") else "w32a32")
 
 
+def is_file(target: str) -> bool:
+    """True if `target` is a checkpoint file's path, not an upstream name."""
+    return target.endswith(".safetensors") or os.sep in target
+
+
 def checkpoint_path(name: str, ckpt: str | os.PathLike[str] | None = None) -> Path:
     """The file behind an upstream name: `ckpt` when given, else <name>.safetensors in $SUPERBIT_CHECKPOINTS.
 

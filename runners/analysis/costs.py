@@ -6,7 +6,6 @@ import csv
 import io
 import json
 import multiprocessing
-import os
 import platform
 import time
 from collections.abc import Sequence
@@ -45,9 +44,8 @@ def profile(
     samples = list(cost.SUPERB_SAMPLES) if seconds is None else [round(seconds * SAMPLE_RATE)]
     records = []
     for target in targets:
-        modules = cost.profile(
-            registry.costed(Path(target)) if is_file(target) else checkpoint.build(registry.shape(target)), samples
-        )
+        model = registry.costed(Path(target)) if registry.is_file(target) else checkpoint.build(registry.shape(target))
+        modules = cost.profile(model, samples)
         by_kind = {kind: sum(m.macs for m in modules if m.kind == kind) for kind in KINDS}
         macs = sum(m.macs for m in modules)
         record: dict[str, Any] = {
@@ -83,11 +81,6 @@ def profile(
     return records
 
 
-def is_file(target: str) -> bool:
-    """True if `target` is a checkpoint file, not the name of an upstream."""
-    return target.endswith(".safetensors") or os.sep in target
-
-
 def measure(target: str, samples: Sequence[int], *, batch: int, threads: int, repeats: int) -> dict[str, Any]:
     """Run a model on noise; return latencies in ms for each call and the peak memory of this process in bytes.
 
@@ -95,7 +88,7 @@ def measure(target: str, samples: Sequence[int], *, batch: int, threads: int, re
     real_time_factor: seconds of computation for one second of audio, counting all utterances of the batch.
     """
     torch.set_num_threads(threads)
-    model = convert.load(Path(target)) if is_file(target) else checkpoint.build(registry.shape(target)).eval()
+    model = convert.load(Path(target)) if registry.is_file(target) else checkpoint.build(registry.shape(target)).eval()
     calls = [count for _ in range(repeats) for count in samples]
     times = []
     with torch.inference_mode():

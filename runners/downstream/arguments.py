@@ -21,18 +21,18 @@ from runners.tasks import TASKS, Task
 from upstreams.errors import UserError, nearest
 
 # Flags that s3prl does not know.
-OWN_FLAGS = ("root", "threads", "feature_store", "feature_store_gb", "feature_store_dtype")
+OWN_FLAGS = ("corpora", "threads", "feature_store", "feature_store_gb", "feature_store_dtype")
 
 # With -e, s3prl takes every argument but these from the checkpoint.
 NOT_FROM_CHECKPOINT = ("mode", "evaluate_split", "override", "backend", "local_rank", "past_exp", "device")
 
 EXAMPLES = """examples:
-  superbit downstream -m train -u fbank_no_cmvn -d ks -p runs/ks --root CORPORA -o config.optimizer.lr=1e-3
-  superbit downstream -m train -u fbank_no_cmvn -d ks -p runs/ks --root CORPORA -a      (goes on if interrupted)
-  superbit downstream -m train -u fbank_no_cmvn -d ks -p runs/ks --root CORPORA --feature_store runs/features
+  superbit downstream -m train -u fbank_no_cmvn -d ks -p runs/ks --corpora CORPORA -o config.optimizer.lr=1e-3
+  superbit downstream -m train -u fbank_no_cmvn -d ks -p runs/ks --corpora CORPORA -a      (goes on if interrupted)
+  superbit downstream -m train -u fbank_no_cmvn -d ks -p runs/ks --corpora CORPORA --feature-store runs/features
   superbit downstream -m evaluate -e runs/ks/dev-best.ckpt
   superbit downstream -m evaluate -e runs/asr/dev-clean-best.ckpt -t test-clean
-  torchrun --nproc_per_node 2 --no-python superbit downstream -m train -u fbank -d ks -p runs/ks --root CORPORA
+  torchrun --nproc_per_node 2 -m superbit downstream -m train -u fbank -d ks -p runs/ks --corpora CORPORA
 """
 
 
@@ -45,7 +45,7 @@ def parser() -> argparse.ArgumentParser:
     """All flags of s3prl's run_downstream under their names, and this project's own."""
     flags = _Parser(
         prog="superbit downstream",
-        usage="superbit downstream -m train|evaluate -u NAME -d TASK -p DIR --root CORPORA [flags]\n"
+        usage="superbit downstream -m train|evaluate -u NAME -d TASK -p DIR --corpora CORPORA [flags]\n"
         "       superbit downstream -m train|evaluate -e CKPT|DIR [flags]",
         description="Train or evaluate a SUPERB task on a frozen upstream: s3prl's run_downstream, same flags.",
         epilog=EXAMPLES,
@@ -53,7 +53,7 @@ def parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     add = flags.add_argument_group("what to do").add_argument
-    add("-m", "--mode", choices=["train", "evaluate", "inference"], required=True)
+    add("-m", "--mode", choices=["train", "evaluate", "inference"], required=True, help="what to do")
     add("-t", "--evaluate_split", help="split to evaluate (default: the task's test split), or file to infer")
     add("-o", "--override", help="changes: 'config.optimizer.lr=1e-3,,args.seed=2'; keys must exist")
 
@@ -61,7 +61,11 @@ def parser() -> argparse.ArgumentParser:
     add("-d", "--downstream", help=f"task: {' '.join(TASKS)}, or a downstream by s3prl's name")
     add("-c", "--config", help="its configuration (default: the official one of the task)")
     add("-v", "--downstream_variant", help="variant of the downstream; ER's test fold where the config has none")
-    add("--root", help="folder of the corpora (default: SUPERBIT_CORPORA); with -e, in place of the old paths")
+    add(
+        "--corpora",
+        metavar="DIR",
+        help="folder of the corpora (default: $SUPERBIT_CORPORA); with -e, it replaces the old paths",
+    )
 
     add = flags.add_argument_group("upstream").add_argument
     add("-u", "--upstream", help="a name in s3prl.hub: this project's or s3prl's own")
@@ -72,9 +76,14 @@ def parser() -> argparse.ArgumentParser:
     add("-s", "--upstream_feature_selection", default="hidden_states", help="features (default: %(default)s)")
     add("-l", "--upstream_layer_selection", type=int, help="one layer in place of the weighted sum of all")
     add("--upstream_feature_normalize", action="store_true", help="layer norm before the weighted sum")
-    add("--hub", default="torch", choices=["torch", "huggingface"], help="only torch is supported")
-    add("--upstream_model_name", default="model.pt", help="of --hub huggingface")
-    add("--upstream_revision", help="of --hub huggingface")
+    add(
+        "--hub",
+        default="torch",
+        choices=["torch", "huggingface"],
+        help="only torch is supported (default: %(default)s)",
+    )
+    add("--upstream_model_name", default="model.pt", help="not supported (default: %(default)s)")
+    add("--upstream_revision", help="not supported")
 
     add = flags.add_argument_group("experiment").add_argument
     add("-p", "--expdir", metavar="DIR", help="where checkpoints, logs and predictions go")
@@ -97,14 +106,14 @@ def parser() -> argparse.ArgumentParser:
         type=int,
         help="CPU threads (default: 1 on CPU, as more can make the LSTMs of ASR and SF 20 times slower)",
     )
-    add("--feature_store", metavar="DIR", help="keep the frozen upstream's features there and compute them only once")
+    add("--feature-store", metavar="DIR", help="keep the frozen upstream's features there and compute them only once")
     add(
-        "--feature_store_gb",
+        "--feature-store-gb",
         type=float,
         default=32.0,
         help="the most it may hold, the oldest out (default: %(default)s)",
     )
-    add("--feature_store_dtype", choices=DTYPES, default="fp16", help="numbers it holds (default: %(default)s)")
+    add("--feature-store-dtype", choices=DTYPES, default="fp16", help="numbers it holds (default: %(default)s)")
     add("--backend", help="of distributed training (default: nccl on GPU, gloo on CPU)")
     add(
         *("--local_rank", "--local-rank"),
@@ -133,7 +142,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     if options.auto_resume and latest_state(options.expdir):
         options.past_exp = options.expdir
     if options.feature_store and options.feature_store_gb <= 0:
-        raise UserError(f"--feature_store_gb must be above 0, not {options.feature_store_gb}")
+        raise UserError(f"--feature-store-gb must be above 0, not {options.feature_store_gb}")
     if options.hub == "huggingface" or options.push_to_hf_hub:
         raise UserError("the Hugging Face Hub is not supported: leave --hub at torch and drop --push_to_hf_hub")
     if options.past_exp:
@@ -176,13 +185,13 @@ def resolve(options: argparse.Namespace) -> tuple[argparse.Namespace, dict[str, 
     if options.past_exp:
         args, config = _from_checkpoint(args)
         task = tasks.task_of(args.downstream, config)
-        if options.root and task:
-            moved = tasks.task_config(task.name, options.root)
+        if options.corpora and task:
+            moved = tasks.task_config(task.name, options.corpora)
             for key, value in dict(tasks.flat_keys(moved)).items():
                 if key in tasks.path_keys(task):
                     tasks.set_key(config, key, value)
     else:
-        config = tasks.read_config(args.config, options.root or os.environ.get("SUPERBIT_CORPORA"))
+        config = tasks.read_config(args.config, options.corpora or os.environ.get("SUPERBIT_CORPORA"))
         task = tasks.task_of(args.downstream, config)
     if args.override and args.override.lower() != "none":
         override(args.override, args, config)
@@ -284,7 +293,7 @@ def _check(args: argparse.Namespace, config: dict[str, Any], task: Task | None) 
         raise UserError(f"there is no checkpoint {args.init_ckpt} (-i)")
     if waiting := tasks.missing_root(config):
         raise UserError(
-            f"{waiting} needs the folder of the corpora: say --root DIR, set SUPERBIT_CORPORA, "
+            f"{waiting} needs the folder of the corpora: say --corpora DIR, set SUPERBIT_CORPORA, "
             f"or give the path itself with -o config.{waiting}=PATH"
         )
     if args.mode == "inference":

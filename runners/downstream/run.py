@@ -92,9 +92,9 @@ def _store_settings(options: argparse.Namespace, args: argparse.Namespace) -> St
     if options.feature_store is None:
         return None
     if args.upstream_trainable:
-        raise UserError("--feature_store is for a frozen upstream: leave out -f, or the store")
+        raise UserError("--feature-store is for a frozen upstream: leave out -f, or the store")
     if args.upstream_feature_selection != "hidden_states":
-        raise UserError("--feature_store keeps hidden_states: leave out -s, or the store")
+        raise UserError("--feature-store keeps hidden_states: leave out -s, or the store")
     folder = Path(options.feature_store).absolute()
     return StoreSettings(folder, int(options.feature_store_gb * 2**30), options.feature_store_dtype)
 

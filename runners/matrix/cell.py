@@ -280,8 +280,8 @@ def _store_arguments(cell: Cell) -> list[str]:
         return []
     folder, gigabytes = str(cell.store.folder), str(cell.store.max_bytes / 2**30)
     return [
-        *("--feature_store", folder, "--feature_store_gb", gigabytes),
-        *("--feature_store_dtype", cell.store.dtype),
+        *("--feature-store", folder, "--feature-store-gb", gigabytes),
+        *("--feature-store-dtype", cell.store.dtype),
     ]
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from rich.console import Console
 
 from runners.corpora.check import check_config
-from runners.features.settings import StoreSettings
+from runners.features.settings import DTYPES, StoreSettings
 from runners.matrix import cell as cells
 from runners.matrix import engines, folds
 from runners.matrix.cell import Cell
@@ -31,7 +31,8 @@ class Options:
     dry_run: bool = False
     store: bool = True  # False: no feature store, whatever the matrix says
     store_folder: Path | None = None  # by default `features` in the runs' folder
-    store_gb: float | None = None  # in place of the matrix's
+    store_gb: float | None = None  # None: the matrix's
+    store_dtype: str | None = None  # None: the matrix's
 
 
 def evaluate(
@@ -71,7 +72,10 @@ def _store(matrix: Matrix, out: Path, options: Options) -> StoreSettings | None:
     max_bytes = matrix.store_bytes if options.store_gb is None else int(options.store_gb * 2**30)
     if not options.store or max_bytes == 0:
         return None
-    return StoreSettings((options.store_folder or out / "features").absolute(), max_bytes, matrix.store_dtype)
+    dtype = options.store_dtype or matrix.store_dtype
+    if dtype not in DTYPES:
+        raise UserError(f"--feature-store-dtype is {dtype!r}: {nearest(dtype, DTYPES)}")
+    return StoreSettings((options.store_folder or out / "features").absolute(), max_bytes, dtype)
 
 
 def choose(matrix: Matrix, only: Sequence[str]) -> set[tuple[str, str]]:

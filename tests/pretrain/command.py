@@ -13,7 +13,7 @@ from upstreams.formats import checkpoint
 
 def superbit(*arguments: object, **options: object) -> subprocess.CompletedProcess[str]:
     """Run the command line and capture what it prints."""
-    command = [sys.executable, "-m", "runners.cli", *map(str, arguments)]
+    command = [sys.executable, "-m", "superbit", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, **options)  # type: ignore[call-overload]
 
 

@@ -119,7 +119,7 @@ def test_a_killed_distillation_resumes_to_the_same_curve(work: Path, distilled: 
     command = [
         sys.executable,
         "-m",
-        "runners.cli",
+        "superbit",
         "quantize",
         *map(str, arguments(work, distilled)),
         "--out",

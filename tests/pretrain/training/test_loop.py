@@ -148,7 +148,7 @@ TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--np
 def command(work: Path, out: Path, processes: int = 1) -> list[str]:
     launch = [sys.executable] if processes == 1 else [*TORCHRUN, str(processes)]
     where = ["--manifest", work / "audio/train.tsv", "--labels", work / "run/labels", "--out", out]
-    return [*launch, "-m", "runners.cli", "pretrain", *map(str, [out.parent / "recipe.yaml", *where])]
+    return [*launch, "-m", "superbit", "pretrain", *map(str, [out.parent / "recipe.yaml", *where])]
 
 
 def checkpoint_of(out: Path) -> dict[str, torch.Tensor]:
@@ -195,7 +195,7 @@ def test_two_processes_equal_one_that_accumulates(work: Path, tmp_path: Path) ->
     (tmp_path / "distil.yaml").write_text("{steps: 4, batch_seconds: 6, micro_batch_seconds: 3, crop_seconds: 1.0}")
     options = ["--bits", "w1a1", "--manifest", work / "audio/train.tsv", "--recipe", tmp_path / "distil.yaml"]
     done = subprocess.run(
-        [*TORCHRUN, "2", "-m", "runners.cli", "quantize", *map(str, [teacher, *options, "--out", tmp_path / "q2"])],
+        [*TORCHRUN, "2", "-m", "superbit", "quantize", *map(str, [teacher, *options, "--out", tmp_path / "q2"])],
         capture_output=True,
         text=True,
     )

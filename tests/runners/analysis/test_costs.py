@@ -20,7 +20,7 @@ from upstreams.quantization.convert import calibrating
 
 
 def superbit(*arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "runners.cli", "profile", *map(str, arguments)]
+    command = [sys.executable, "-m", "superbit", "profile", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True)
 
 

@@ -52,7 +52,7 @@ def prepared(downloaded: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 
 def superbit(command: str, task: str, root: Path, *more: str) -> Result:
-    return CliRunner().invoke(app, ["corpus", command, task, "--root", str(root), *more])
+    return CliRunner().invoke(app, ["corpus", command, task, "--corpora", str(root), *more])
 
 
 def refused(done: Result) -> str:

@@ -48,7 +48,7 @@ def train(task: str, corpora: Path, expdir: Path) -> None:
     runner = {"total_steps": 4, "eval_step": 2, "save_step": 2, "log_step": 2, "gradient_accumulate_steps": 1}
     changes = [f"config.runner.{key}={value}" for key, value in runner.items()]
     changes += [f"config.downstream_expert.{key}={value}" for key, value in SMALL[task].items()]
-    arguments = ["-m", "train", "-u", "fbank_no_cmvn", "-d", task, "-p", str(expdir), "--root", str(corpora)]
+    arguments = ["-m", "train", "-u", "fbank_no_cmvn", "-d", task, "-p", str(expdir), "--corpora", str(corpora)]
     downstream.main([*arguments, "--device", "cpu", "-o", ",,".join(changes)])
 
 
@@ -75,10 +75,10 @@ def test_train_and_evaluate(task: str, corpora: Path, tmp_path: Path) -> None:
 def test_queries_are_found_without_training(split: str, corpora: Path, tmp_path: Path) -> None:
     arguments = ["-m", "evaluate", "-u", "fbank_no_cmvn", "-l", "0", "-d", "qbe", "-t", split, "-p", str(tmp_path)]
     workers = "config.downstream_expert.datarc.num_workers=0,,config.downstream_expert.max_workers=1"
-    metrics = downstream.main([*arguments, "--root", str(corpora), "--device", "cpu", "-o", workers])
+    metrics = downstream.main([*arguments, "--corpora", str(corpora), "--device", "cpu", "-o", workers])
     assert metrics == {"mtwv": pytest.approx(1.0)}, "each melody is in the utterances that hold it, and in no other"
     with pytest.raises(UserError, match="qbe trains nothing: say -m evaluate"):
-        downstream.main(["-m", "train", *arguments[2:], "--root", str(corpora)])
+        downstream.main(["-m", "train", *arguments[2:], "--corpora", str(corpora)])
 
 
 def test_the_term_weighted_value_by_hand() -> None:

@@ -56,7 +56,7 @@ def test_no_number_of_an_empty_test_set_or_of_nan(task: str, tiny_corpora: Path,
     shutil.copytree(tiny_corpora, root)
     EMPTY[task](root)
     with pytest.raises(UserError) as raised:
-        downstream.main([*evaluate, str(states), "--root", str(root)])
+        downstream.main([*evaluate, str(states), "--corpora", str(root)])
     assert "\n" not in str(raised.value)
 
     checkpoint = torch.load(states)

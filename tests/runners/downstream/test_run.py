@@ -44,7 +44,7 @@ def overrides(task: str, steps: int = 4, workers: int = 0, **more: Any) -> str:
 
 
 def train(task: str, root: Path, expdir: Path, *more: str, changes: str | None = None) -> None:
-    arguments = ["-m", "train", "-u", "fbank_no_cmvn", "-d", task, "-p", str(expdir), "--root", str(root)]
+    arguments = ["-m", "train", "-u", "fbank_no_cmvn", "-d", task, "-p", str(expdir), "--corpora", str(root)]
     downstream.main([*arguments, "--device", "cpu", "-o", changes or overrides(task), *more])
 
 
@@ -108,7 +108,7 @@ def test_a_feature_store_leaves_the_numbers_as_they_are(
 ) -> None:
     more = {"config.downstream_expert.datarc.max_timestep": 6000} if name == "sid" else {}  # some are longer
     changes = overrides(name, **more)
-    store = ["--feature_store", str(tmp_path / "features")]
+    store = ["--feature-store", str(tmp_path / "features")]
     for folder, extra in (("plain", []), ("cold", store), ("warm", store)):
         train(name, tiny_corpora, tmp_path / folder, *untrained, *extra, changes=changes)
     plain, cold, warm = (logged(tmp_path / folder) for folder in ("plain", "cold", "warm"))
@@ -124,12 +124,12 @@ def test_a_feature_store_leaves_the_numbers_as_they_are(
 
 
 def test_a_feature_store_is_for_a_frozen_upstream(tiny_corpora: Path, tmp_path: Path) -> None:
-    store = ["--feature_store", str(tmp_path / "features")]
+    store = ["--feature-store", str(tmp_path / "features")]
     for flags, message in (
         (["-f"], "frozen upstream"),
         (["-s", "last_hidden_state"], "keeps hidden_states"),
-        (["--feature_store_gb", "0"], "must be above 0"),
-        (["--feature_store_dtype", "fp8"], "invalid choice"),
+        (["--feature-store-gb", "0"], "must be above 0"),
+        (["--feature-store-dtype", "fp8"], "invalid choice"),
     ):
         with pytest.raises(UserError, match=message):
             train("ic", tiny_corpora, tmp_path / "exp", *store, *flags)
@@ -169,7 +169,7 @@ def test_corpora_that_moved(tiny_corpora: Path, tmp_path: Path, monkeypatch: pyt
     first.rename(second)
     with pytest.raises(UserError, match="first"):
         downstream.main(["-m", "evaluate", "-e", str(tmp_path / "exp"), "--device", "cpu"])
-    moved = ["-m", "evaluate", "-e", str(tmp_path / "exp"), "--root", str(second), "--device", "cpu"]
+    moved = ["-m", "evaluate", "-e", str(tmp_path / "exp"), "--corpora", str(second), "--device", "cpu"]
     assert downstream.main(moved) == before
 
 
@@ -190,7 +190,7 @@ def test_two_processes(tiny_corpora: Path, tmp_path: Path) -> None:
     """Breaks 7 and 13 to 17 of s3prl: both ranks count their steps and end, and only one writes."""
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "--no-python"]
     command = [str(Path(sys.executable).with_name("superbit")), "downstream", "-m", "train", "-u", "fbank_no_cmvn"]
-    arguments = ["-d", "ks", "-p", str(tmp_path), "--root", str(tiny_corpora), "-o", overrides("ks")]
+    arguments = ["-d", "ks", "-p", str(tmp_path), "--corpora", str(tiny_corpora), "-o", overrides("ks")]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(
         [*launcher, *command, *arguments], capture_output=True, text=True, timeout=120, env=environment
@@ -229,8 +229,8 @@ def test_flags_are_s3prls(monkeypatch: pytest.MonkeyPatch) -> None:
         run_downstream.get_downstream_args()
     (s3prls,), ours = parsers, downstream_args.parser()
     assert set(ours._option_string_actions) - set(s3prls._option_string_actions) == {
-        *("--root", "--threads", "--local-rank"),
-        *("--feature_store", "--feature_store_gb", "--feature_store_dtype"),
+        *("--corpora", "--threads", "--local-rank"),
+        *("--feature-store", "--feature-store-gb", "--feature-store-dtype"),
     }
     for flag, theirs in s3prls._option_string_actions.items():
         action = ours._option_string_actions[flag]
@@ -248,7 +248,13 @@ def test_help_needs_neither_torch_nor_s3prl() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    for flag in ("--upstream_feature_selection", "--root", "--threads", "SUPERBIT_CORPORA", "asr pr ks sid er ic sf"):
+    for flag in (
+        "--upstream_feature_selection",
+        "--corpora",
+        "--threads",
+        "SUPERBIT_CORPORA",
+        "asr pr ks sid er ic sf",
+    ):
         assert flag in done.stdout
 
 
@@ -272,13 +278,13 @@ def test_bad_input_ends_the_command_with_one_sentence() -> None:
         (["-m", "train", "-d", "ks", "-a"], "-p DIR"),
         (["-m", "train", "-u", "fbank", "-d", "ks"], "-p DIR"),
         (["-m", "train", "-d", "ks", "-p", "x"], "-u NAME"),
-        (["-m", "train", "-u", "fbank", "-d", "ks", "-p", "x"], "say --root DIR, set SUPERBIT_CORPORA"),
-        (["-m", "train", "-u", "fbank", "-d", "ks", "-p", "x", "--root", "nowhere"], "The layout expected for ks"),
+        (["-m", "train", "-u", "fbank", "-d", "ks", "-p", "x"], "say --corpora DIR, set SUPERBIT_CORPORA"),
+        (["-m", "train", "-u", "fbank", "-d", "ks", "-p", "x", "--corpora", "nowhere"], "The layout expected for ks"),
         (["-m", "train", "-u", "fbank", "-d", "ks", "-p", "x", "-c", "no.yaml"], r"no configuration .*no\.yaml"),
         (["-m", "train", "-u", "fbank", "-d", "ks", "-p", "x", "-i", "no.ckpt"], r"no checkpoint no\.ckpt"),
         (["-m", "evaluate", "-e", "no.ckpt"], r"no checkpoint no\.ckpt"),
         (["-m", "evaluate", "-e", "."], r"holds no checkpoint"),
-        (["-m", "inference", "-u", "fbank", "-d", "ks", "-p", "x", "--root", "y"], "of asr only, not of ks"),
+        (["-m", "inference", "-u", "fbank", "-d", "ks", "-p", "x", "--corpora", "y"], "of asr only, not of ks"),
     ],
 )
 def test_bad_flags(arguments: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -308,7 +314,7 @@ def test_bad_flags(arguments: list[str], message: str, tmp_path: Path, monkeypat
 def test_bad_names(more: list[str], message: str, tiny_corpora: Path, tmp_path: Path) -> None:
     if "cuda" in more and torch.cuda.is_available():
         pytest.skip("there is a GPU")
-    given = ["-m", "train", "-u", "fbank", "-d", "ks", "-p", str(tmp_path / "exp"), "--root", str(tiny_corpora)]
+    given = ["-m", "train", "-u", "fbank", "-d", "ks", "-p", str(tmp_path / "exp"), "--corpora", str(tiny_corpora)]
     with pytest.raises(UserError, match=message):
         downstream.main([*given, *more])
     assert not (tmp_path / "exp").exists()

@@ -65,7 +65,7 @@ def models_built(runs: Path) -> int:
 def runner(file: Path, corpora: Path, runs: Path) -> subprocess.Popen[str]:
     arguments = ["evaluate", str(file), "--corpora", str(corpora), "--out", str(runs), "--jobs", "2"]
     return subprocess.Popen(
-        [sys.executable, "-m", "runners.cli", *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        [sys.executable, "-m", "superbit", *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
 
 

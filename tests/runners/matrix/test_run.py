@@ -68,7 +68,7 @@ class FakeDownstream:
     def main(self, argv: list[str], on_step: Any = None) -> dict[str, float] | None:
         options = dict(zip(argv[::2], argv[1::2], strict=True))
         with self.calls.open("a") as file:
-            file.write(json.dumps({**options, "store": "--feature_store" in argv}) + "\n")
+            file.write(json.dumps({**options, "store": "--feature-store" in argv}) + "\n")
         if options["-m"] == "evaluate":
             upstream = self.upstream_of(Path(options["-e"]))
             return {"acc": float("nan") if self.behaviour.get(upstream) == "nan" else 0.5, "loss": 1.0}
@@ -267,8 +267,8 @@ def test_without_a_store_and_with_another_folder(corpora: Path, tmp_path: Path, 
     options = Options(store_folder=tmp_path / "elsewhere", store_gb=1.5)
     assert matrix.evaluate(file, corpora, tmp_path / "b", options=options) == 0
     training = fake.made()[2]
-    assert training["--feature_store"] == str(tmp_path / "elsewhere")
-    assert training["--feature_store_gb"] == "1.5"
+    assert training["--feature-store"] == str(tmp_path / "elsewhere")
+    assert training["--feature-store-gb"] == "1.5"
 
 
 def test_states_of_another_configuration_are_not_resumed(corpora: Path, tmp_path: Path, fake: FakeDownstream) -> None:

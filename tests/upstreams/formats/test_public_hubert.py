@@ -238,7 +238,7 @@ def test_the_command_makes_an_upstream_and_a_teacher(tmp_path: Path) -> None:
 
     state = {f"hubert.{k}": v.half() for k, v in transformers_model(preset("hubert_base")).state_dict().items()}
     torch.save(state, tmp_path / "hubert.bin")
-    command = [sys.executable, "-m", "runners.cli", "import", "hubert_base", str(tmp_path / "hubert.bin")]
+    command = [sys.executable, "-m", "superbit", "import", "hubert_base", str(tmp_path / "hubert.bin")]
     done = subprocess.run([*command, "--out", str(tmp_path)], capture_output=True, text=True)
     path = tmp_path / "checkpoints/hubert_base.safetensors"
     assert done.returncode == 0 and f"checkpoint: {path} (without its pre-training head)" in done.stdout, done.stderr

@@ -1,0 +1,190 @@
+"""Commands from a folder of audio to checkpoints: manifest, shards, labels, pretrain, quantize."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from runners.cli.options import Manifest, Out, Seed, Threads, Workers, use_threads
+from upstreams.errors import UserError
+
+PANEL = "Pre-training"
+app = typer.Typer()
+labels = typer.Typer(help="k-means targets for masked prediction: make them, measure them.", no_args_is_help=True)
+
+LabelSet = Annotated[Path, typer.Option(help="Folder for the label set: train.km, dict.km.txt, summary.json.")]
+Fraction = Annotated[float, typer.Option(help="Fraction of the utterances to fit k-means to.", min=0.0, max=1.0)]
+Starts = Annotated[int, typer.Option(help="Initialisations of k-means to try.", min=1)]
+
+
+@app.command(rich_help_panel=PANEL)
+def manifest(
+    folder: Annotated[Path, typer.Argument(help="Folder with flac, wav, ogg, opus or mp3 files at any depth.")],
+    out: Annotated[Path, typer.Option(help="Folder for train.tsv, valid.tsv and left_out.tsv.")],
+    min_seconds: Annotated[float, typer.Option(help="Leave out shorter files.", min=0.0)] = 2.0,
+    max_seconds: Annotated[float, typer.Option(help="Leave out longer files.")] = float("inf"),
+    valid: Annotated[float, typer.Option(help="Fraction of the audio for validation; 0: none.")] = 0.01,
+    speaker: Annotated[
+        str | None,
+        typer.Option(
+            help="Split by speaker: a regular expression whose first group matches the speaker in a path, such as "
+            r"'(\d+)-\d+-\d+\.flac' for LibriSpeech or '(id\d+)/' for VoxCeleb. Without it, split by file."
+        ),
+    ] = None,
+    seed: Seed = 0,
+    workers: Annotated[int, typer.Option(help="Files inspected in parallel.", min=1)] = 8,
+) -> None:
+    """List a folder's audio files in fairseq manifests; list unusable files, with the reason, in left_out.tsv."""
+    from pretrain.audio.scan import write_manifests
+
+    write_manifests(folder, out, min_seconds, max_seconds, valid, speaker, seed, workers, typer.echo)
+
+
+@app.command(rich_help_panel=PANEL)
+def shards(
+    manifest: Manifest,
+    out: Annotated[Path, typer.Option(help="Folder for the shards and their manifest.")],
+    gigabytes: Annotated[float, typer.Option(help="Approximate size of a shard in GB.", min=0.001)] = 1.0,
+) -> None:
+    """Copy a manifest's files into a few large tar files, for network disks that open files slowly."""
+    from pretrain.audio.shards import write_shards
+
+    typer.echo(f"manifest: {write_shards(manifest, out, int(gigabytes * 1e9))}")
+
+
+@labels.command()
+def mfcc(
+    manifest: Manifest,
+    out: LabelSet,
+    clusters: Annotated[int, typer.Option(help="Clusters of k-means.", min=2)] = 100,
+    subsampling: Annotated[int, typer.Option(help="10 ms frames for each label.", min=1)] = 4,
+    fraction: Fraction = 0.2,
+    n_init: Starts = 20,
+    workers: Workers = 0,
+    seed: Seed = 0,
+    threads: Threads = 1,
+) -> None:
+    """Cluster MFCC features: the targets of the first iteration."""
+    from pretrain.audio.manifest import Manifest as ReadManifest
+    from pretrain.targets.labels import write_labels
+
+    use_threads(threads)
+    audio = ReadManifest.read(manifest)
+    path = write_labels(audio, out, clusters, seed, fraction, subsampling, n_init=n_init, workers=workers)
+    typer.echo(f"labels: {path}")
+
+
+@labels.command()
+def features(
+    manifest: Manifest,
+    out: LabelSet,
+    checkpoint: Annotated[Path, typer.Option(help="Checkpoint of the model whose hidden states are clustered.")],
+    layer: Annotated[int, typer.Option(help="Index of the hidden state; 0 is the input of the first block.", min=0)],
+    clusters: Annotated[int, typer.Option(help="Clusters of k-means.", min=2)] = 500,
+    fraction: Fraction = 0.1,
+    n_init: Starts = 20,
+    workers: Workers = 0,
+    seed: Seed = 0,
+    threads: Threads = 1,
+) -> None:
+    """Cluster a model's hidden states: the targets of a later iteration."""
+    import torch
+
+    from pretrain.audio.manifest import Manifest as ReadManifest
+    from pretrain.targets.labels import write_labels
+    from upstreams.formats import checkpoint as checkpoints
+
+    use_threads(threads)
+    model = checkpoints.load(checkpoint)
+    if layer > model.config.encoder.layers:
+        raise UserError(f"--layer is {layer}, but {checkpoint} has layers 0 to {model.config.encoder.layers}")
+    model.to("cuda" if torch.cuda.is_available() else "cpu")
+    audio, subsampling = ReadManifest.read(manifest), model.config.downsample_rate // 160
+    path = write_labels(audio, out, clusters, seed, fraction, subsampling, model, layer, n_init, workers)
+    typer.echo(f"labels: {path}")
+
+
+@labels.command()
+def purity(
+    label_set: Annotated[Path, typer.Option("--labels", help="Labels: a .km file.")],
+    reference: Annotated[Path, typer.Option(help="Phone of every frame: one utterance a line, separated by spaces.")],
+) -> None:
+    """Compare labels with aligned phones, frame by frame (HuBERT, section 4.4)."""
+    import json
+
+    from pretrain.targets.purity import purity
+
+    typer.echo(json.dumps(purity(label_set, reference), indent=1))
+
+
+@app.command(rich_help_panel=PANEL)
+def pretrain(
+    recipe: Annotated[str, typer.Argument(help="Name of a packaged recipe, or a YAML file.")],
+    manifest: Manifest,
+    out: Out,
+    label_sets: Annotated[
+        Path | None,
+        typer.Option("--labels", help="Folder of MFCC label sets shared between runs.", show_default="OUT/labels"),
+    ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="Change a value of the recipe: KEY=VALUE, iterations.0.steps=10. Repeatable."),
+    ] = None,
+    stage: Annotated[
+        str | None, typer.Option(help="Stop after this stage: labels1, iteration1, labels2, ..., teacher, export.")
+    ] = None,
+    valid: Annotated[
+        Path | None, typer.Option(help="Validation manifest: the checkpoint of lowest validation loss is the best.")
+    ] = None,
+    seed: Seed = 0,
+    threads: Threads = 1,
+) -> None:
+    """Pre-train an encoder by HuBERT's masked prediction. Finished stages are skipped, an interrupted one resumes."""
+    from pretrain.pretraining import pretrain as run
+    from pretrain.recipes import read_recipe
+
+    use_threads(threads)
+    path = run(read_recipe(recipe, settings or []), manifest, out, label_sets or out / "labels", seed, stage, valid)
+    typer.echo(f"{'checkpoint' if stage in (None, 'export') else stage}: {path}")
+
+
+@app.command(rich_help_panel=PANEL)
+def quantize(
+    checkpoint: Annotated[Path, typer.Argument(help="Checkpoint of `superbit pretrain`.")],
+    bits: Annotated[str, typer.Option(help="Final bit widths, w<weights>a<activations>, such as w1a1.")],
+    manifest: Manifest,
+    out: Out,
+    schedule: Annotated[
+        str | None,
+        typer.Option(
+            help="Bit widths of all distillation steps, separated by commas; each student teaches the next one.",
+            show_default="BITS",
+        ),
+    ] = None,
+    recipe: Annotated[
+        Path | None, typer.Option(help="YAML file: bit-width overrides, learning rates, steps (docs/quantization.md).")
+    ] = None,
+    steps: Annotated[
+        int | None,
+        typer.Option(
+            help="Training steps of each distillation step; 0: calibrate only.", show_default="the recipe's", min=0
+        ),
+    ] = None,
+    seed: Seed = 0,
+    threads: Threads = 1,
+) -> None:
+    """Quantize a checkpoint by BiT's distillation. Each bit width of the schedule gets a checkpoint."""
+    import dataclasses
+
+    from pretrain.distill import Distillation, quantize_checkpoint, read_distillation
+
+    use_threads(threads)
+    stages = schedule.split(",") if schedule else [bits]
+    if stages[-1] != bits:
+        raise UserError(f"--schedule {schedule} ends at {stages[-1]}, but --bits is {bits}")
+    distillation = Distillation() if recipe is None else read_distillation(recipe)
+    if steps is not None:
+        distillation = dataclasses.replace(distillation, steps=steps)
+    typer.echo(f"checkpoint: {quantize_checkpoint(checkpoint, stages, manifest, out, seed, distillation)}")
