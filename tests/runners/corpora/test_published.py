@@ -70,7 +70,7 @@ def test_from_the_download_to_a_number(task: str, downloaded: Path, prepared: Pa
     done = superbit("check", task, prepared, "--any-size")
     assert done.exit_code == 0 and "every file is there" in done.stdout, done.exception
     again = superbit("prepare", task, prepared)
-    assert again.exit_code == 0 and "nothing to make" in again.stdout
+    assert again.exit_code == 0 and "nothing to write" in again.stdout
 
     train(task, prepared, tmp_path, changes=overrides(task, steps=2))
     metrics = downstream.main(["-m", "evaluate", "-e", str(tmp_path / "states-2.ckpt"), "--device", "cpu"])
