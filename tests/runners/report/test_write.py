@@ -7,8 +7,20 @@ from pathlib import Path
 
 import pytest
 
-from runners.report.write import read_speeds
+from runners.report.write import read_speeds, report
+from tests.runners.report.fake_cells import write_cell, write_runs
 from upstreams.errors import UserError
+
+
+def test_a_report_has_every_file_and_no_picture_of_an_earlier_one(tmp_path: Path) -> None:
+    runs = write_runs(tmp_path / "runs", seed=1)
+    out = report([runs]).parent
+    files = {"table.md", "table.csv", "table.tex", "report.html", "score_storage.png", "tensorboard"}
+    assert {path.name for path in out.iterdir()} == files
+    # One more task, which no row with a known storage has: no row has both a score and a storage.
+    write_cell(runs, "hubert", "ks", 1, 0.5, storage_bytes=None)
+    report([runs])
+    assert {path.name for path in out.iterdir()} == files - {"score_storage.png"}
 
 
 def test_speeds_are_read_from_profiles_and_benchmarks(tmp_path: Path) -> None:
