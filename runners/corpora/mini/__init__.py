@@ -1,1 +1,1 @@
-"""The embedded corpora: real speech and synthesis, laid out as the seven tasks' published corpora are."""
+"""The embedded corpora: recorded and synthetic speech in the layouts of the seven tasks' published corpora."""

@@ -1,4 +1,4 @@
-"""`superbit corpus mini`: the seven tasks' corpora in their published layouts, from speech that can be installed."""
+"""`superbit corpus mini`: build the seven tasks' corpora from speech that package managers install."""
 
 from __future__ import annotations
 
@@ -23,12 +23,13 @@ from runners.corpora.mini import (
 )
 from runners.corpora.mini import sources as packages
 from runners.corpora.mini.clips import UNFINISHED, Clip, write_clips
-from runners.corpora.mini.synthesis import SAMPLE_RATE
 from runners.corpora.mini.text import load_lexicon
+from runners.tasks import SEVEN
+from upstreams.config import SAMPLE_RATE
 from upstreams.errors import UserError
 from upstreams.files import atomic_write
 
-# The task audio that the sizes below add up to; they scale with the hours asked for.
+# Total of the sizes below, which scale with the hours of the request.
 DEFAULT_HOURS = 5.0
 _MINUTES = {
     "librispeech": {"train": 40.0, "dev": 4.0, "test": 6.0},
@@ -40,15 +41,15 @@ _UTTERANCES = {
     "snips": {"train": 860, "dev": 100, "test": 300},
     "iemocap": {"first": 240, "others": 140},
 }
-# However small the corpora, a split has as many utterances.
+# Smallest number of utterances of a split, however few hours are requested.
 _AT_LEAST = {
     "speech_commands": {"train": 40, "dev": 12, "test": 12},
     "fluent_commands": {"train": 31, "dev": 4, "test": 8},
     "snips": {"train": 32, "dev": 4, "test": 8},
     "iemocap": {"first": 8, "others": 8},
 }
-_PRETRAIN_PER_TASK_HOUR = 1.5
-_LAYOUT = 1  # raised when the same parameters give other files
+_PRETRAIN_PER_TASK_HOUR = 1.5  # hours of pre-training audio for one hour of task audio
+_LAYOUT = 1  # version: increment when the same parameters give other files
 _LIBRARIES = ("py_nanotts", "pocketsphinx", "G722")
 _ER_LABEL = "synthetic: prosody settings that imitate neutral, happy, angry and sad"
 
@@ -56,74 +57,77 @@ _ER_LABEL = "synthetic: prosody settings that imitate neutral, happy, angry and 
 def build_mini(out: Path, hours: float, seed: int, sources: Path, apt: bool) -> dict[str, Any]:
     """Build the embedded corpora below `out` and return what its corpus.json holds.
 
-    out: the corpora root; it appears, whole, when everything is written. hours: task audio to aim at; recorded speech
-    ends at what there is. sources: where the Debian packages' files are kept. apt: False builds from synthesis alone,
-    as does a system without apt or network. The same hours, seed and sources give the same files, bit for bit.
+    out: the corpora root; it is created when all files are complete. hours: requested hours of task audio; there may be
+    less, as recorded speech is limited. sources: folder of the Debian packages' files. apt: False to build from
+    synthesis alone; without apt or network the build falls back to that. The same hours, seed and sources give the
+    same files, bit for bit.
 
-    A build that is there already with the same parameters is returned at once; one that was interrupted goes on.
-    Raises UserError for bad parameters, an `out` that holds something else, or a source with a wrong checksum.
+    A finished build with the same parameters is returned at once. An interrupted one is resumed. Raises UserError for
+    bad parameters, an `out` that holds anything else, missing libraries, or a source with a wrong checksum.
     """
     if not 0 < hours < float("inf"):
-        raise UserError(f"hours is {hours}: it should be more than 0, for example {DEFAULT_HOURS:g}")
+        raise UserError(f"hours is {hours}, but must be more than 0, for example {DEFAULT_HOURS:g}")
     if seed < 0:
-        raise UserError(f"seed is {seed}: it should be 0 or more")
+        raise UserError(f"seed is {seed}, but must be 0 or more")
     out, sources = out.resolve(), sources.resolve()
     request = {"hours": float(hours), "seed": seed, "apt": apt, "layout": _LAYOUT}
     done = _finished(out, request)
     if done is not None:
         return done
-    lacking = [name for name in _LIBRARIES if importlib.util.find_spec(name) is None]
-    if lacking:
-        raise UserError(f"{', '.join(lacking)} not installed: `pip install superbit[corpora]` brings what is needed")
+    missing = [name for name in _LIBRARIES if importlib.util.find_spec(name) is None]
+    if missing:
+        raise UserError(
+            f"the embedded corpora need {', '.join(missing)}: `pip install superbit[corpora]` installs them"
+        )
     container: Path | None = None
     if apt:
         try:
             packages.obtain(sources)
             container = packages.QUEEN.path(sources)
         except packages.Unavailable as reason:
-            print(f"superbit: no recorded speech ({reason}); all tasks use synthesis", file=sys.stderr)
+            print(f"superbit: recorded speech is not available ({reason}); all tasks use synthesis", file=sys.stderr)
     else:
-        print("superbit: recorded speech not asked for; all tasks use synthesis", file=sys.stderr)
+        print("superbit: recorded speech is not requested; all tasks use synthesis", file=sys.stderr)
     partial = out.with_name(f".{out.name}.partial")
     _start(partial, {**request, "recorded": container is not None})
     summary = _build(partial, out, hours, seed, sources, container)
     summary = {"complete": True, "parameters": request, **summary}
     with atomic_write(partial / "corpus.json") as temporary:
         temporary.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
-    for left in partial.rglob(f".*{UNFINISHED}"):  # by a build that was killed
-        left.unlink()
+    for unfinished in partial.rglob(f".*{UNFINISHED}"):  # of a build that was killed
+        unfinished.unlink()
     (partial / "parameters.json").unlink()
     os.sync()
     if out.exists():
-        out.rmdir()  # empty, as _finished found
+        out.rmdir()  # it is empty: _finished refuses other folders
     partial.rename(out)
     return summary
 
 
 def _finished(out: Path, request: dict[str, Any]) -> dict[str, Any] | None:
-    """The summary of a finished build with the same parameters; None where `out` is free."""
+    """Return the summary of a finished build with the same parameters; None if `out` is missing or empty."""
     if not out.exists():
         return None
     path = out / "corpus.json"
     if not path.is_file():
         if out.is_dir() and not any(out.iterdir()):
             return None
-        raise UserError(f"{out} is not an embedded corpus and not empty: name a new folder")
+        raise UserError(f"{out} is neither empty nor holds embedded corpora: name a new folder")
     try:
         summary = json.loads(path.read_text(encoding="utf-8"))
         found = summary["parameters"]
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is not what `superbit corpus mini` writes: name a new folder") from error
+        raise UserError(f"{path} was not written by `superbit corpus mini`: name a new folder") from error
     if found != request:
         differing = ", ".join(
-            f"{key} {found.get(key)} (asked: {value})" for key, value in request.items() if found.get(key) != value
+            f"{key} {found.get(key)} (requested: {value})" for key, value in request.items() if found.get(key) != value
         )
-        raise UserError(f"{out} holds corpora of other parameters: {differing}; remove it or name a new folder")
+        raise UserError(f"{out} holds corpora with other parameters: {differing}; remove it or name a new folder")
     return summary
 
 
 def _start(partial: Path, parameters: dict[str, Any]) -> None:
-    """Make the folder that the build works in; what an interrupted build of other parameters left is removed."""
+    """Create the working folder; remove the files of an interrupted build with other parameters."""
     path = partial / "parameters.json"
     if partial.exists() and not (path.is_file() and path.read_text(encoding="utf-8") == json.dumps(parameters)):
         shutil.rmtree(partial)
@@ -133,7 +137,7 @@ def _start(partial: Path, parameters: dict[str, Any]) -> None:
 
 
 def _build(partial: Path, out: Path, hours: float, seed: int, sources: Path, container: Path | None) -> dict[str, Any]:
-    """Write everything but corpus.json below `partial`; return the summary of what was written."""
+    """Write everything except corpus.json below `partial`; return the summary."""
     scale = hours / DEFAULT_HOURS
     seconds = {
         name: {split: minutes * 60 * scale for split, minutes in splits.items()} for name, splits in _MINUTES.items()
@@ -159,20 +163,20 @@ def _build(partial: Path, out: Path, hours: float, seed: int, sources: Path, con
     task_clips = [*read, *characters, *keywords, *commands, *requests, *emotions]
     held = pretraining.held_out(utterances, task_clips, sessions)
     target = hours * 3600 * _PRETRAIN_PER_TASK_HOUR
-    heard = pretraining.plan([*utterances, *prompts], task_clips, held, target, seed)
+    pretraining_clips = pretraining.plan([*utterances, *prompts], task_clips, held, target, seed)
 
-    samples = write_clips(partial, dict.fromkeys([*task_clips, *heard]))
+    samples = write_clips(partial, dict.fromkeys([*task_clips, *pretraining_clips]))
     librispeech.write(partial, read, samples, lexicon)
     voxceleb.write(partial, characters)
     fluent_commands.write(partial, commands)
     snips.write(partial, requests)
     iemocap.write(partial, emotions)
-    splits = pretraining.split_valid(heard, samples, seed)
+    splits = pretraining.split_valid(pretraining_clips, samples, seed)
     pretraining.write(partial, out, splits, samples)
 
     kind = "synthetic" if container is None else "real"
     tasks = {}
-    for task in ("asr", "pr", "ks", "sid", "er", "ic", "sf"):
+    for task in SEVEN:
         clips = [clip for clip in task_clips if task in clip.tasks]
         tasks[task] = {
             "speech": kind if task in ("asr", "pr", "sid") else "synthetic",

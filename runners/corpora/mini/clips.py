@@ -1,4 +1,4 @@
-"""A corpus before it is written: a list of clips, and the workers that turn them into audio files."""
+"""Clips, of which a corpus is planned as a list, and the workers that write them to audio files."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ from typing import Protocol
 import numpy as np
 
 from runners.corpora.mini import asterisk, queen
-from runners.corpora.mini.synthesis import SAMPLE_RATE
+from upstreams.config import SAMPLE_RATE
 from upstreams.errors import UserError
 
-UNFINISHED = ".tmp"
+UNFINISHED = ".tmp"  # suffix of files that are being written
 _CHUNK = 16
 
 
 class Source(Protocol):
-    """Where a clip's sound comes from."""
+    """Source of a clip's audio."""
 
     def waveform(self) -> np.ndarray:
-        """(samples,) float32 in [-1, 1] at 16 kHz."""
+        """Return the audio, (samples,) float32 in [-1, 1] at 16 kHz."""
         ...
 
 
 @dataclass(frozen=True)
 class GameLine:
-    """A line of the game, from its container."""
+    """A spoken line of the game, read from its container."""
 
     container: Path
     line: queen.Line
@@ -58,10 +58,10 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Clip:
-    """One audio file of the corpora: where it lies below the root, what it sounds like, what it is for.
+    """One audio file of the corpora: its path below the root, the source of its audio, and its tasks and split.
 
-    `recording` names what is heard: two clips of one recording hold the same sound, and whatever one split holds out
-    is held out under every path. `label` is the task's label or transcript.
+    `recording` identifies the audio: two clips of one recording hold the same samples, so a recording that one split
+    holds out is held out under every path. `label` is the task's label or transcript.
     """
 
     path: str
@@ -74,18 +74,18 @@ class Clip:
 
 
 def _write(job: tuple[Path, Clip]) -> int:
-    """Write a clip unless its file is there; return its samples."""
+    """Write a clip unless its file exists; return its number of samples."""
     import soundfile
 
     root, clip = job
     path = root / clip.path
-    if path.exists():  # written whole by a build that was interrupted: files get their names when they are complete
+    if path.exists():  # it is complete, even after an interrupted build: files are renamed when they are complete
         return int(soundfile.info(path).frames)
     wave = clip.source.waveform()
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}{UNFINISHED}")
     kind = path.suffix[1:].upper()
-    # Rounded here: what is written does not depend on the library's way of converting floats.
+    # Rounded here, so that the samples do not depend on how the library converts floats.
     samples = np.round(wave * 32767).astype(np.int16)
     soundfile.write(temporary, samples, SAMPLE_RATE, subtype="PCM_16", format=kind)
     temporary.replace(path)
@@ -93,22 +93,22 @@ def _write(job: tuple[Path, Clip]) -> int:
 
 
 def _start_worker() -> None:
-    """Leave Ctrl-C to the parent, and end when the parent is gone (killed, it could not stop its workers)."""
+    """Ignore Ctrl-C, which the parent handles, and exit when the parent ends: if killed, it cannot stop its workers."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     assert parent is not None
 
-    def follow() -> None:
+    def exit_with_parent() -> None:
         parent.join()
         os._exit(1)
 
-    threading.Thread(target=follow, daemon=True).start()
+    threading.Thread(target=exit_with_parent, daemon=True).start()
 
 
 def write_clips(root: Path, clips: Iterable[Clip]) -> dict[str, int]:
-    """Write every clip below `root`, in as many processes as there are processors; return samples by path.
+    """Write every clip below `root`, with one process for each processor; return path -> number of samples.
 
-    Raises UserError where a sound cannot be read or made, or a process dies.
+    Raises UserError if audio cannot be read or synthesised, or a process is killed.
     """
     from tqdm import tqdm
 
@@ -123,7 +123,8 @@ def write_clips(root: Path, clips: Iterable[Clip]) -> dict[str, int]:
             samples[clip.path] = count
     except BrokenProcessPool:
         raise UserError(
-            f"a process that wrote audio below {root} was killed, perhaps for want of memory: run it again to go on"
+            f"a process that wrote audio below {root} was killed, perhaps for lack of memory: "
+            "run the same command again to resume"
         ) from None
     finally:
         pool.shutdown(cancel_futures=True)

@@ -1,4 +1,4 @@
-"""IC: commands by pseudo-speakers, laid out as Fluent Speech Commands."""
+"""IC: commands by pseudo-speakers in the layout of Fluent Speech Commands."""
 
 from __future__ import annotations
 
@@ -17,11 +17,14 @@ _FILES = {"train": "train_data.csv", "dev": "valid_data.csv", "test": "test_data
 
 
 def plan(counts: dict[str, int], seed: int) -> list[Clip]:
-    """`counts` clips a split, the intents in even shares; the label holds transcription, action, object, location."""
+    """Plan `counts[split]` clips for each split, with all intents equally frequent.
+
+    A clip's label is `transcription|action|object|location`.
+    """
     clips: list[Clip] = []
     for split, speakers in pseudo_speakers().items():
         rng = np.random.default_rng([seed, 50, len(clips)])
-        # s3prl takes its label maps from the train split: it needs every intent.
+        # s3prl builds its label maps from the training split, which therefore needs every intent.
         count = max(counts[split], len(INTENTS)) if split == "train" else counts[split]
         for index in range(count):
             intent = INTENTS[index % len(INTENTS)]
@@ -35,7 +38,7 @@ def plan(counts: dict[str, int], seed: int) -> list[Clip]:
 
 
 def write(root: Path, clips: list[Clip]) -> None:
-    """data/{train,valid,test}_data.csv."""
+    """Write data/{train,valid,test}_data.csv."""
     for split, name in _FILES.items():
         with atomic_write(root / ROOT / "data" / name) as temporary, temporary.open("w", newline="") as file:
             rows = csv.writer(file, lineterminator="\n")

@@ -1,6 +1,6 @@
-"""ER: sentences with synthetic emotion, laid out as IEMOCAP.
+"""ER: sentences with synthetic emotion in the layout of IEMOCAP.
 
-The label is synthetic: it names the prosody settings that imitate an emotion, not a feeling that anybody heard.
+A label names the prosody settings that imitate an emotion. No listener has judged the clips.
 """
 
 from __future__ import annotations
@@ -12,35 +12,35 @@ import numpy as np
 
 from runners.corpora.mini.clips import Clip
 from runners.corpora.mini.sentences import free_sentence
-from runners.corpora.mini.synthesis import EMOTIONS, ENGLISH, WARPS, Speaker, Synthesis
+from runners.corpora.mini.synthesis import EMOTION_PROSODIES, ENGLISH, WARPS, Speaker, Synthesis
+from runners.corpora.published import EMOTIONS
 from upstreams.files import atomic_write
 
 ROOT = "IEMOCAP"
-_LABELS = {"neu": 0, "hap": 1, "ang": 2, "sad": 3}
 
 
 def plan(counts: dict[str, int], seed: int) -> list[Clip]:
-    """`counts["first"]` clips in session 1 (the test set of the first fold), `counts["others"]` in each other one.
+    """Plan `counts["first"]` clips of session 1, the test set of fold 1, and `counts["others"]` of each other session.
 
-    Two pseudo-speakers a session, who are in no other; the split of a clip is its session.
+    A session has two pseudo-speakers, who are in no other session. The split of a clip is its session.
     """
     clips = []
     for session in range(1, len(WARPS) + 1):
         rng = np.random.default_rng([seed, 70, session])
         for index in range(counts["first" if session == 1 else "others"]):
-            label = list(_LABELS)[index % len(_LABELS)]
-            which = index // len(_LABELS) % 2
+            label = list(EMOTIONS)[index % len(EMOTIONS)]
+            which = index // len(EMOTIONS) % 2
             speaker = Speaker(ENGLISH[which], (session + which) % len(WARPS))
             letter = "FM"[which]
             dialogue = f"Ses{session:02d}{letter}_impro{index // 40 + 1:02d}"
             path = f"{ROOT}/Session{session}/sentences/wav/{dialogue}/{dialogue}_{letter}{index:03d}.wav"
-            source = Synthesis(speaker, free_sentence(rng), (seed, 71, session, index), EMOTIONS[label])
+            source = Synthesis(speaker, free_sentence(rng), (seed, 71, session, index), EMOTION_PROSODIES[label])
             clips.append(Clip(path, path, source, ("er",), f"session{session}", speaker.name, label))
     return clips
 
 
 def write(root: Path, clips: list[Clip]) -> None:
-    """meta_data/Session<N>/{train,test}_meta_data.json: session N tests, the other four train."""
+    """Write meta_data/Session<N>/{train,test}_meta_data.json: session N for test, the other four for training."""
     for session in range(1, len(WARPS) + 1):
         for name, tests in (("test", True), ("train", False)):
             rows = [
@@ -54,4 +54,4 @@ def write(root: Path, clips: list[Clip]) -> None:
             ]
             path = root / ROOT / "meta_data" / f"Session{session}" / f"{name}_meta_data.json"
             with atomic_write(path) as temporary:
-                temporary.write_text(json.dumps({"labels": _LABELS, "meta_data": rows}), encoding="utf-8")
+                temporary.write_text(json.dumps({"labels": EMOTIONS, "meta_data": rows}), encoding="utf-8")

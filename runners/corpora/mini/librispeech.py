@@ -1,4 +1,4 @@
-"""ASR and PR: real lines and their transcripts, laid out as LibriSpeech with s3prl's bucket files and a lexicon."""
+"""ASR and PR: utterances and transcripts in the layout of LibriSpeech, with s3prl's lists of lengths and a lexicon."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from pathlib import Path
 from runners.corpora.mini.clips import Clip
 from runners.corpora.mini.speech import Utterance, shuffled, take
 from runners.corpora.mini.text import VOCABULARY, Lexicon
+from runners.corpora.published import LIBRISPEECH_SETS
 from upstreams.files import atomic_write
 
-SETS = {"train": "train-clean-100", "dev": "dev-clean", "test": "test-clean"}
-# A CTC head on 40 ms frames emits at most 25 symbols a second, and a blank between doubled letters; slower than
-# three a second the recording is mostly something else than its text.
+# A CTC head on 40 ms frames emits at most 25 symbols/s, blanks between doubled letters included. Below 3 symbols/s
+# most of a recording is not its text.
 _SYMBOLS_A_SECOND = (3.0, 20.0)
 _AT_LEAST = {"train": 32, "dev": 4, "test": 6}
 
 
 def usable(utterance: Utterance) -> bool:
-    """Whether a CTC head can learn the utterance: transcribed, speaker known, text and length go together."""
+    """True if a CTC head can learn the utterance: text and speaker are known, and the text fits the duration."""
     if utterance.text is None or utterance.role is None:
         return False
     doubled = sum(a == b for a, b in zip(utterance.text, utterance.text[1:], strict=False))
@@ -27,11 +27,11 @@ def usable(utterance: Utterance) -> bool:
 
 
 def plan(utterances: list[Utterance], seconds: dict[str, float], seed: int) -> list[Clip]:
-    """Clips of about `seconds` a split, the speakers of a split being in no other."""
+    """Plan clips of about `seconds[split]` for each split. A speaker is in one split only."""
     speakers = sorted({u.speaker for u in utterances if u.speaker})
     sessions = sorted({u.session for u in utterances})
     clips = []
-    for split, folder in SETS.items():
+    for split, folder in LIBRISPEECH_SETS.items():
         candidates = shuffled((u for u in utterances if u.role == split and usable(u)), [seed, 20])
         numbers: dict[tuple[int, int], int] = defaultdict(int)
         for utterance in take(candidates, seconds[split], _AT_LEAST[split]):
@@ -55,7 +55,7 @@ def plan(utterances: list[Utterance], seconds: dict[str, float], seed: int) -> l
 
 
 def write(root: Path, clips: list[Clip], samples: dict[str, int], lexicon: Lexicon) -> None:
-    """The transcripts beside the audio, len_for_bucket/*.csv, lexicon/librispeech-lexicon.txt and phoneme.txt."""
+    """Write the transcripts beside the audio, len_for_bucket/*.csv, lexicon/librispeech-lexicon.txt and phoneme.txt."""
     transcripts: dict[Path, list[str]] = defaultdict(list)
     for clip in clips:
         path = root / clip.path
@@ -64,7 +64,7 @@ def write(root: Path, clips: list[Clip], samples: dict[str, int], lexicon: Lexic
     for path, lines in transcripts.items():
         with atomic_write(path) as temporary:
             temporary.write_text("".join(sorted(lines)), encoding="utf-8")
-    for split, folder in SETS.items():
+    for split, folder in LIBRISPEECH_SETS.items():
         paths = [clip.path for clip in clips if clip.split == split]
         paths.sort(key=lambda path: (-samples[path], path))
         rows = [f"{row},{path.removeprefix('LibriSpeech/')},{samples[path]},\n" for row, path in enumerate(paths)]

@@ -1,4 +1,4 @@
-"""The pre-training audio and its manifests: all speech that no dev or test split of a task holds out."""
+"""The pre-training audio and its manifests: all speech that is in no dev or test split of a task."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from runners.corpora.mini import asterisk
 from runners.corpora.mini.clips import Clip, Prompt
 from runners.corpora.mini.sources import PROMPTS
 from runners.corpora.mini.speech import SHORTEST, Utterance, shuffled
+from upstreams.config import SAMPLE_RATE
 from upstreams.files import atomic_write
 
 _LONGEST = 30.0
@@ -18,7 +19,7 @@ _VALID_SECONDS = 600.0
 
 
 def prompt_utterances(sources: Path) -> list[Utterance]:
-    """The telephone prompts of every language."""
+    """Return the telephone prompts of every language."""
     found = []
     for package in PROMPTS:
         folder = package.path(sources)
@@ -35,10 +36,10 @@ def prompt_utterances(sources: Path) -> list[Utterance]:
 
 
 def held_out(utterances: list[Utterance], clips: list[Clip], sid_sessions: dict[tuple[str, str], str]) -> set[str]:
-    """The recordings that pre-training must not hear.
+    """Return the recordings that pre-training must not use.
 
-    Those of a task's dev or test clips; all others by a speaker that LibriSpeech's layout holds out; all others of a
-    speaker's held-out dialogue.
+    These are the recordings of the tasks' dev and test clips, all recordings of the speakers in LibriSpeech's dev and
+    test sets, and all recordings of the dialogues in VoxCeleb1's dev and test splits.
     """
     held = {clip.recording for clip in clips if clip.split in ("dev", "test")}
     held |= {u.recording for u in utterances if u.role in ("dev", "test")}
@@ -47,19 +48,19 @@ def held_out(utterances: list[Utterance], clips: list[Clip], sid_sessions: dict[
 
 
 def plan(utterances: list[Utterance], task_clips: list[Clip], held: set[str], seconds: float, seed: int) -> list[Clip]:
-    """What pre-training hears: at most `seconds` of `utterances`, and every train clip of KS, IC and SF.
+    """Plan the pre-training clips: at most `seconds` of `utterances`, and every training clip of KS, IC and SF.
 
-    A recording that a task has on disk already is heard from there; the rest gets clips below pretrain/. All five
-    folds of ER test some session, so ER is left out.
+    A recording that is a clip of a task is used from there, the others become clips below pretrain/. ER is left out, as
+    each of its sessions is the test set of a fold.
     """
     on_disk = {clip.recording: clip for clip in task_clips}
-    heard = []
+    clips = []
     total = 0.0
     for utterance in shuffled((u for u in utterances if u.recording not in held), [seed, 80]):
         if total >= seconds:
             break
         total += utterance.seconds
-        heard.append(
+        clips.append(
             on_disk.get(utterance.recording)
             or Clip(
                 f"pretrain/{utterance.recording}.wav",
@@ -70,24 +71,24 @@ def plan(utterances: list[Utterance], task_clips: list[Clip], held: set[str], se
                 utterance.speaker or "",
             )
         )
-    heard += [clip for clip in task_clips if clip.split == "train" and clip.tasks[0] in ("ks", "ic", "sf")]
-    return heard
+    clips += [clip for clip in task_clips if clip.split == "train" and clip.tasks[0] in ("ks", "ic", "sf")]
+    return clips
 
 
-def split_valid(heard: list[Clip], samples: dict[str, int], seed: int) -> dict[str, list[Clip]]:
-    """The clips of train.tsv and valid.tsv: a random 3 % of the files, 10 minutes at most, validates."""
-    order = np.random.default_rng([seed, 81]).permutation(len(heard))
+def split_valid(clips: list[Clip], samples: dict[str, int], seed: int) -> dict[str, list[Clip]]:
+    """Return the clips of train.tsv and of valid.tsv, which gets random 3 % of the audio, at most 10 min."""
+    order = np.random.default_rng([seed, 81]).permutation(len(clips))
     splits: dict[str, list[Clip]] = {"train": [], "valid": []}
-    left = min(_VALID_SECONDS * 16_000, _VALID_SHARE * sum(samples[clip.path] for clip in heard))
+    remaining = min(_VALID_SECONDS * SAMPLE_RATE, _VALID_SHARE * sum(samples[clip.path] for clip in clips))
     for index in order:
-        split = "valid" if left > 0 else "train"
-        left -= samples[heard[index].path]
-        splits[split].append(heard[index])
+        split = "valid" if remaining > 0 else "train"
+        remaining -= samples[clips[index].path]
+        splits[split].append(clips[index])
     return splits
 
 
 def write(root: Path, location: Path, splits: dict[str, list[Clip]], samples: dict[str, int]) -> None:
-    """manifest/{train,valid}.tsv below `root`: first line the absolute `location` of the finished corpora."""
+    """Write manifest/{train,valid}.tsv below `root`. Line 1 is `location`, the path of the finished corpora."""
     for split, clips in splits.items():
         rows = sorted(f"{clip.path}\t{samples[clip.path]}\n" for clip in clips)
         with atomic_write(root / "manifest" / f"{split}.tsv") as temporary:

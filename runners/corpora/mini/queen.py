@@ -1,7 +1,7 @@
-"""The voice acting of "Flight of the Amazon Queen" (1995): speech, speakers and transcripts from its container.
+"""Reader of the container of "Flight of the Amazon Queen" (1995): speech, speakers and transcripts.
 
-The container `queen.1c` (format documented by the ScummVM project, which plays the game): "QTBL", a version of
-6 bytes, 2 bytes, a compression byte, a u16 count, then entries of 21 bytes (name, bundle, offset, size). Numbers
+The format of the container `queen.1c` is documented by the ScummVM project, which plays the game: "QTBL", a version
+of 6 bytes, 2 bytes, a compression byte, a u16 count, then entries of 21 bytes (name, bundle, offset, size). Numbers
 are big-endian. `*.SB` entries are MP3 streams; texts are in `*.DOG` (dialogues) and `*.CUT` (cut scenes).
 """
 
@@ -17,20 +17,20 @@ import numpy as np
 
 from upstreams.errors import UserError
 
-# Texts stand behind a header of this many bytes; every position inside a text counts from its end.
+# Size in bytes of the header before each text. Positions inside a text are relative to the header's end.
 _TEXT_HEADER = 20
 _ENTRY = struct.Struct(">12sBII")
 JOE = "JOE"
-# A text breaks into spoken segments at commands: `*` and two characters, or `*XY` and eleven more.
+# Commands separate the spoken segments of a text: `*` and two characters, or `*XY` and eleven more.
 _COMMAND = re.compile(r"\*XY.{0,11}|\*.{0,2}", re.DOTALL)
 
 
 @dataclass(frozen=True)
 class Line:
-    """One spoken line: its voice file, and what is known of it.
+    """One spoken line: the entry of its voice file, its text and its speaker.
 
-    `text` is None where no dialogue or scene names the voice file; `speaker` is None for cut scenes. `dialogue`
-    is the text file that holds the line (lines of one dialogue were recorded together).
+    `text` is None if no dialogue or scene refers to the voice file; `speaker` is None for cut scenes. `dialogue` is
+    the text file of the line; lines of one dialogue were recorded together.
     """
 
     name: str
@@ -42,9 +42,9 @@ class Line:
 
 
 class Strings:
-    """Reads the length-prefixed strings of one text, keeping the container's rounding rule.
+    """Reads the length-prefixed strings of one text.
 
-    After a non-empty string the position is rounded up to a multiple of `align`; after an empty one it is not.
+    The position after a non-empty string is rounded up to a multiple of `align`; after an empty string it is not.
     """
 
     def __init__(self, data: bytes, position: int = 0) -> None:
@@ -67,7 +67,7 @@ class Strings:
 
 
 def segments(text: str) -> list[str]:
-    """The spoken segments of a text; empty ones keep their place, since voice files are numbered by place.
+    """Return the spoken segments of a text, empty ones included, since voice files are numbered by segment.
 
     >>> segments("Hello.*08How are you?")
     ['Hello.', 'How are you?']
@@ -80,7 +80,7 @@ def _voice(prefix: str, number: int) -> str:
 
 
 def dialogue_lines(data: bytes) -> list[tuple[str, str]]:
-    """(voice prefix, text) of each line of a dialogue (`*.DOG`, without its header).
+    """Return (prefix of the voice files, text) of each line of a dialogue: `*.DOG` without its header.
 
     The prefix ends with J for Joe's lines and P for the other person's.
     """
@@ -103,29 +103,29 @@ def dialogue_lines(data: bytes) -> list[tuple[str, str]]:
 
 
 def scene_lines(data: bytes, scene: str) -> list[tuple[str, str]]:
-    """(voice prefix, text) of each line of a cut scene (`<scene>.CUT`, without its header)."""
+    """Return (prefix of the voice files, text) of each line of a cut scene: `<scene>.CUT` without its header."""
     (count,) = struct.unpack_from(">h", data, 2)
     (at,) = struct.unpack_from(">H", data, 8)
     reader = Strings(data, at)
-    reader.string(2)  # the scene's entry: not spoken
+    reader.string(2)  # the scene's entry, which is not spoken
     return [(f"{scene:_<5}{number:02d}", reader.string(2)) for number in range(1, abs(count) + 1)]
 
 
 def read_container(path: Path) -> list[Line]:
-    """Every voice file of `queen.1c`, in the container's order, with text, speaker and dialogue where known.
+    """Return every voice file of `queen.1c` in the container's order, with text, speaker and dialogue if known.
 
-    Raises UserError where the file is no such container.
+    Raises UserError if the file is not such a container.
     """
     with path.open("rb") as file:
         head = file.read(15)
         if len(head) < 15 or head[:4] != b"QTBL":
-            raise UserError(f"{path} is not the game's container: it should begin with QTBL")
+            raise UserError(f"{path} is not the game's container, which begins with QTBL")
         (count,) = struct.unpack_from(">H", head, 13)
         entries: dict[str, tuple[int, int]] = {}
         for _ in range(count):
             raw = file.read(_ENTRY.size)
             if len(raw) < _ENTRY.size:
-                raise UserError(f"{path} ends inside its table: {count} entries expected, {len(entries)} found")
+                raise UserError(f"{path} ends inside its table: {count} entries are expected, {len(entries)} found")
             name, _bundle, offset, size = _ENTRY.unpack(raw)
             entries[name.rstrip(b"\0").decode("ascii").upper()] = (offset, size)
         known: dict[str, tuple[str, str | None, str]] = {}
@@ -150,9 +150,9 @@ def read_container(path: Path) -> list[Line]:
 
 
 def read_audio(path: Path, line: Line) -> tuple[np.ndarray, int]:
-    """The waveform of a line (samples,), float32 in [-1, 1], and its sampling rate.
+    """Return the waveform of a line, (samples,) float32 in [-1, 1], and its sampling rate in Hz.
 
-    Raises UserError, naming the line, where the stream cannot be decoded.
+    Raises UserError, naming the line, if the stream cannot be decoded.
     """
     import soundfile
 

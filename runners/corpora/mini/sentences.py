@@ -1,4 +1,4 @@
-"""What the pseudo-speakers say: commands with intents, requests with slots, and free sentences."""
+"""Texts of the pseudo-speakers: commands with intents, requests with slots, and free sentences."""
 
 from __future__ import annotations
 
@@ -7,14 +7,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-KEYWORDS = ("yes", "no", "up", "down", "left", "right", "on", "off", "stop", "go")
-# The rest of Speech Commands v0.01's thirty words: its _unknown_ class.
+# The words of Speech Commands v0.01 that are no keywords: its class _unknown_.
 OTHER_WORDS = (
     "bed", "bird", "cat", "dog", "happy", "house", "marvin", "sheila", "tree", "wow",
     "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine",
 )  # fmt: skip
 
-# --- Fluent Speech Commands: its 31 intents (action, object, location)
+# --- The 31 intents of Fluent Speech Commands: (action, object, location)
 _PLACES = ("none", "kitchen", "bedroom", "washroom")
 INTENTS: tuple[tuple[str, str, str], ...] = (
     *(("change language", name, "none") for name in ("Chinese", "English", "German", "Korean", "none")),
@@ -44,7 +43,7 @@ _COMMANDS: dict[tuple[str, str], str] = {
 
 
 def command(intent: tuple[str, str, str], rng: np.random.Generator) -> str:
-    """One wording of an intent."""
+    """Return a random wording of an intent."""
     action, thing, place = intent
     wordings = _COMMANDS.get((action, thing)) or _COMMANDS[action, "*"]
     wording = str(rng.choice(wordings.split("|")))
@@ -53,7 +52,7 @@ def command(intent: tuple[str, str, str], rng: np.random.Generator) -> str:
     return wording.format(thing.lower())
 
 
-# --- SNIPS: intents with slots
+# --- Requests as in SNIPS: intents with slots
 _SLOTS: dict[str, str] = {
     "artist": "the silver foxes|mary stone|the night riders|tom winter|the paper boats|anna field|george hill|"
     "the old friends",
@@ -90,7 +89,7 @@ _REQUESTS: dict[str, str] = {
 
 @dataclass(frozen=True)
 class Request:
-    """A request: its words in lower case, a slot name or "O" beside each, and its intent."""
+    """A request: its words in lower case, a slot or "O" for each word, and its intent."""
 
     words: tuple[str, ...]
     slots: tuple[str, ...]
@@ -98,15 +97,15 @@ class Request:
 
 
 def request(rng: np.random.Generator) -> Request:
-    """A random request with at least one slot."""
+    """Return a random request with at least one slot."""
     intent = str(rng.choice(list(_REQUESTS)))
     words: list[str] = []
     slots: list[str] = []
     for part in re.findall(r"\[\w+\]|[^\[\] ]+", str(rng.choice(_REQUESTS[intent].split("|")))):
         slot = part.strip("[]")
-        said = str(rng.choice(_SLOTS[slot].split("|"))).split() if part.startswith("[") else [part]
-        words += said
-        slots += [slot if part.startswith("[") else "O"] * len(said)
+        chosen = str(rng.choice(_SLOTS[slot].split("|"))).split() if part.startswith("[") else [part]
+        words += chosen
+        slots += [slot if part.startswith("[") else "O"] * len(chosen)
     return Request(tuple(words), tuple(slots), intent)
 
 
@@ -139,6 +138,6 @@ _SHAPES = (
 
 
 def free_sentence(rng: np.random.Generator) -> str:
-    """A random declarative sentence of 3 to 20 words, in lower case."""
+    """Return a random declarative sentence of 3 to 20 words, in lower case."""
     parts = str(rng.choice(_SHAPES)).split()
     return " ".join(str(rng.choice(_FREE[part].split("|"))) if part in _FREE else part for part in parts)

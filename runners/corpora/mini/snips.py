@@ -1,4 +1,4 @@
-"""SF: requests with slots by pseudo-speakers, laid out as Audio SNIPS."""
+"""SF: requests with slots by pseudo-speakers in the layout of Audio SNIPS."""
 
 from __future__ import annotations
 
@@ -10,42 +10,41 @@ import numpy as np
 from runners.corpora.mini.clips import Clip
 from runners.corpora.mini.sentences import SLOTS, request
 from runners.corpora.mini.synthesis import Speaker, Synthesis, pseudo_speakers
+from runners.tasks import TASKS, read_config
 from upstreams.files import atomic_write
 
 ROOT = "SNIPS"
-# The corpus's own speaker names, which s3prl's configuration lists by split: pseudo-speakers stand in for them.
-SPEAKERS = {
-    "train": ("Ivy", "Joanna", "Joey", "Justin", "Kendra", "Kimberly", "Matthew", "Salli"),
-    "dev": ("Aditi", "Amy", "Geraint", "Nicole"),
-    "test": ("Brian", "Emma", "Raveena", "Russell"),
-}
 _FOLDERS = {"train": "train", "dev": "valid", "test": "test"}
 
 
 def plan(counts: dict[str, int], seed: int) -> list[Clip]:
-    """`counts` clips a split; the label is the utterance's line in all.iob.snips.txt without its name."""
+    """Plan `counts[split]` clips for each split. A label is the utterance's line in all.iob.snips.txt without its id.
+
+    The pseudo-speakers take the names of the corpus's speakers, which the packaged configuration lists for each split.
+    """
+    corpus = read_config(TASKS["sf"].config_file, None)["downstream_expert"]["corpus"]
     clips: list[Clip] = []
-    for split, names in SPEAKERS.items():
+    for split, folder in _FOLDERS.items():
+        names = corpus[f"{folder}_speakers"]
         voices: dict[str, list[Speaker]] = {}
         for speaker in pseudo_speakers()[split]:
             voices.setdefault(speaker.voice, []).append(speaker)
-        # Every voice before a voice's second warp.
+        # Ordered so that every voice is used once before any voice is used with a second warp.
         members = [speaker for turn in zip_longest(*voices.values()) for speaker in turn if speaker]
         rng = np.random.default_rng([seed, 60, len(clips)])
         for index in range(counts[split]):
             who = int(rng.integers(len(names)))
-            said = request(rng)
-            source = Synthesis(members[who], " ".join(said.words), (seed, 61, len(clips)))
-            folder = _FOLDERS[split]
+            chosen = request(rng)
+            source = Synthesis(members[who], " ".join(chosen.words), (seed, 61, len(clips)))
             path = f"{ROOT}/{folder}/{names[who]}-snips-{folder}-{index}.wav"
-            words = " ".join(said.words).upper()
-            label = f"BOS {words} EOS\tO {' '.join(said.slots)} {said.intent}"
+            words = " ".join(chosen.words).upper()
+            label = f"BOS {words} EOS\tO {' '.join(chosen.slots)} {chosen.intent}"
             clips.append(Clip(path, path, source, ("sf",), split, members[who].name, label))
     return clips
 
 
 def write(root: Path, clips: list[Clip]) -> None:
-    """all.iob.snips.txt and slots.txt (whose first line s3prl skips; a last newline would be an empty slot)."""
+    """Write all.iob.snips.txt and slots.txt. In the latter s3prl skips line 1 and takes a final newline for a slot."""
     with atomic_write(root / ROOT / "all.iob.snips.txt") as temporary:
         lines = (f"{Path(clip.path).stem} {clip.label}\n" for clip in clips)
         temporary.write_text("".join(lines), encoding="utf-8")

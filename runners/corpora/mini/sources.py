@@ -1,4 +1,4 @@
-"""The Debian packages with recorded speech: downloaded and unpacked without installing, verified by checksum."""
+"""Debian packages with recorded speech: download, unpack without installing, verify by checksum."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ _TIMEOUT_SECONDS = 600
 
 @dataclass(frozen=True)
 class Package:
-    """A Debian package, the part of it that is used (below usr/share), and that part's SHA-256.
+    """A Debian package, the path of its payload below usr/share, and the payload's SHA-256.
 
-    The digest is of the payload, not of the .deb: a rebuilt package with the same audio stays valid.
+    The digest is of the payload instead of the .deb, so that a rebuilt package with the same audio is valid.
     """
 
     name: str
@@ -67,11 +67,11 @@ PACKAGES = (QUEEN, *PROMPTS)
 
 
 class Unavailable(Exception):
-    """The recorded speech cannot be had on this machine; the message says why, in one clause."""
+    """Recorded speech is not available on this machine; the message gives the reason in one clause."""
 
 
 def digest(path: Path) -> str:
-    """SHA-256 of a file; of a folder, over its files' names and contents in sorted order."""
+    """Return the SHA-256 of a file, or of a folder's file names and contents in sorted order."""
     hasher = hashlib.sha256()
     if path.is_file():
         hasher.update(path.read_bytes())
@@ -84,7 +84,7 @@ def digest(path: Path) -> str:
 
 
 def _run(command: list[str], cwd: Path) -> str | None:
-    """Run a command; None when it succeeded, else the last line that it said."""
+    """Run a command; return None if it succeeded, else the last line of its output."""
     environment = {**os.environ, "LC_ALL": "C", "DEBIAN_FRONTEND": "noninteractive"}
     try:
         done = subprocess.run(
@@ -94,18 +94,18 @@ def _run(command: list[str], cwd: Path) -> str | None:
         return f"{command[0]} did not end within {_TIMEOUT_SECONDS} s"
     if done.returncode == 0:
         return None
-    said = [line for line in (done.stderr or done.stdout).splitlines() if line.strip()]
-    return said[-1].strip() if said else f"{command[0]} failed with status {done.returncode}"
+    lines = [line for line in (done.stderr or done.stdout).splitlines() if line.strip()]
+    return lines[-1].strip() if lines else f"{command[0]} failed with status {done.returncode}"
 
 
 def _download(names: list[str], folder: Path) -> None:
-    """The .deb files of `names` into `folder`; raises Unavailable."""
+    """Download the .deb files of the packages `names` to `folder`; raise Unavailable if that fails."""
     for program in ("apt-get", "dpkg-deb"):
         if shutil.which(program) is None:
-            raise Unavailable(f"{program} is not on this system")
+            raise Unavailable(f"this system has no {program}")
     if _run(["apt-get", "download", *names], folder) is None:
         return
-    # The system's package lists are missing or old: private ones, which need no root.
+    # The system's package lists are missing or old. Private lists need no root.
     private = []
     for option, name in (("Dir::State::lists", "lists"), ("Dir::Cache", "cache")):
         (folder / name / ("partial" if name == "lists" else "archives/partial")).mkdir(parents=True)
@@ -117,27 +117,27 @@ def _download(names: list[str], folder: Path) -> None:
 
 
 def verify(package: Package, sources: Path) -> None:
-    """Raise UserError unless the package's payload is the one that this project was written for."""
+    """Raise UserError unless the package's payload has the expected digest."""
     path = package.path(sources)
     found = digest(path)
     if found != package.sha256:
         raise UserError(
             f"{path} is not the expected release of {package.name}: SHA-256 {found} found, {package.sha256} "
-            f"expected; remove {sources / package.name} to fetch it again, or build from synthesis alone (--no-apt)"
+            f"expected; remove {sources / package.name} to download it again, or build from synthesis alone (--no-apt)"
         )
 
 
 def obtain(sources: Path) -> None:
-    """Put every package's files under `sources/<package>/`, downloading what is missing, and verify them.
+    """Download and unpack the missing packages to `sources/<package>/`, and verify all packages.
 
-    Raises Unavailable where apt or the network is missing, UserError where a payload has another checksum.
+    Raises Unavailable without apt or network, and UserError for a payload with another checksum.
     """
     missing = [package for package in PACKAGES if not package.path(sources).exists()]
     if missing:
         sources.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".download-", dir=sources) as temporary:
             folder = Path(temporary).resolve()
-            print(f"superbit: fetching {len(missing)} Debian packages (90 MB in all)", file=sys.stderr)
+            print(f"superbit: downloading {len(missing)} Debian packages (at most 90 MB)", file=sys.stderr)
             _download([package.name for package in missing], folder)
             for package in missing:
                 (archive,) = folder.glob(f"{package.name}_*.deb")

@@ -1,4 +1,4 @@
-"""The utterances that ASR, PR and SID are laid out from: the game's lines, or synthesis where there is no game."""
+"""Utterances for ASR, PR and SID: lines of the game, or synthesis if the game is not available."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from runners.corpora.mini.clips import GameLine, Source
 from runners.corpora.mini.synthesis import ENGLISH, Synthesis, pseudo_speakers
 from runners.corpora.mini.text import Lexicon, normalise
 
-SHORTEST, LONGEST = 0.5, 15.0
+SHORTEST, LONGEST = 0.5, 15.0  # s
 _ROOMS = 6
 _SENTENCE_SECONDS = 3.0
-# Characters with fewer than 60 lines: too little for SID, so they can be new to ASR, PR and the pre-training.
+# Characters with fewer than 60 lines: too few for SID, so ASR, PR and pre-training can hold them out.
 _UNSEEN = {
     "FRANK": "test", "LOLA": "test", "AND": "test", "SHOWERAM": "test",
     "IAN": "dev", "CHEF": "dev", "JOHN": "dev", "WEDGE": "dev", "DOG": "dev",
@@ -27,9 +27,10 @@ _UNSEEN = {
 
 @dataclass(frozen=True)
 class Utterance:
-    """A recording that a task may use. `session` holds what was recorded together; None is unknown.
+    """A recording that tasks may use; speaker and text are None if unknown.
 
-    role: the split of LibriSpeech that the speaker belongs to, None where the speaker is unknown.
+    session: name shared by recordings that were made together. role: the speaker's split in LibriSpeech's layout, None
+    if the speaker is unknown or not in it.
     """
 
     recording: str
@@ -42,7 +43,7 @@ class Utterance:
 
 
 def game_utterances(container: Path, lexicon: Lexicon) -> list[Utterance]:
-    """Every voice file of the game between 0.5 and 15 s, with its duration read from the stream."""
+    """Return every voice file of the game between 0.5 and 15 s, with the duration of its stream."""
     import soundfile
 
     data = container.read_bytes()
@@ -61,10 +62,10 @@ def game_utterances(container: Path, lexicon: Lexicon) -> list[Utterance]:
 
 
 def synthetic_utterances(seed: int, hours: float, lexicon: Lexicon) -> list[Utterance]:
-    """About `hours` of free sentences by the pseudo-speakers, each speaker in six rooms, which are its sessions.
+    """Return about `hours` of free sentences by the pseudo-speakers, as a substitute for the game's lines.
 
-    Takes the game's place where it cannot be had. Only the English voices have a role in LibriSpeech's layout: the
-    others do not pronounce as the lexicon does. Durations are estimates.
+    Each speaker speaks in six rooms, which are its sessions. Only the English voices have a role in LibriSpeech's
+    layout, since the others do not pronounce words as in the lexicon. Durations are estimates.
     """
     rng = np.random.default_rng([seed, 10])
     members = [(speaker, role) for role, group in pseudo_speakers().items() for speaker in group]
@@ -90,13 +91,13 @@ def synthetic_utterances(seed: int, hours: float, lexicon: Lexicon) -> list[Utte
 
 
 def shuffled(utterances: Iterable[Utterance], seed: Sequence[int]) -> list[Utterance]:
-    """The utterances in a random order that depends on their names and the seed only."""
+    """Return the utterances in a random order, which is a function of their names and the seed."""
     ordered = sorted(utterances, key=lambda utterance: utterance.recording)
     return [ordered[i] for i in np.random.default_rng(seed).permutation(len(ordered))]
 
 
 def take(utterances: Iterable[Utterance], seconds: float, at_least: int) -> list[Utterance]:
-    """The first utterances that together last `seconds`; more where `at_least` asks for it."""
+    """Return the first utterances that together last `seconds`, but not fewer than `at_least` if there are so many."""
     taken: list[Utterance] = []
     total = 0.0
     for utterance in utterances:
@@ -108,7 +109,7 @@ def take(utterances: Iterable[Utterance], seconds: float, at_least: int) -> list
 
 
 def round_robin(utterances: Iterable[Utterance]) -> list[Utterance]:
-    """The utterances so ordered that every prefix holds as even a share of each speaker as there is."""
+    """Return the utterances in turns of the speakers, so that any first part is as balanced as possible."""
     queues: dict[str, list[Utterance]] = defaultdict(list)
     for utterance in utterances:
         queues[utterance.speaker or ""].append(utterance)

@@ -1,8 +1,8 @@
-"""Pseudo-speakers: SVOX Pico's six voices, each warped in five ways, heard in rooms and noise.
+"""Synthetic speech of pseudo-speakers: SVOX Pico's six voices with five warps each, in rooms and noise.
 
-A speaker is a voice, a vocal-tract warp (the waveform is resampled, which moves the formants and F0 together) and a
-pitch of its own. Around it every utterance varies in rate, pitch, level, room, channel and background noise, so that
-an utterance's spectrum alone does not give its class away.
+A speaker is a voice, a vocal-tract warp (the waveform is resampled, which shifts formants and F0 together) and a pitch.
+The utterances of a speaker vary in rate, pitch, level, room, channel and background noise, so that a class cannot be
+recognised from the average spectrum alone.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from fractions import Fraction
 
 import numpy as np
 
+from upstreams.config import SAMPLE_RATE
 from upstreams.errors import UserError
 
-SAMPLE_RATE = 16_000
 VOICES = ("en-GB", "en-US", "de-DE", "es-ES", "fr-FR", "it-IT")
 ENGLISH = ("en-GB", "en-US")
 WARPS = (Fraction(84, 100), Fraction(92, 100), Fraction(1), Fraction(109, 100), Fraction(118, 100))
-# A second pitch setting beside the warp: speakers of one warp still differ in F0.
+# Pitch settings beside the warp, so that the speakers of one warp differ in F0.
 _PITCHES = (1.06, 0.95, 1.0, 0.92, 1.1)
 
 _M_MMAP_THRESHOLD = -3
@@ -40,10 +40,10 @@ class Speaker:
 
 @dataclass(frozen=True)
 class Prosody:
-    """Ranges (mean, deviation) of an utterance's pitch and rate relative to the speaker's, and its voice quality.
+    """Pitch and rate of an utterance relative to the speaker's, as (mean, standard deviation), and its voice quality.
 
-    tilt: dB an octave above 500 Hz; drive: how hard the waveform is pressed (0 is linear); lift: share of the words
-    that are raised in pitch.
+    tilt: dB per octave above 500 Hz. drive: gain of the waveform before saturation, 0 for none. lift: fraction of the
+    words with a raised pitch.
     """
 
     pitch: tuple[float, float]
@@ -54,7 +54,7 @@ class Prosody:
 
 
 READ = Prosody(pitch=(1.0, 0.05), rate=(1.0, 0.1))
-EMOTIONS = {
+EMOTION_PROSODIES = {
     "neu": Prosody(pitch=(1.0, 0.06), rate=(1.0, 0.07)),
     "hap": Prosody(pitch=(1.16, 0.07), rate=(1.08, 0.08), tilt=0.5, lift=0.35),
     "ang": Prosody(pitch=(1.05, 0.07), rate=(1.2, 0.09), tilt=1.0, drive=2.0),
@@ -64,10 +64,10 @@ EMOTIONS = {
 
 @dataclass(frozen=True)
 class Synthesis:
-    """An utterance to synthesise: who says what and how.
+    """An utterance to synthesise.
 
-    samples: exact length with the speech at a random place (Speech Commands' one second), or None for the speech with
-    some silence on both sides. room: utterances of one room share its reverberation and channel.
+    samples: exact length, with the speech at a random position (Speech Commands), or None for speech with some silence
+    on both sides. room: seed of reverberation and channel, which the utterances of one room share.
     """
 
     speaker: Speaker
@@ -78,7 +78,7 @@ class Synthesis:
     room: tuple[int, ...] | None = None
 
     def waveform(self) -> np.ndarray:
-        """(samples,) float32 in [-1, 1] at 16 kHz; the same on every call."""
+        """Return the audio, (samples,) float32 in [-1, 1] at 16 kHz; the same in every call."""
         rng = np.random.default_rng(self.seed)
         room = np.random.default_rng(self.room if self.room is not None else [*self.seed, 1])
         voice = _speak(self, rng)
@@ -102,32 +102,32 @@ class Synthesis:
 
 @dataclass(frozen=True)
 class Noise:
-    """Background noise: `colour` is the slope of its power spectrum, 0 white, 1 pink, 2 brown."""
+    """Background noise. `colour` is the exponent of its power spectrum: 0 white, 1 pink, 2 brown."""
 
     seed: tuple[int, ...]
     samples: int
     colour: float
 
     def waveform(self) -> np.ndarray:
-        """(samples,) float32 in [-1, 1] at 16 kHz; the same on every call."""
+        """Return the audio, (samples,) float32 in [-1, 1] at 16 kHz; the same in every call."""
         rng = np.random.default_rng(self.seed)
         level = 10 ** (rng.uniform(-50, -30) / 20)
         return np.clip(coloured_noise(rng, self.samples, self.colour) * level, -1, 1).astype(np.float32)
 
 
 def pseudo_speakers(voices: tuple[str, ...] = VOICES) -> dict[str, list[Speaker]]:
-    """The voices' speakers by split: of each voice's five, three train, one dev, one test."""
+    """Return the speakers of each split: three of each voice's five are for train, one for dev, one for test."""
     splits: dict[str, list[Speaker]] = {"train": [], "dev": [], "test": []}
     for number, voice in enumerate(voices):
         for warp in range(len(WARPS)):
-            # The held-out warps rotate over the voices, so that no warp is heard in one split only.
+            # The held-out warps rotate over the voices, so that no warp is in one split only.
             role = {number % len(WARPS): "test", (number + 2) % len(WARPS): "dev"}.get(warp, "train")
             splits[role].append(Speaker(voice, warp))
     return splits
 
 
 def coloured_noise(rng: np.random.Generator, samples: int, colour: float) -> np.ndarray:
-    """Gaussian noise of RMS 1 whose power falls as 1 / f ** colour above 50 Hz, (samples,) float64."""
+    """Return Gaussian noise with RMS 1 whose power falls as 1 / f ** colour above 50 Hz, (samples,) float64."""
     size = _fast_length(samples)
     spectrum = np.fft.rfft(rng.standard_normal(size))
     frequency = np.maximum(np.fft.rfftfreq(size, 1 / SAMPLE_RATE), 50.0)
@@ -137,8 +137,8 @@ def coloured_noise(rng: np.random.Generator, samples: int, colour: float) -> np.
 
 @functools.cache
 def _engine():
-    # Pico reads parts of its 2.5 MB arena before writing them. As a fresh mapping the arena is all zeros and speech
-    # repeats bit for bit; from a used heap it would differ in the last bits. (glibc; elsewhere nothing is set.)
+    # Pico reads parts of its 2.5 MB arena before it writes them. Large blocks as fresh mappings (mallopt, glibc only)
+    # make the arena all zeros, and the speech repeatable bit for bit; on a used heap its last bits would differ.
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
         mallopt(_M_MMAP_THRESHOLD, 1 << 20)
@@ -148,7 +148,7 @@ def _engine():
 
 
 def _speak(utterance: Synthesis, rng: np.random.Generator) -> np.ndarray:
-    """The dry voice, float64: Pico's speech resampled by the speaker's warp, without its own silence."""
+    """Return Pico's speech, float64, resampled by the speaker's warp, without silence, room and noise."""
     speaker, prosody = utterance.speaker, utterance.prosody
     warp = WARPS[speaker.warp]
     pitch = _PITCHES[(speaker.warp + VOICES.index(speaker.voice)) % len(_PITCHES)]
@@ -162,12 +162,12 @@ def _speak(utterance: Synthesis, rng: np.random.Generator) -> np.ndarray:
             f'<pitch level="{round(100 * pitch * 1.2)}">{word}</pitch>' if up else word
             for word, up in zip(words, raised, strict=True)
         )
-    # Volume below 1 keeps Pico from clipping; the level is set afterwards.
+    # At a volume below 1 Pico does not clip. The level is set afterwards.
     raw = _engine().speak(text, voice=speaker.voice, speed=rate / float(warp), pitch=pitch, volume=0.5)
     wave = np.frombuffer(raw, dtype="<i2").astype(np.float64) / 32768
     loud = np.flatnonzero(np.abs(wave) > 0.02 * np.abs(wave).max(initial=0))
     if not len(loud):
-        raise UserError(f"no speech was synthesised for {utterance.text!r} by {speaker.name}: it should be words")
+        raise UserError(f"{speaker.name} synthesised no speech from {utterance.text!r}: the text should be words")
     return _resample(wave[max(loud[0] - 160, 0) : loud[-1] + 800], warp.denominator, warp.numerator)
 
 
@@ -184,7 +184,7 @@ def _fast_length(samples: int) -> int:
 
 
 def _channel(rng: np.random.Generator, tilt: float) -> np.ndarray:
-    """An impulse response: a small room (T60 0.1 to 0.25 s) and a microphone with a smooth, uneven response."""
+    """Return an impulse response: a small room (T60 0.1 to 0.25 s) and a microphone with a smooth, uneven response."""
     samples = SAMPLE_RATE // 4
     decay = np.exp(-6.9 * np.arange(samples) / SAMPLE_RATE / rng.uniform(0.1, 0.25))
     tail = rng.standard_normal(samples) * decay
@@ -197,7 +197,7 @@ def _channel(rng: np.random.Generator, tilt: float) -> np.ndarray:
 
 
 def _convolve(wave: np.ndarray, response: np.ndarray) -> np.ndarray:
-    """The convolution, cut after 50 ms of reverberation beyond the voice."""
+    """Return the convolution, cut 50 ms after the end of the voice."""
     size = _fast_length(len(wave) + len(response))
-    whole = np.fft.irfft(np.fft.rfft(wave, size) * np.fft.rfft(response, size), size)
-    return whole[: len(wave) + SAMPLE_RATE // 20]
+    convolved = np.fft.irfft(np.fft.rfft(wave, size) * np.fft.rfft(response, size), size)
+    return convolved[: len(wave) + SAMPLE_RATE // 20]

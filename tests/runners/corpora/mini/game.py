@@ -1,4 +1,4 @@
-"""A hand-made container of the game's format, and source folders that hold it."""
+"""A generated container in the game's format, and source folders with it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SECONDS = 2.0
 
 
 def padded(text: str, position: int, align: int) -> bytes:
-    """A string at `position` as the game writes it: the position after it is a multiple of `align`, unless empty."""
+    """Return a string as in the game's files, padded to a multiple of `align` unless it is empty."""
     data = bytes([len(text)]) + text.encode("ascii")
     if text:
         data += b"\xff" * (-(position + len(data)) % align)
@@ -41,7 +41,7 @@ def dialogue(
     last: tuple[str, str] = ("", ""),
     levels: int = 1,
 ) -> bytes:
-    """A `*.DOG` text without its header. With a greeting, Joe's list begins with a line of id 0 that holds it."""
+    """Return a `*.DOG` text without its header. A greeting is a line with id 0 at the begin of Joe's list."""
     joe_at = 32 + 96 * abs(levels)
     if greeting is not None:
         joe = [(0, greeting), *joe]
@@ -62,7 +62,7 @@ def dialogue(
 
 
 def scene(strings: list[str], entry: str = "entry") -> bytes:
-    """A `*.CUT` text without its header."""
+    """Return a `*.CUT` text without its header."""
     head = bytearray(12)
     struct.pack_into(">h", head, 2, -len(strings))
     struct.pack_into(">H", head, 8, len(head))
@@ -81,7 +81,7 @@ def speech(seed: int, rate: int = 11025) -> bytes:
 
 @dataclass
 class Container:
-    """Collects files, then gives the bytes of `queen.1c`."""
+    """Files of a container; `data` returns the bytes of `queen.1c`."""
 
     files: dict[str, bytes] = field(default_factory=dict)
 
@@ -96,7 +96,7 @@ class Container:
 
 
 def small_game(per_dialogue: int = 28) -> bytes:
-    """Three characters with dialogues of 28 lines for SID, and one of each role that ASR holds out."""
+    """Return a container with dialogues of 28 lines: by characters for SID, and by speakers of ASR's dev and test."""
     container = Container()
     streams = [speech(seed) for seed in range(4)]
     words = ["HELLO", "GARDEN", "WINTER", "MORNING", "RIVER", "WINDOW", "LETTER", "DOCTOR"]
@@ -114,7 +114,7 @@ def small_game(per_dialogue: int = 28) -> bytes:
 
 
 def write_sources(folder: Path, game: bytes) -> dict[str, str]:
-    """Lay `game` and one prompt a language out as the unpacked packages are; return each package's digest."""
+    """Write `game` and one prompt for each language in the layout of the packages; return package -> digest."""
     from G722 import G722
 
     digests = {}

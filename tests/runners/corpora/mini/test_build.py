@@ -1,3 +1,5 @@
+"""Builds of the embedded corpora: layouts, splits, manifests, resuming, repeatability."""
+
 from __future__ import annotations
 
 import csv
@@ -19,10 +21,10 @@ from runners.corpora.check import check_corpus
 from runners.corpora.mini import build as mini
 from runners.corpora.mini import sources, speech_commands
 from runners.corpora.mini.build import build_mini
+from runners.tasks import SEVEN
 from tests.runners.corpora.mini import game
 from upstreams.errors import UserError
 
-TASKS = ("asr", "pr", "ks", "sid", "er", "ic", "sf")
 HOURS = 0.02
 
 
@@ -35,7 +37,7 @@ def synthetic(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def recorded(tmp_path_factory) -> Path:
-    """Corpora from a hand-made game and hand-made prompts."""
+    """Corpora from a generated game and generated prompts."""
     folder = tmp_path_factory.mktemp("recorded")
     digests = game.write_sources(folder / "sources", game.small_game())
     with pytest.MonkeyPatch.context() as patch:
@@ -49,7 +51,7 @@ def audio_files(root: Path) -> list[str]:
 
 
 def contents(root: Path) -> dict[str, str]:
-    """SHA-256 of every file by its path; manifests without their first line, which is the root."""
+    """Return path -> SHA-256 of every file; of manifests without their first line, which is the root."""
     found = {}
     for path in root.rglob("*"):
         if path.is_file():
@@ -65,16 +67,15 @@ def manifest(root: Path, split: str) -> dict[str, int]:
     return {path: int(samples) for path, samples in (row.split("\t") for row in rows)}
 
 
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("task", SEVEN)
 @pytest.mark.parametrize("kind", ["synthetic", "recorded"])
-def test_every_task_finds_its_layout(kind, task, request):
+def test_every_task_finds_its_corpus(kind, task, request):
     check_corpus(task, request.getfixturevalue(kind))
 
 
-def test_s3prl_splits_keywords_as_they_were_meant(synthetic):
+def test_s3prl_splits_the_keywords_as_planned(synthetic):
+    import upstreams.s3prl.compat  # noqa: F401, I001  (lets s3prl import)
     from s3prl.downstream.speech_commands.expert import split_dataset
-
-    import upstreams.s3prl.compat  # noqa: F401
 
     train, valid = split_dataset(synthetic / speech_commands.TRAIN_ROOT)
     summary = json.loads((synthetic / "corpus.json").read_text())["tasks"]["ks"]["splits"]
@@ -103,7 +104,7 @@ def test_speakers_of_ic_and_sf_and_er_are_disjoint(synthetic):
     assert {row["label"] for row in parts[1]} == {"neu", "hap", "ang", "sad"}
 
 
-def test_manifests_name_what_is_there_and_nothing_held_out(synthetic):
+def test_manifests_list_existing_files_and_none_that_is_held_out(synthetic):
     train, valid = manifest(synthetic, "train"), manifest(synthetic, "valid")
     assert valid and not train.keys() & valid.keys()
     for path, samples in {**train, **valid}.items():
@@ -121,10 +122,10 @@ def test_manifests_name_what_is_there_and_nothing_held_out(synthetic):
     assert not {hashes[path] for path in held} & {hashes[path] for path in (*train, *valid)}
 
 
-def test_recorded_speech_is_used_and_named(recorded):
+def test_recorded_speech_is_used_and_stated(recorded):
     summary = json.loads((recorded / "corpus.json").read_text())
     assert summary["complete"] and len(summary["sources"]) == len(sources.PACKAGES)
-    assert {task: summary["tasks"][task]["speech"] for task in TASKS} == {
+    assert {task: summary["tasks"][task]["speech"] for task in SEVEN} == {
         "asr": "real", "pr": "real", "sid": "real", "ks": "synthetic", "er": "synthetic", "ic": "synthetic",
         "sf": "synthetic",
     }  # fmt: skip
@@ -144,7 +145,7 @@ def test_recorded_speech_is_used_and_named(recorded):
     assert {phone for phones in lexicon.values() for phone in phones.split()} <= set(vocabulary)
 
 
-def test_a_killed_build_goes_on_and_ends_the_same(synthetic, tmp_path):
+def test_a_killed_build_is_resumed_with_the_same_result(synthetic, tmp_path):
     out = tmp_path / "corpora"
     script = tmp_path / "build.py"
     script.write_text(
@@ -169,7 +170,7 @@ def test_a_killed_build_goes_on_and_ends_the_same(synthetic, tmp_path):
     assert all((out / path).stat().st_mtime_ns == changed for path, changed in kept.items())
 
 
-def test_what_is_complete_is_not_built_again(synthetic, monkeypatch, tmp_path):
+def test_a_finished_build_is_not_repeated(synthetic, monkeypatch, tmp_path):
     monkeypatch.setattr(mini, "_build", None)
     assert build_mini(synthetic, HOURS, 0, tmp_path, apt=False)["complete"]
     for parameters in ((HOURS, 1, False), (2 * HOURS, 0, False), (HOURS, 0, True)):
@@ -191,19 +192,19 @@ def test_another_seed_gives_other_audio(monkeypatch, tmp_path):
     assert planned[0] == planned[2] != planned[1]
 
 
-def test_without_apt_synthesis_alone_is_said_in_one_line(monkeypatch, tmp_path, capsys):
+def test_without_apt_one_line_announces_synthesis_alone(monkeypatch, tmp_path, capsys):
     def unavailable(folder):
-        raise sources.Unavailable("apt-get is not on this system")
+        raise sources.Unavailable("this system has no apt-get")
 
     monkeypatch.setattr(sources, "obtain", unavailable)
     monkeypatch.setattr(mini, "_build", lambda *arguments: {"container": arguments[-1]})
     assert build_mini(tmp_path / "corpora", HOURS, 0, tmp_path / "sources", apt=True)["container"] is None
-    told = capsys.readouterr().err
-    assert told.count("\n") == 1 and "apt-get is not on this system" in told and "synthesis" in told
+    printed = capsys.readouterr().err
+    assert printed.count("\n") == 1 and "this system has no apt-get" in printed and "synthesis" in printed
 
 
 @pytest.mark.parametrize(("hours", "seed", "named"), [(0, 0, "hours"), (float("nan"), 0, "hours"), (1, -1, "seed")])
-def test_bad_parameters(tmp_path, hours, seed, named):
+def test_bad_parameters_are_refused(tmp_path, hours, seed, named):
     with pytest.raises(UserError, match=named):
         build_mini(tmp_path / "corpora", hours, seed, tmp_path, apt=False)
 
@@ -211,7 +212,7 @@ def test_bad_parameters(tmp_path, hours, seed, named):
 @pytest.mark.parametrize(
     ("name", "content"), [("notes.txt", "mine"), ("corpus.json", "{"), ("corpus.json", "[]"), ("corpus.json", "{}")]
 )
-def test_a_folder_that_holds_something_else_is_left_alone(tmp_path, name, content):
+def test_a_folder_with_other_files_is_not_touched(tmp_path, name, content):
     (tmp_path / name).write_text(content)
     with pytest.raises(UserError, match="name a new folder"):
         build_mini(tmp_path, HOURS, 0, tmp_path, apt=False)
@@ -220,5 +221,5 @@ def test_a_folder_that_holds_something_else_is_left_alone(tmp_path, name, conten
 
 def test_missing_libraries_are_named(monkeypatch, tmp_path):
     monkeypatch.setattr(mini, "_LIBRARIES", ("py_nanotts", "no_such_library"))
-    with pytest.raises(UserError, match=r"^no_such_library not installed.*superbit\[corpora\]"):
+    with pytest.raises(UserError, match=r"need no_such_library: .*superbit\[corpora\]"):
         build_mini(tmp_path / "corpora", HOURS, 0, tmp_path, apt=False)

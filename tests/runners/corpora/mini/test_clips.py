@@ -1,3 +1,5 @@
+"""Clips become audio files."""
+
 from __future__ import annotations
 
 import os
@@ -29,7 +31,7 @@ def clip(path: str, source) -> Clip:
     return Clip(path, path, source, ("ks",), "train", "x")
 
 
-def test_samples_survive_both_formats_and_what_is_there_is_kept(tmp_path):
+def test_both_formats_are_lossless_and_existing_files_are_kept(tmp_path):
     clips = [clip("a/one.wav", Ramp()), clip("b/one.flac", Ramp())]
     expected = np.arange(-32_767, 32_768, dtype=np.int16)
     for _ in range(2):
@@ -40,7 +42,7 @@ def test_samples_survive_both_formats_and_what_is_there_is_kept(tmp_path):
         clips[0] = clip("a/one.wav", Killed())
 
 
-def test_a_killed_process_and_a_broken_stream_are_told(tmp_path):
+def test_a_killed_process_and_an_unreadable_stream_are_reported(tmp_path):
     with pytest.raises(UserError, match="was killed"):
         write_clips(tmp_path, [clip("one.wav", Killed())])
     container = tmp_path / "queen.1c"

@@ -1,3 +1,5 @@
+"""Reader of the game's container."""
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -21,8 +23,8 @@ def voices(*names: str) -> dict[str, bytes]:
     return {f"{name}.SB": b"" for name in names}
 
 
-def test_rounding_after_strings_follows_their_kind(tmp_path):
-    # Lengths of every remainder modulo 4, and empty strings, after which nothing is rounded.
+def test_positions_are_rounded_up_after_non_empty_strings(tmp_path):
+    # Lengths with every remainder modulo 4, and empty strings, after which the position is not rounded.
     joe = [(1, "a"), (2, "bcd"), (3, ""), (4, "efgh"), (-86, "ij"), (5, ""), (6, "klmno")]
     person = [(1, "Yes."), (2, ""), (3, "No"), (4, "Maybe!")]
     data = game.dialogue(7, joe, person, greeting="Hi", last=("Bye", "So long"), levels=-3)
@@ -34,7 +36,7 @@ def test_rounding_after_strings_follows_their_kind(tmp_path):
     }  # fmt: skip
 
 
-def test_texts_find_their_voices(tmp_path):
+def test_voice_files_get_their_texts(tmp_path):
     data = game.dialogue(
         7, [(171, "Hello.*14There?*XY123456789abYes.")], [(1, "*08*09Go away!")], greeting="Hi", last=("Bye", "")
     )
@@ -59,7 +61,7 @@ def test_texts_find_their_voices(tmp_path):
     }
 
 
-def test_audio_is_read_from_its_place(tmp_path):
+def test_audio_is_read_from_its_offset(tmp_path):
     streams = {"070001P1.SB": game.speech(1), "070001P2.SB": game.speech(2)}
     path = write(tmp_path / "queen.1c", streams)
     first, second = (queen.read_audio(path, line)[0] for line in queen.read_container(path))
@@ -70,27 +72,27 @@ def test_audio_is_read_from_its_place(tmp_path):
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (b"", "begin with QTBL"),
-        (b"RIFF" + b"\0" * 40, "begin with QTBL"),
+        (b"", "begins with QTBL"),
+        (b"RIFF" + b"\0" * 40, "begins with QTBL"),
         (b"QTBLCEM10\0\0\0\0\0\x05" + b"\0" * 30, "5 entries"),
     ],
 )
-def test_what_is_no_container_is_refused(tmp_path, data, message):
+def test_other_files_are_refused(tmp_path, data, message):
     path = tmp_path / "queen.1c"
     path.write_bytes(data)
     with pytest.raises(UserError, match=message):
         queen.read_container(path)
 
 
-def test_a_broken_stream_is_named(tmp_path):
+def test_an_unreadable_stream_is_named(tmp_path):
     path = write(tmp_path / "queen.1c", {"070001P1.SB": b"\x01" * 50})
     (line,) = queen.read_container(path)
     with pytest.raises(UserError, match=r"070001P1\.SB"):
         queen.read_audio(path, line)
 
 
-@pytest.mark.skipif(not REAL.is_file(), reason="the game is not in data/sources: `superbit corpus mini` fetches it")
-def test_the_real_container():
+@pytest.mark.skipif(not REAL.is_file(), reason="the game is not in data/sources: `superbit corpus mini` downloads it")
+def test_the_container_of_the_real_game():
     lines = queen.read_container(REAL)
     assert len(lines) == 6745
     assert sum(line.text is not None for line in lines) == 6023

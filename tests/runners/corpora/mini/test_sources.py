@@ -1,3 +1,5 @@
+"""Download and verification of the Debian packages."""
+
 from __future__ import annotations
 
 import os
@@ -13,7 +15,7 @@ from upstreams.errors import UserError
 
 @pytest.fixture
 def package(monkeypatch, tmp_path) -> Package:
-    """A package of one file, with its right digest, in place of the real ones."""
+    """A package of one file with its digest, instead of the real packages."""
     payload = tmp_path / "data.bin"
     payload.write_bytes(b"payload")
     package = Package("a-package", "game/data.bin", sources.digest(payload))
@@ -29,7 +31,7 @@ def tool(folder: Path, name: str, script: str) -> None:
 
 @pytest.fixture
 def tools(monkeypatch, tmp_path) -> Path:
-    """Stand-ins for apt-get, which knows the package after a private update only, and for dpkg-deb."""
+    """Substitutes for apt-get, which finds the package only after a private update, and for dpkg-deb."""
     folder = tmp_path / "bin"
     folder.mkdir()
     tool(
@@ -44,7 +46,7 @@ def tools(monkeypatch, tmp_path) -> Path:
     return folder
 
 
-def test_missing_packages_are_fetched_with_private_lists(package, tools, tmp_path):
+def test_missing_packages_are_downloaded_with_private_lists(package, tools, tmp_path):
     folder = tmp_path / "sources"
     sources.obtain(folder)
     assert package.path(folder).read_bytes() == b"payload"
@@ -55,15 +57,15 @@ def test_missing_packages_are_fetched_with_private_lists(package, tools, tmp_pat
     assert len((tmp_path / "apt.log").read_text().splitlines()) == 3
 
 
-def test_without_network_the_reason_is_told(package, tools, tmp_path):
+def test_without_network_the_reason_is_given(package, tools, tmp_path):
     tool(tools, "apt-get", "echo E: no network >&2; exit 100")
     with pytest.raises(Unavailable, match="apt-get update failed: E: no network"):
         sources.obtain(tmp_path / "sources")
 
 
-def test_without_apt_the_reason_is_told(package, monkeypatch, tmp_path):
+def test_without_apt_the_reason_is_given(package, monkeypatch, tmp_path):
     monkeypatch.setattr(shutil, "which", lambda name: None)
-    with pytest.raises(Unavailable, match="apt-get is not on this system"):
+    with pytest.raises(Unavailable, match="this system has no apt-get"):
         sources.obtain(tmp_path / "sources")
 
 

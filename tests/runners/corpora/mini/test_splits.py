@@ -1,3 +1,5 @@
+"""Splits of the embedded corpora, and their synthesis."""
+
 from __future__ import annotations
 
 import multiprocessing
@@ -40,11 +42,11 @@ def split_of(counts: dict[str, int]) -> dict[str, str]:
         ({"a": 20, "b": 20}, {}),  # too few lines
     ],
 )
-def test_a_speakers_dialogues_are_split_whole(counts, expected):
+def test_a_dialogue_is_in_one_split(counts, expected):
     assert split_of(counts) == expected
 
 
-def test_sid_clips_are_disjoint_in_dialogues_and_even_in_speakers():
+def test_sid_splits_share_no_dialogue_and_are_balanced_over_speakers():
     heard = dialogues({"a": 90, "b": 30, "c": 9}, "BOB") + dialogues({"d": 40, "e": 28}, "TAM")
     heard += [utterance("short", "BOB", "b", seconds=0.6), utterance("cut", None, "c10a")]
     clips, sessions = voxceleb.plan(heard, {"train": 100.0, "dev": 10.0, "test": 60.0}, 0)
@@ -61,7 +63,7 @@ def test_sid_clips_are_disjoint_in_dialogues_and_even_in_speakers():
     assert sessions["BOB", "b"] == "test"
 
 
-def test_asr_speakers_keep_to_their_split_and_texts_fit_their_length():
+def test_asr_speakers_are_in_one_split_and_texts_fit_their_durations():
     heard = [utterance(f"t{i}", "JOE", "bob1") for i in range(50)]
     heard += [utterance(f"e{i}", "FRANK", "frank", "test") for i in range(9)]
     heard += [utterance(f"d{i}", "IAN", "ian1", "dev") for i in range(9)]
@@ -77,7 +79,7 @@ def test_asr_speakers_keep_to_their_split_and_texts_fit_their_length():
     assert sum(map(len, speakers.values())) == len(set.union(*speakers.values())) == 3
 
 
-def test_pretraining_hears_nothing_that_is_held_out():
+def test_pretraining_uses_nothing_that_is_held_out():
     heard = dialogues({"a": 60, "b": 30, "c": 9}, "BOB")
     heard += [utterance(f"frank{i}", "FRANK", "frank", "test") for i in range(5)]
     heard += [utterance(f"cut{i}", None, "c10a", None, text=None) for i in range(5)]
@@ -93,12 +95,12 @@ def test_pretraining_hears_nothing_that_is_held_out():
     expected = {u.recording for u in heard if u.speaker is None or u.session == "a"} | {"ic/1.wav"}
     assert set(recordings) == expected and len(recordings) == len(expected)
     shared = {clip.path for clip in planned if clip.path.startswith("VoxCeleb1")}
-    assert len(shared) == 10  # a recording that is on disk for a task is not written twice
+    assert len(shared) == 10  # a recording that is a clip of a task is not written twice
     few = pretraining.plan(heard, tasks, held, 20.0, 0)
     assert len(few) == 10 + 1
 
 
-def test_selection_depends_on_names_and_seed_only():
+def test_selection_depends_only_on_names_and_seed():
     heard = dialogues({"a": 30, "b": 10})
     assert shuffled(heard, [1]) == shuffled(reversed(heard), [1]) != shuffled(heard, [2])
     assert len(take(heard, 7.0, 0)) == 4 and len(take(heard, 7.0, 6)) == 6 and take([], 7.0, 6) == []
@@ -115,18 +117,18 @@ def test_thirty_pseudo_speakers_in_disjoint_splits():
     )
 
 
-def say_again_after_other_words() -> tuple[np.ndarray, np.ndarray]:
-    said = Synthesis(Speaker("en-US", 1), "turn on the lights", (1, 2))
-    first = said.waveform()
+def repeat_after_other_words() -> tuple[np.ndarray, np.ndarray]:
+    utterance = Synthesis(Speaker("en-US", 1), "turn on the lights", (1, 2))
+    first = utterance.waveform()
     for voice, text in (("fr-FR", "hello there " * 8), ("de-DE", "stop")):
         Synthesis(Speaker(voice, 0), text, (3,)).waveform()
-    return first, said.waveform()
+    return first, utterance.waveform()
 
 
-def test_synthesis_repeats_bit_for_bit_whatever_was_said_before():
-    # In a process of its own, as the build's workers are: the heap of one that has run other tests is not theirs.
+def test_synthesis_repeats_bit_for_bit_after_other_utterances():
+    # In a new process, like the build's workers, since other tests have changed the heap of this one.
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as worker:
-        first, again = worker.submit(say_again_after_other_words).result()
+        first, again = worker.submit(repeat_after_other_words).result()
     assert np.array_equal(again, first)
     assert first.dtype == np.float32 and 0.05 < np.abs(first).max() <= 1
     other = Synthesis(Speaker("en-US", 1), "turn on the lights", (1, 3)).waveform()
@@ -135,7 +137,7 @@ def test_synthesis_repeats_bit_for_bit_whatever_was_said_before():
     assert word.shape == (16_000,)
 
 
-def test_noise_has_its_colour():
+def test_noise_has_the_requested_spectrum():
     power = {}
     for colour in (0.0, 2.0):
         noise = coloured_noise(np.random.default_rng(0), 32_000, colour)

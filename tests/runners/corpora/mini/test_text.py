@@ -1,3 +1,5 @@
+"""Transcripts, lexicon, and texts of the pseudo-speakers."""
+
 from __future__ import annotations
 
 import numpy as np
@@ -34,27 +36,27 @@ def test_the_lexicon_has_39_phones_and_first_pronunciations():
     assert LEXICON["THE"] == ["DH", "AH"] and not any("(" in word for word in LEXICON)
 
 
-def test_what_is_synthesised_for_asr_and_pr_is_in_the_lexicon():
+def test_the_lexicon_has_all_words_that_are_synthesised_for_asr_and_pr():
     rng = np.random.default_rng(0)
-    said = [sentences.free_sentence(rng) for _ in range(3000)]
-    assert all(normalise(text, LEXICON) == text.upper() for text in said)
-    assert len(set(said)) > 2000
+    texts = [sentences.free_sentence(rng) for _ in range(3000)]
+    assert all(normalise(text, LEXICON) == text.upper() for text in texts)
+    assert len(set(texts)) > 2000
 
 
-def test_every_intent_has_wordings_without_gaps():
+def test_every_intent_has_complete_wordings():
     rng = np.random.default_rng(0)
     assert len(set(sentences.INTENTS)) == 31
     texts = {intent: {sentences.command(intent, rng) for _ in range(50)} for intent in sentences.INTENTS}
     assert all(len(wordings) >= 3 and not any("{" in text for text in wordings) for wordings in texts.values())
-    # A wording belongs to one intent: all three of action, object and location can be told from the words.
+    # A wording belongs to one intent, so that the words determine action, object and location.
     every = [text for wordings in texts.values() for text in wordings]
     assert len(every) == len(set(every))
 
 
-def test_requests_have_slots_beside_their_words():
+def test_requests_have_a_slot_for_each_word():
     rng = np.random.default_rng(0)
     for _ in range(500):
-        said = sentences.request(rng)
-        assert len(said.words) == len(said.slots)
-        assert set(said.slots) - {"O"} <= set(sentences.SLOTS) and set(said.slots) != {"O"}
-        assert not any(character in word for word in said.words for character in ":;[]")
+        request = sentences.request(rng)
+        assert len(request.words) == len(request.slots)
+        assert set(request.slots) - {"O"} <= set(sentences.SLOTS) and set(request.slots) != {"O"}
+        assert not any(character in word for word in request.words for character in ":;[]")
