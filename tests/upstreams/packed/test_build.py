@@ -36,7 +36,7 @@ def test_the_kernel_is_clean_under_address_and_undefined_behaviour_sanitizers(tm
 
 @pytest.mark.skipif(not HAS_SOURCES, reason="superbit is installed without its sources")
 def test_the_build_lists_every_file_of_the_kernel() -> None:
-    """A source that is not listed is not compiled; a header that is not listed is missing from a source distribution."""
+    """An unlisted source is not compiled; an unlisted header is missing from a source distribution."""
     listed = set(re.findall(r'"(upstreams/packed/kernel/[^"]+)"', (ROOT / "pyproject.toml").read_text()))
     files = {path.relative_to(ROOT).as_posix() for path in KERNEL.rglob("*") if path.suffix in (".cpp", ".h")}
     assert listed == files
