@@ -1,4 +1,4 @@
-"""What a training is expected to take: seconds, disk, memory. From earlier ones where there are, else from MACs."""
+"""Expected time, disk and memory of a training: measured if available, otherwise estimated from MACs."""
 
 from __future__ import annotations
 
@@ -11,74 +11,83 @@ from pathlib import Path
 from typing import Any
 
 from runners.corpora.published import SPLITS
-from runners.matrix.cell import Cell
+from runners.matrix.cell import Cell, Training
 from runners.tasks import TASKS
 from upstreams.files import read_json
 
-SHARED_AUDIO = {"pr": "asr"}  # tasks on another's recordings, whose features are the same
+SHARED_AUDIO = {"pr": "asr"}  # task -> task with the same recordings, and so the same features
 PROCESS_BYTES = 0.7 * 2**30  # Python with torch and s3prl
-UPSTREAM_EFFICIENCY = 0.5  # of a large matrix product's speed
-HEAD_EFFICIENCY = 0.15  # small products, recurrent cells, the optimizer
-STEP_SECONDS = 0.01  # that any step takes: reading audio, bookkeeping
+UPSTREAM_EFFICIENCY = 0.5  # fraction of the speed of a large matrix product
+HEAD_EFFICIENCY = 0.15  # the same for small products, recurrent layers and the optimizer
+STEP_SECONDS = 0.01  # overhead of every step: reading audio, bookkeeping
+BYTES = {"fp16": 2, "int8": 1, "fp32": 4}  # of a number in the feature store
 
 
 @dataclass(frozen=True)
 class Audio:
-    """One split of a task."""
+    """Size of one split of a task."""
 
     utterances: int
     seconds: float
 
     @property
     def mean(self) -> float:
+        """Mean seconds of an utterance."""
         return self.seconds / max(1, self.utterances)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """Of one training and a test; None where nothing is known of the upstream."""
+    """Estimate for one training and one test; seconds and feature_bytes are None if the upstream is unknown."""
 
     seconds: float | None
-    feature_bytes: int | None  # of the training and dev audio, whether or not they are in the store
+    feature_bytes: int | None  # of the training and dev audio, stored already or not
     checkpoint_bytes: int
     memory_bytes: int
     source: str  # "measured" or "MACs"
 
 
 class Estimator:
-    """Estimates for cells whose runs' folder is `out`."""
+    """Estimates trainings from the measured ones in the runs folder `out`."""
 
     def __init__(self, out: Path) -> None:
         self._trainings = _by_kind(out.glob("cells/*/*/seed*/**/trained.json"))
         self._results = _by_kind(out.glob("cells/*/*/seed*/**/results.json"))
 
-    def __call__(self, cell: Cell) -> Estimate:
-        """The estimate for one training."""
+    def __call__(self, training: Training) -> Estimate:
+        """Return the estimate for one training."""
+        cell = training.cell
         train, dev, test = audio(cell)
         shape = upstream_shape(cell.upstream, cell.checkpoint)
         if not TASKS[cell.task].has_head:
-            return Estimate(None, None, 0, _memory(cell, shape, 0), "MACs")
+            return Estimate(
+                seconds=None,
+                feature_bytes=None,
+                checkpoint_bytes=0,
+                memory_bytes=_memory(training, shape, head=0),
+                source="MACs",
+            )
         features = None
         if shape is not None:
-            features = int(shape.bytes_a_second(cell) * (min(_heard(cell), train.seconds) + dev.seconds))
-        head = head_parameters(cell.config, shape.dim if shape else 768)
-        earlier = self._trainings.get(_kind(cell.training_identity), [])
-        tested = self._results.get(_kind(cell.training_identity), [])
-        steps = cell.config["runner"]["total_steps"]
-        seconds = _seconds(cell, shape, head) if shape else None
-        if earlier:
-            seconds = steps * statistics.median(run["step_seconds"] for run in earlier)
+            features = int(shape.bytes_per_second(cell) * (min(_heard(training), train.seconds) + dev.seconds))
+        head = head_parameters(training.config, shape.dim if shape else 768)
+        measured = self._trainings.get(_kind(training.identity), [])
+        tested = self._results.get(_kind(training.identity), [])
+        seconds = _seconds(training, shape, head) if shape else None
+        if measured:
+            steps = training.config["runner"]["total_steps"]
+            seconds = steps * statistics.median(record["step_seconds"] for record in measured)
             if tested:
                 seconds += statistics.median(result["seconds"]["evaluate"] for result in tested)
             elif shape:
-                seconds += test.seconds * shape.macs_a_second / (machine_macs() * UPSTREAM_EFFICIENCY)
-        memory = max((run["peak_memory_bytes"] for run in earlier), default=0)
+                seconds += test.seconds * shape.macs_per_second / (machine_macs() * UPSTREAM_EFFICIENCY)
+        memory = max((record["peak_memory_bytes"] for record in measured), default=0)
         return Estimate(
-            seconds,
-            features,
-            6 * 4 * head,  # weights and Adam's two moments, in the last states and the best
-            int(1.1 * memory) or _memory(cell, shape, head),
-            "measured" if earlier else "MACs",
+            seconds=seconds,
+            feature_bytes=features,
+            checkpoint_bytes=6 * 4 * head,  # weights and Adam's two moments, in the last checkpoint and in the best
+            memory_bytes=int(1.1 * memory) or _memory(training, shape, head),
+            source="measured" if measured else "MACs",
         )
 
 
@@ -86,7 +95,7 @@ Kind = tuple[str, str | None, str, str]
 
 
 def _by_kind(paths: Iterable[Path]) -> dict[Kind, list[dict[str, Any]]]:
-    """The JSON objects in the files, by the kind of training that they are of."""
+    """Return the JSON objects in the files, grouped by the kind of their training."""
     found: dict[Kind, list[dict[str, Any]]] = {}
     for path in sorted(paths):
         if content := read_json(path):
@@ -95,64 +104,70 @@ def _by_kind(paths: Iterable[Path]) -> dict[Kind, list[dict[str, Any]]]:
 
 
 def _kind(identity: Mapping[str, Any]) -> Kind:
-    """Trainings that take a step in the same time."""
+    """Return a key that is the same for trainings whose steps take the same time."""
     config = {key: value for key, value in identity["config"].items() if key not in ("runner", "optimizer")}
     accumulated = identity["config"]["runner"].get("gradient_accumulate_steps")
     return identity["upstream"], identity["checkpoint_sha256"], identity["task"], f"{accumulated} {config}"
 
 
 def audio(cell: Cell) -> tuple[Audio, Audio, Audio]:
-    """Training, dev and test audio: as corpus.json counts it, or the published corpus's."""
+    """Return the sizes of train, dev and test: counted in corpus.json, or those of the published corpus."""
     described = (read_json(cell.corpora / "corpus.json") or {}).get("tasks", {}).get(cell.task, {}).get("splits", {})
-    if {"train", "dev", "test"} <= described.keys():
-        return tuple(  # type: ignore[return-value]
-            Audio(described[split]["utterances"], 3600 * described[split]["hours"])
-            for split in ("train", "dev", "test")
-        )
-    if described:  # ER's sessions: a fifth is the test, a fifth of the rest dev
-        utterances = sum(split["utterances"] for split in described.values())
-        seconds = 3600 * sum(split["hours"] for split in described.values())
-        return tuple(Audio(int(part * utterances), part * seconds) for part in (0.64, 0.16, 0.2))  # type: ignore[return-value]
-    # A task that is not listed is taken for one of middling size.
-    return tuple(Audio(n, 3600 * hours) for n, hours in SPLITS.get(cell.task, SPLITS["ic"]))  # type: ignore[return-value]
+    splits = {name: Audio(split["utterances"], 3600 * split["hours"]) for name, split in described.items()}
+    if {"train", "dev", "test"} <= splits.keys():
+        return splits["train"], splits["dev"], splits["test"]
+    if splits:  # ER's sessions: a fifth is the test set, a fifth of the rest the dev set
+        utterances = sum(split.utterances for split in splits.values())
+        seconds = sum(split.seconds for split in splits.values())
+        train, dev, test = (Audio(int(share * utterances), share * seconds) for share in (0.64, 0.16, 0.2))
+    else:  # a task that is not listed is assumed to have medium size
+        train, dev, test = (Audio(n, 3600 * hours) for n, hours in SPLITS.get(cell.task, SPLITS["ic"]))
+    return train, dev, test
 
 
 @dataclass(frozen=True)
 class Shape:
-    """What an upstream makes of a second of audio."""
+    """Shape of an upstream's features and its cost."""
 
     layers: int  # hidden states
     dim: int
-    frame_rate: float
-    macs_a_second: float
+    frame_rate: float  # Hz
+    macs_per_second: float  # of audio
     weight_bytes: int
 
-    def bytes_a_second(self, cell: Cell) -> float:
-        """Of features as the cell's store keeps them."""
+    def bytes_per_second(self, cell: Cell) -> float:
+        """Return the bytes that the cell's feature store takes for a second of audio."""
         if cell.store is None:
             return 0.0
-        return self.layers * self.dim * self.frame_rate * {"fp16": 2, "int8": 1, "fp32": 4}[cell.store.dtype]
+        return self.layers * self.dim * self.frame_rate * BYTES[cell.store.dtype]
 
 
 @functools.cache
 def upstream_shape(name: str, checkpoint: Path | None) -> Shape | None:
-    """None for upstreams that are neither this project's nor s3prl's log-mel baselines."""
+    """Return the shape of an upstream; None unless it is this project's or one of s3prl's log-mel baselines."""
     from upstreams import cost, registry
 
     seconds = sum(cost.SUPERB_SAMPLES) / 16000
     if name in ("fbank", "fbank_no_cmvn"):
-        return Shape(1, 240, 100.0, cost.superb_fbank_macs() / seconds, 0)
+        return Shape(
+            layers=1, dim=240, frame_rate=100.0, macs_per_second=cost.superb_fbank_macs() / seconds, weight_bytes=0
+        )
     if name not in registry.names():
         return None
     model = registry.costed(registry.checkpoint_path(name, checkpoint))
     macs = sum(c.macs for c in cost.profile(model, cost.SUPERB_SAMPLES))
     encoder = model.config.encoder
-    rate = 16000 / model.config.downsample_rate
-    return Shape(encoder.layers + 1, encoder.dim, rate, macs / seconds, 4 * cost.parameters(model))
+    return Shape(
+        layers=encoder.layers + 1,
+        dim=encoder.dim,
+        frame_rate=16000 / model.config.downsample_rate,
+        macs_per_second=macs / seconds,
+        weight_bytes=4 * cost.parameters(model),
+    )
 
 
 def head_parameters(config: Mapping[str, Any], dim: int) -> int:
-    """About how many weights a task's head has, by the sizes that its configuration gives."""
+    """Return the approximate number of a head's weights, from the sizes in its configuration."""
     expert = config["downstream_expert"]
     head = expert.get("modelrc") or expert.get("model") or {}
     width = head.get("projector_dim") or head.get("project_dim") or 256
@@ -169,38 +184,43 @@ def head_parameters(config: Mapping[str, Any], dim: int) -> int:
 
 
 def _batch(config: Mapping[str, Any]) -> int:
-    """Utterances that go through the head at once."""
+    """Return the number of utterances in a micro-batch."""
     data = config["downstream_expert"].get("datarc") or config["downstream_expert"].get("corpus") or {}
     return int(data.get("train_batch_size") or data.get("batch_size") or 32)
 
 
-def _heard(cell: Cell) -> float:
-    """Seconds of training audio that go through the head, repetitions counted."""
-    runner = cell.config["runner"]
-    train, _, _ = audio(cell)
-    return float(runner["total_steps"] * runner["gradient_accumulate_steps"] * _batch(cell.config) * train.mean)
+def _heard(training: Training) -> float:
+    """Return the seconds of training audio that pass through the head, repetitions included."""
+    runner = training.config["runner"]
+    train, _, _ = audio(training.cell)
+    return float(runner["total_steps"] * runner["gradient_accumulate_steps"] * _batch(training.config) * train.mean)
 
 
-def _seconds(cell: Cell, shape: Shape, head: int) -> float:
-    train, dev, test = audio(cell)
-    runner = cell.config["runner"]
+def _seconds(training: Training, shape: Shape, head: int) -> float:
+    """Return the seconds of a training and a test, from MACs."""
+    train, dev, test = audio(training.cell)
+    runner = training.config["runner"]
     passes = runner["total_steps"] * runner["gradient_accumulate_steps"]
-    heard = _heard(cell)
+    heard = _heard(training)
     evaluations = runner["total_steps"] // runner["eval_step"]
     evaluated = evaluations * sum((test if "test" in split else dev).seconds for split in runner["eval_dataloaders"])
-    computed = heard + evaluated if cell.store is None else min(heard, train.seconds) + min(evaluated, dev.seconds)
+    if training.cell.store is None:
+        computed = heard + evaluated
+    else:
+        computed = min(heard, train.seconds) + min(evaluated, dev.seconds)
     computed += test.seconds
-    upstream = computed * shape.macs_a_second / (machine_macs() * UPSTREAM_EFFICIENCY)
-    # Forward and backward: three passes' work in training, one in evaluation.
+    upstream = computed * shape.macs_per_second / (machine_macs() * UPSTREAM_EFFICIENCY)
+    # Training takes the work of three forward passes (forward and backward), evaluation of one.
     frames = shape.frame_rate * (3 * heard + evaluated)
     return upstream + frames * head / (machine_macs() * HEAD_EFFICIENCY) + passes * STEP_SECONDS
 
 
-def _memory(cell: Cell, shape: Shape | None, head: int) -> int:
-    train, _, _ = audio(cell)
-    if shape is None:  # as large as the largest of s3prl's: a guess that rather leaves a core idle
-        shape = Shape(25, 1024, 50.0, 0.0, 4 * 320_000_000)
-    longest = 2.5 * train.mean * _batch(cell.config) * shape.frame_rate
+def _memory(training: Training, shape: Shape | None, head: int) -> int:
+    """Return the bytes that a training needs at most."""
+    train, _, _ = audio(training.cell)
+    if shape is None:  # as s3prl's largest upstreams: too high a guess only leaves a core idle
+        shape = Shape(layers=25, dim=1024, frame_rate=50.0, macs_per_second=0.0, weight_bytes=4 * 320_000_000)
+    longest = 2.5 * train.mean * _batch(training.config) * shape.frame_rate
     features = 3 * 4 * shape.layers * shape.dim * longest
     recurrent = 60 * 4 * longest * head**0.5  # activations and gates of the layers, whose width is about the root
     return int(PROCESS_BYTES + shape.weight_bytes + 16 * head + features + recurrent)
@@ -208,7 +228,7 @@ def _memory(cell: Cell, shape: Shape | None, head: int) -> int:
 
 @functools.cache
 def machine_macs() -> float:
-    """Multiply-accumulates a second of one core in a large fp32 matrix product, measured in about 0.2 s."""
+    """Return one core's MACs per second in a large fp32 matrix product, measured in about 0.2 s."""
     import torch
 
     before = torch.get_num_threads()
@@ -226,6 +246,5 @@ def machine_macs() -> float:
 
 
 def audio_group(cell: Cell) -> tuple[str, str | None, str]:
-    """Cells of one group read the same features."""
-    checkpoint = cell.identity["checkpoint_sha256"]
-    return cell.upstream, checkpoint, SHARED_AUDIO.get(cell.task, cell.task if cell.task in TASKS else "")
+    """Return a key that is the same for cells that read the same features."""
+    return cell.upstream, cell.checkpoint_sha256, SHARED_AUDIO.get(cell.task, cell.task)

@@ -1,4 +1,4 @@
-"""How far a training is, for those who watch it from another process or machine."""
+"""Step and memory of a training, written to a file for other processes and machines."""
 
 from __future__ import annotations
 
@@ -10,34 +10,37 @@ from pathlib import Path
 
 
 class Heartbeat:
-    """Says in a file, every second or two, how far a training is; called with the number of each step that is done."""
+    """Called with the number of each finished step, writes it to a file at most every 1.5 seconds.
+
+    first: number of steps that were done before this process started; total: steps of the whole training.
+    """
 
     def __init__(self, file: Path, first: int, total: int) -> None:
         self.file = file
         self.first = first
         self.total = total
-        self.peak_memory = 0
+        self.peak_memory = 0  # bytes
         self._started: float | None = None
-        self._said = 0.0
+        self._written = 0.0
 
     def __call__(self, step: int) -> None:
         now = time.time()
         if self._started is None:
             self._started = now
             self.first = step - 1
-        if now - self._said < 1.5:
+        if now - self._written < 1.5:
             return
-        self._said = now
+        self._written = now
         self.peak_memory = max(self.peak_memory, own_memory())
         content = {"step": step, "total": self.total, "first": self.first, "started": self._started, "now": now}
-        # Renamed into place, but not synced to the disk: that could take longer than the steps.
+        # Renamed into place, but not synced to disk: syncing could take longer than the steps.
         temporary = self.file.with_suffix(".tmp")
         temporary.write_text(json.dumps(content), encoding="utf-8")
         temporary.replace(self.file)
 
 
 def own_memory() -> int:
-    """Bytes of this process that no file backs: mapped features are the system's page cache, and can go."""
+    """Return the bytes of this process that no file backs: the system can drop mapped features from its page cache."""
     try:
         status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
     except OSError:

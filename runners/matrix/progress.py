@@ -1,10 +1,9 @@
-"""What a person sees of a matrix: what is planned, what runs, how far it is."""
+"""Terminal output of a matrix: plan and progress."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -12,17 +11,17 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from runners.matrix.cell import Cell, finished, is_locked, trained
+from runners.matrix import locks
+from runners.matrix.cell import Cell, Training, finished, trained
+from runners.matrix.estimate import Estimator, audio_group
+from runners.matrix.training import resumable_step
 from upstreams.files import read_json
 
-if TYPE_CHECKING:
-    from runners.matrix.estimate import Estimate
-
-STALE_SECONDS = 600.0  # without a word in that time, a training's progress is an old one's
+STALE_SECONDS = 600.0  # a progress file that was not written for so long is left from an earlier run
 
 
 class Board:
-    """A live table of the cells that run: step, share, time left; one line above it for each that has ended."""
+    """A live table of the running trainings, with a line above it for each training that has ended."""
 
     def __init__(self, console: Console, total: int) -> None:
         self.console = console
@@ -31,7 +30,7 @@ class Board:
         self.failed = 0
         self._started = time.monotonic()
         self._drawn = 0.0
-        # Drawn by hand: the thread that would draw it could hold a lock at the moment of a fork.
+        # Refreshed by hand: a thread that refreshes it could hold a lock at the moment of a fork.
         self._live = Live(console=console, auto_refresh=False, transient=True)
 
     def __enter__(self) -> Board:
@@ -41,82 +40,100 @@ class Board:
     def __exit__(self, *exception: object) -> None:
         self._live.__exit__(None, None, None)
 
-    def watch(self, running: Sequence[Cell]) -> None:
-        """Show these cells as running."""
+    def watch(self, running: Sequence[Training]) -> None:
+        """Show these trainings as running."""
         if self.console.is_terminal and time.monotonic() - self._drawn > 0.4:
             self._drawn = time.monotonic()
             self._live.update(self._render(running), refresh=True)
 
     def end(self, lines: Sequence[str], failed: bool) -> None:
-        """Say how a training ended."""
+        """Print how a training ended."""
         self.ended += 1
         self.failed += failed
         for line in lines:
             self.console.print(line, markup=False, highlight=False, soft_wrap=True)
 
-    def _render(self, running: Sequence[Cell]) -> Group:
-        table = Table("cell", "step", "", "step time", "left", box=None, pad_edge=False)
+    def _render(self, running: Sequence[Training]) -> Group:
+        table = Table("training", "step", "", "step time", "time left", box=None, pad_edge=False)
         waiting = 0
-        for cell in running:
-            progress = read_json(cell.progress_file)
+        for training in running:
+            progress = read_json(training.progress_file)
             if progress is None or time.time() - progress["now"] > STALE_SECONDS:
-                if is_locked(cell):
-                    table.add_row(cell.name, "", Text("loading or testing", style="dim"), "", "")
+                if locks.is_held(training.folder):
+                    table.add_row(training.name, "", Text("loading or testing", style="dim"), "", "")
                 else:
                     waiting += 1
                 continue
             step, total = progress["step"], progress["total"]
             done = max(1, step - progress["first"])
-            each = (progress["now"] - progress["started"]) / done
+            step_seconds = (progress["now"] - progress["started"]) / done
             bar = ProgressBar(total=total, completed=step, width=24)
-            table.add_row(cell.name, f"{step}/{total}", bar, _each(each), duration(each * (total - step)))
-        summary = f"{self.ended} of {self.total} ended, {self.failed} failed, {len(running) - waiting} running"
+            left = duration(step_seconds * (total - step))
+            table.add_row(training.name, f"{step}/{total}", bar, _step_time(step_seconds), left)
+        summary = (
+            f"{self.ended} of {self.total} trainings ended, {self.failed} failed, {len(running) - waiting} running"
+        )
         if waiting:
             summary += f", {waiting} in the queue"
         return Group(table, Text(f"{summary}, {duration(time.monotonic() - self._started)}"))
 
 
-def plan_table(
-    cells: Sequence[Cell], estimates: Mapping[str, Estimate], new_bytes: Mapping[str, int], states: Mapping[str, str]
-) -> Table:
-    """Every training, by its name: where it stands, what it is expected to take."""
-    table = Table(title="what would run", box=None, pad_edge=False)
-    table.add_column("cell", overflow="fold")
+def show_plan(cells: Sequence[Cell], estimator: Estimator, *, jobs: int, console: Console) -> None:
+    """Print every training with its state and estimates, and the totals."""
+    table = Table(title="planned trainings", box=None, pad_edge=False)
+    table.add_column("training", overflow="fold")
     table.add_column("state")
     for name in ("steps", "time", "memory", "new disk"):
         table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("from")
-    for cell in cells:
-        estimate = estimates[cell.name]
-        is_done = states[cell.name] == "done"
-        table.add_row(
-            cell.name,
-            states[cell.name],
-            str(cell.config["runner"].get("total_steps", "-")),
-            "-" if is_done else duration(estimate.seconds),
-            "-" if is_done else size(estimate.memory_bytes),
-            "-" if is_done else size(new_bytes[cell.name]),
-            "-" if is_done else estimate.source,
-        )
-    return table
+    table.add_column("source")
+    trainings = [training for cell in cells for training in cell.trainings]
+    stored: dict[object, int] = {}  # bytes of features by audio group, which its trainings share
+    left, seconds, unknown, features, from_macs = 0, 0.0, 0, 0, False
+    for training in trainings:
+        estimate, now = estimator(training), state(training)
+        steps = str(training.config["runner"].get("total_steps", "-"))
+        group, needed = audio_group(training.cell), estimate.feature_bytes or 0
+        added = max(0, needed - stored.get(group, 0))
+        stored[group] = max(needed, stored.get(group, 0))
+        if now == "done":
+            table.add_row(training.name, now, steps, "-", "-", "-", "-")
+            continue
+        left += 1
+        features += added
+        unknown += estimate.seconds is None
+        seconds += estimate.seconds or 0.0
+        from_macs |= estimate.source == "MACs"
+        time_, memory = duration(estimate.seconds), size(estimate.memory_bytes)
+        disk = size(added + estimate.checkpoint_bytes)
+        table.add_row(training.name, now, steps, time_, memory, disk, estimate.source)
+    console.print(table)
+    total = f"{left} of {len(trainings)} trainings to run, {len(cells)} cells: about "
+    total += f"{duration(seconds / max(1, min(jobs, left)))} with {jobs} jobs"
+    if unknown:
+        total += f", plus {unknown} of unknown time"
+    console.print(total, soft_wrap=True)
+    store = cells[0].store
+    if store is not None:
+        limit = f"the store {store.folder} keeps at most {size(store.max_bytes)}"
+        console.print(f"features: about {size(features)}; {limit}", soft_wrap=True)
+    if from_macs:
+        console.print("Times from MACs may be wrong by a factor of 3; a measured training replaces them.")
 
 
-def state(cell: Cell) -> str:
-    """Where a training stands, in words."""
-    if finished(cell) is not None:
+def state(training: Training) -> str:
+    """Return the state of a training in words."""
+    if finished(training.fold) is not None:
         return "done"
-    if trained(cell) is not None:
+    if trained(training) is not None:
         return "trained"
-    if is_locked(cell):
+    if locks.is_held(training.folder):
         return "running"
-    steps = [int(path.stem.removeprefix("states-")) for path in cell.expdir.glob("states-*.ckpt")]
-    if steps and read_json(cell.training_folder / "cell.json") == cell.training_identity:
-        return f"goes on at {max(steps)}"
-    return "new"
+    step = resumable_step(training)
+    return "new" if step is None else f"resumes at {step}"
 
 
 def duration(seconds: float | None) -> str:
-    """`5 s`, `3 min`, `2.5 h`, `4 days`; `?` of None."""
+    """Return `5 s`, `3 min`, `2.5 h` or `4 days`; `?` for None."""
     if seconds is None:
         return "?"
     for unit, name in ((86400.0, "days"), (3600.0, "h"), (60.0, "min")):
@@ -126,9 +143,9 @@ def duration(seconds: float | None) -> str:
 
 
 def size(number: float) -> str:
-    """`3.2 GB`, `120 MB`."""
+    """Return `3.2 GB` or `120 MB` for a number of bytes."""
     return f"{number / 2**30:.1f} GB" if number >= 2**30 else f"{number / 2**20:.0f} MB"
 
 
-def _each(seconds: float) -> str:
+def _step_time(seconds: float) -> str:
     return f"{seconds:.2f} s" if seconds >= 1 else f"{1000 * seconds:.0f} ms"

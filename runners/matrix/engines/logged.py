@@ -1,4 +1,4 @@
-"""One cell in the process that an engine has found for it."""
+"""One training in the process that an engine has started for it."""
 
 from __future__ import annotations
 
@@ -6,34 +6,60 @@ import os
 import sys
 import textwrap
 import traceback
+import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import TextIO
 
+from runners.matrix.engines.work import TrainingT
 from upstreams.errors import UserError
 
-CellT = TypeVar("CellT")
 
+def run_logged(run: Callable[[TrainingT], object], training: TrainingT, log: Path) -> str | None:
+    """Run the training with one torch thread, and append all output to the log; return the reason if it fails.
 
-def run_logged(run: Callable[[CellT], object], cell: CellT, log: Path) -> str | None:
-    """Run the cell with one torch thread, all that this process prints going to the log; the reason if it fails.
-
-    The process is the cell's: its output stays redirected.
+    The process belongs to the training: its output stays redirected afterwards.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     stream = log.open("a", buffering=1, encoding="utf-8")
     for descriptor in (1, 2):
         os.dup2(stream.fileno(), descriptor)
     sys.stdout = sys.stderr = stream
+    _show_warnings_once()
     import torch
 
     torch.set_num_threads(1)
     try:
-        run(cell)
-    # SystemExit too: argparse raises it, and it would look like a cell that was done.
+        run(training)
+    # SystemExit as well: argparse raises it, and the process would look as if it had succeeded.
     except (Exception, SystemExit) as error:
         traceback.print_exc()
         stream.flush()
         text = textwrap.shorten(str(error), 300, placeholder=" ...") or "no message"
         return text if isinstance(error, UserError) else f"{type(error).__name__}: {text}"
     return None
+
+
+def _show_warnings_once() -> None:
+    """From now on, show each warning of this process once.
+
+    Python's own filters `default` and `once` forget what they have shown whenever a library enters
+    `warnings.catch_warnings()`, which torch and s3prl do at every step.
+    """
+    show = warnings.showwarning
+    shown: set[tuple[type[Warning], str, str, int]] = set()
+
+    def show_once(
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        file: TextIO | None = None,
+        line: str | None = None,
+    ) -> None:
+        key = (category, str(message), filename, lineno)
+        if key not in shown:
+            shown.add(key)
+            show(message, category, filename, lineno, file, line)
+
+    warnings.showwarning = show_once

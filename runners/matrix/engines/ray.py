@@ -1,4 +1,4 @@
-"""Cells as tasks of a Ray cluster, whose machines see the runs' folder, the corpora and this project's code."""
+"""Trainings as tasks of a Ray cluster, whose machines see the runs folder, the corpora and this project's code."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import runners
-from runners.matrix.engines import CellT, Work
 from runners.matrix.engines.logged import run_logged
+from runners.matrix.engines.work import TrainingT, Work
 from upstreams.errors import UserError
 
 
-def run(work: Work[CellT], settings: Mapping[str, Any]) -> Iterator[tuple[CellT, str | None]]:
-    """Run every cell as one Ray task with one CPU, its expected memory, and a GPU where the matrix is on cuda.
+def run(work: Work[TrainingT], settings: Mapping[str, Any]) -> Iterator[tuple[TrainingT, str | None]]:
+    """Run each training as one Ray task with one CPU, its expected memory, and a GPU if the matrix uses cuda.
 
-    settings: `address` of the cluster, as `ray.init` takes it; without one RAY_ADDRESS, or a cluster of this machine's
-    own. A task has a worker process for itself. Raises UserError when Ray is not installed or no cluster answers.
+    settings: `address` of the cluster as `ray.init` takes it; by default RAY_ADDRESS, or a new cluster on this machine.
+    Each task has its own worker process. Raises UserError if Ray is not installed or no cluster answers.
     """
     try:
         import ray
@@ -25,24 +25,24 @@ def run(work: Work[CellT], settings: Mapping[str, Any]) -> Iterator[tuple[CellT,
         raise UserError("the engine ray needs Ray: pip install 'superbit[ray]'") from None
     ours = not ray.is_initialized()
     if ours:
-        # The workers import this very code, and take no more threads than the CPU they are given.
+        # The workers import the same code as this process, and use only the CPU that they are given.
         environment = {"PYTHONPATH": _python_path(), "OMP_NUM_THREADS": "1"}
         try:
             ray.init(address=settings.get("address"), runtime_env={"env_vars": environment}, log_to_driver=False)
         except ConnectionError as error:
             raise UserError(f"no Ray cluster answers at {settings.get('address')}: {error}") from None
-    # A process for each task: what a cell leaves in memory goes with it. A cell that died is for the next run to
-    # take up again, as everywhere.
+    # A new process for each task, so that no memory stays allocated. No retries: as with every engine, the next run
+    # of the command resumes a training that died.
     task: Any = ray.remote(num_cpus=1, num_gpus=int(work.on_gpu), max_calls=1, max_retries=0)(run_logged)
     largest = max((node["Resources"].get("memory", 0.0) for node in ray.nodes() if node["Alive"]), default=0.0)
-    pending: dict[Any, CellT] = {}
+    pending: dict[Any, TrainingT] = {}
     try:
-        for cell in work.cells:
-            needed = work.memory(cell)
+        for training in work.trainings:
+            needed = work.memory(training)
             if needed > largest:
-                yield cell, _too_large(needed, largest)
+                yield training, _too_large(needed, largest)
                 continue
-            pending[task.options(memory=needed).remote(work.run, cell, work.log_file(cell))] = cell
+            pending[task.options(memory=needed).remote(work.run, training, work.log_file(training))] = training
         while pending:
             work.watch(list(pending.values()))
             ended, _ = ray.wait(list(pending), timeout=0.5)
@@ -64,8 +64,8 @@ def _reason(ray: Any, reference: Any) -> str | None:
 
 def _too_large(needed: float, largest: float) -> str:
     return (
-        f"it needs about {needed / 2**30:.1f} GB of memory, and the largest node of the cluster has"
-        f" {largest / 2**30:.1f} GB: it was not started"
+        f"not started: it needs about {needed / 2**30:.1f} GB of memory, and the largest node of the cluster has"
+        f" {largest / 2**30:.1f} GB"
     )
 
 

@@ -1,4 +1,4 @@
-"""Killed runners and workers, full disks, damaged files, two runners at once: no wrong number, no work twice."""
+"""Killed runners, full disks, damaged files, two runners at once: numbers stay right, no work is repeated."""
 
 from __future__ import annotations
 
@@ -53,12 +53,12 @@ def values(runs: Path) -> dict[str, float]:
 
 
 def contents(runs: Path) -> dict[Path, bytes]:
-    """Everything that says that something is done."""
+    """Return the files that mark a training or a fold as done."""
     return {path: path.read_bytes() for name in ("results", "trained") for path in runs.glob(f"cells/**/{name}.json")}
 
 
 def models_built(runs: Path) -> int:
-    """How many trainings and tests have begun."""
+    """Return the number of trainings and tests that have started."""
     return sum(len(re.findall("'s downsample rate is", path.read_text())) for path in runs.glob("cells/**/log.txt"))
 
 
@@ -100,7 +100,7 @@ def test_neither_a_full_disk_nor_a_damaged_shard_changes_a_number(
 
     shared = Options(store_folder=tmp_path / "features")
     assert matrix.evaluate(file, tiny_corpora, tmp_path / "first", options=shared) == 0
-    # Whatever the store held, the heads are the same to the bit: what is computed is rounded as what is read.
+    # The heads are bit-identical whatever the store held: computed features are rounded like stored ones.
     assert values(tmp_path / "first") == values(full)
     (shard,) = (tmp_path / "features").glob("*/*.shard")
     content = bytearray(shard.read_bytes())
@@ -120,7 +120,7 @@ def test_runners_and_workers_killed_at_random_moments(tiny_corpora: Path, tmp_pa
     killed = 0
     while killed < 20:
         process = runner(file, tiny_corpora, runs)
-        # From the import of s3prl to the end of the last cell; a runner that ended first is started anew.
+        # From the import of s3prl to the end of the last training; a runner that has ended by then is not counted.
         moment = time.monotonic() + chance.uniform(2.0, 9.0)
         while time.monotonic() < moment and process.poll() is None:
             time.sleep(0.02)
@@ -133,7 +133,7 @@ def test_runners_and_workers_killed_at_random_moments(tiny_corpora: Path, tmp_pa
         if victims and process.returncode != -signal.SIGKILL:
             assert process.returncode in (0, 1)
         now = contents(runs)
-        assert {path: now.get(path) for path in done} == done, "what was done was done again"
+        assert {path: now.get(path) for path in done} == done, "finished work was repeated"
         done = now
         if len(list(runs.glob("cells/*/*/*/results.json"))) == 4:
             runs = tmp_path / f"runs{killed}"
@@ -148,13 +148,13 @@ def test_runners_and_workers_killed_at_random_moments(tiny_corpora: Path, tmp_pa
             again = downstream.main(shlex.split(result["command"])[2:])
             assert again is not None
             assert again[result["metric"]] == result["value"]
-        # What the killed ones have kept is what the others read: nothing in it is damaged.
+        # The features that killed runners stored are read by the others: none are damaged.
         logs = "".join(path.read_text() for path in folder.glob("cells/**/log.txt"))
         assert "is damaged" not in logs
 
 
 @pytest.mark.slow
-def test_two_runners_on_one_folder_share_the_cells(tiny_corpora: Path, tmp_path: Path) -> None:
+def test_two_runners_on_one_folder_share_the_trainings(tiny_corpora: Path, tmp_path: Path) -> None:
     file, runs, alone = write_matrix(tmp_path / "m.yaml"), tmp_path / "runs", tmp_path / "alone"
     both = [runner(file, tiny_corpora, runs) for _ in range(2)]
     said = [process.communicate(timeout=300)[0] for process in both]

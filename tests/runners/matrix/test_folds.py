@@ -1,4 +1,4 @@
-"""ER's five folds: a cell each, whose mean is the task's result, however often the runner is stopped between them."""
+"""The five folds of ER: a cell's number is the mean over its folds, also after interruptions between them."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ ACCURACY = {"fold1": 0.5, "fold2": 0.7, "fold3": 0.6, "fold4": 0.4, "fold5": 0.8
 
 
 class FoldsDownstream:
-    """In s3prl's place: each fold has its accuracy; folds in `failing` fail."""
+    """Stands in for s3prl. Each fold has its own accuracy; folds in `failing` fail."""
 
     def __init__(self, folder: Path) -> None:
         self.calls = folder / "calls"
@@ -84,7 +84,7 @@ def mean(runs: Path) -> Path:
     return runs / "cells/fbank_no_cmvn/er/seed1/results.json"
 
 
-def test_the_five_folds_give_mean_and_deviation(iemocap: Path, tmp_path: Path, fake: FoldsDownstream) -> None:
+def test_five_folds_give_mean_and_deviation(iemocap: Path, tmp_path: Path, fake: FoldsDownstream) -> None:
     file, runs = write_matrix(tmp_path / "m.yaml"), tmp_path / "runs"
     assert matrix.evaluate(file, iemocap, runs, jobs=2) == 0
     assert fake.trained() == list(FOLDS)
@@ -96,7 +96,7 @@ def test_the_five_folds_give_mean_and_deviation(iemocap: Path, tmp_path: Path, f
         assert f"/seed1/{fold}/expdir/" in of["command"] and of["command"] in found["command"]
         assert json.loads((mean(runs).parent / fold / "results.json").read_text())["value"] == ACCURACY[fold]
     table = collect([runs])
-    assert [result["value"] for result in table.results] == [pytest.approx(0.6)], "one row, not one a fold"
+    assert [result["value"] for result in table.results] == [pytest.approx(0.6)], "one row, not one for each fold"
     assert "er is the mean over folds. Standard deviations over the folds: fbank_no_cmvn 15.81 (5 folds, seed 1)" in (
         as_markdown(table, [runs])
     )
@@ -106,7 +106,7 @@ def test_the_five_folds_give_mean_and_deviation(iemocap: Path, tmp_path: Path, f
         assert (tmp_path / f"out/predict/er_{fold}_public/predict.txt").read_text() == fold
     assert not any("of 5 folds" in line for line in said)
 
-    # Stopped between the last fold and the mean: nothing is trained again, and the mean is there.
+    # Stopped between the last fold and the mean, it writes the mean and trains nothing.
     mean(runs).unlink()
     assert matrix.evaluate(file, iemocap, runs, jobs=2) == 0
     assert len(fake.trained()) == 5 and json.loads(mean(runs).read_text()) == found
@@ -119,10 +119,10 @@ def test_no_mean_without_every_fold(iemocap: Path, tmp_path: Path, fake: FoldsDo
     assert not mean(runs).exists() and fake.trained() == list(FOLDS)
     fake.failing = set()
     assert matrix.evaluate(file, iemocap, runs) == 0
-    assert fake.trained() == sorted([*FOLDS, "fold4"]), "folds that were done are kept"
+    assert fake.trained() == sorted([*FOLDS, "fold4"]), "finished folds are kept"
     assert mean(runs).exists()
 
-    # Another configuration: the old mean is gone before the first new fold is there.
+    # With another configuration the mean is stale: it is removed before the first fold ends.
     fake.failing = {"fold1"}
     assert matrix.evaluate(write_matrix(file, **{"optimizer.lr": 0.5}), iemocap, runs) == 1
     assert not mean(runs).exists()
@@ -165,7 +165,7 @@ def test_real_folds_test_their_own_sessions(iemocap: Path, tmp_path: Path) -> No
         assert len(truth.splitlines()) == 10 and f"Ses0{fold[-1]}" in truth
 
 
-def test_the_mini_matrix_keeps_the_first_fold_and_the_whole_one_takes_five() -> None:
+def test_the_mini_matrix_has_one_fold_and_the_full_one_five() -> None:
     assert matrix_file.read_matrix("superb_mini").tasks["er"][FOLD] == "fold1"
     assert FOLD not in matrix_file.read_matrix("superb").tasks["er"]
     assert task_config("er", "/c")["downstream_expert"]["datarc"]["test_fold"] == "fold1"

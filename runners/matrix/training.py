@@ -1,0 +1,205 @@
+"""One training of a head on a frozen upstream: train it, test the best of its fold, write results.json.
+
+If a fold tries several learning rates, each is a training of its own. The training that ends last chooses the one that
+is best on dev, and tests only that one.
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import yaml
+
+from runners.downstream.states import latest_state, step_of
+from runners.matrix import locks
+from runners.matrix.cell import Fold, Training, finished, trained
+from runners.matrix.heartbeat import Heartbeat
+from runners.matrix.results import command, describe
+from runners.tasks import TASKS
+from upstreams.errors import UserError
+from upstreams.files import atomic_write, read_json, write_json
+
+
+def train_and_test(training: Training) -> None:
+    """Train the head; once all heads of its fold are trained, test the best one and write the fold's results.json.
+
+    An interrupted training resumes from s3prl's checkpoint. Training uses the feature store. The test uses none: it is
+    `-m evaluate` on the checkpoint that was best on dev, as a user can repeat it. Raises UserError if there is no
+    number to report.
+    """
+    fold = training.fold
+    alone = training.tried_rate is None  # then the folders of training and fold, and their locks, are the same
+    with locks.hold(training.folder):
+        if finished(fold) is not None:
+            return  # by another runner, while this one waited
+        if trained(training) is None:
+            _train_and_record(training)
+        if alone:
+            _test_best(fold)
+            return
+    with locks.hold(fold.folder):
+        if finished(fold) is None and all(trained(other) is not None for other in fold.trainings):
+            _test_best(fold)
+
+
+def resumable_step(training: Training) -> int | None:
+    """Return the step from which the interrupted training can resume; None if it must start from scratch."""
+    state = latest_state(training.expdir)
+    if state is None or read_json(training.started_file) != training.identity:
+        return None
+    return step_of(state)
+
+
+def _train_and_record(training: Training) -> None:
+    resumed_at = resumable_step(training)
+    if resumed_at is None:
+        _start_from_scratch(training)
+    progress = Heartbeat(training.progress_file, resumed_at or 0, training.config["runner"]["total_steps"])
+    started = time.monotonic()
+    try:
+        _train(training, resumed=resumed_at is not None, on_step=progress)
+    finally:
+        training.progress_file.unlink(missing_ok=True)
+    seconds = time.monotonic() - started
+    checkpoint = _checkpoint_to_test(training)
+    write_json(
+        training.trained_file,
+        {
+            "learning_rate": _learning_rate(training),
+            "dev": _dev_score(training, checkpoint),
+            "tested": checkpoint.name,
+            "seconds": round(seconds, 2),
+            "resumed_at_step": resumed_at,
+            "step_seconds": round(seconds / max(1, progress.total - progress.first), 5),
+            "peak_memory_bytes": progress.peak_memory,
+            "train_command": command(_train_arguments(training)),
+            "identity": training.identity,
+        },
+    )
+
+
+def _test_best(fold: Fold) -> None:
+    """Test the training with the best dev score, of equal ones the first, and write the fold's results."""
+    trainings = [(training, trained(training) or {}) for training in fold.trainings]
+    task = TASKS[fold.cell.task]
+    sign = 1 if task.higher_is_better or task.best_by_accuracy else -1
+    # A training whose dev score never improved on s3prl's initial value ranks below all others.
+    ranks = [-math.inf if record["dev"] is None else sign * record["dev"] for _, record in trainings]
+    best, record_of_best = trainings[ranks.index(max(ranks))]
+    started = time.monotonic()
+    checkpoint = best.expdir / record_of_best["tested"]
+    metrics = _test(best, checkpoint)
+    tried = ("learning_rate", "dev", "seconds", "train_command")
+    write_json(
+        fold.results_file,
+        {
+            "tested": checkpoint.name,
+            "best_on_dev": not task.best or checkpoint.name == task.best,
+            "command": command(_test_arguments(best, checkpoint)),
+            "train_command": command(_train_arguments(best)),
+            **describe(fold, metrics),
+            "learning_rate": _learning_rate(best),
+            "dev": record_of_best["dev"],
+            "learning_rates": [
+                {key: record[key] for key in tried} for training, record in trainings if training.tried_rate is not None
+            ],
+            "seconds": {
+                "train": round(sum(record["seconds"] for _, record in trainings), 2),
+                "evaluate": round(time.monotonic() - started, 2),
+            },
+            **{key: record_of_best[key] for key in ("resumed_at_step", "step_seconds", "peak_memory_bytes")},
+        },
+    )
+
+
+def _start_from_scratch(training: Training) -> None:
+    """Remove what an older training left in the folder, and write the configuration and the identity."""
+    for stale in (training.fold.results_file, training.trained_file, training.started_file):
+        stale.unlink(missing_ok=True)
+    shutil.rmtree(training.expdir, ignore_errors=True)
+    training.expdir.mkdir()
+    with atomic_write(training.folder / "config.yaml") as temporary:
+        temporary.write_text(yaml.safe_dump(training.config, sort_keys=False), encoding="utf-8")
+    write_json(training.started_file, training.identity)
+
+
+def _learning_rate(training: Training) -> float:
+    return float(training.config["optimizer"]["lr"])
+
+
+def _train_arguments(training: Training) -> list[str]:
+    # The checkpoint always by its path, so that the command needs no environment variable to find it.
+    cell = training.cell
+    checkpoint = ["-k", str(cell.checkpoint)] if cell.checkpoint else []
+    return [
+        *("-m", "train", "-u", cell.upstream, *checkpoint, "-d", TASKS[cell.task].downstream),
+        *("-c", str(training.folder / "config.yaml"), "-p", str(training.expdir)),
+        *("--seed", str(cell.seed), "--device", cell.device),
+        *_store_arguments(training),
+    ]
+
+
+def _store_arguments(training: Training) -> list[str]:
+    store = training.cell.store
+    if store is None:
+        return []
+    return [
+        *("--feature-store", str(store.folder), "--feature-store-gb", str(store.max_bytes / 2**30)),
+        *("--feature-store-dtype", store.dtype),
+    ]
+
+
+def _test_arguments(training: Training, checkpoint: Path) -> list[str]:
+    split = TASKS[training.cell.task].eval_split
+    return ["-m", "evaluate", "-t", split, "-e", str(checkpoint), "--device", training.cell.device]
+
+
+def _train(training: Training, *, resumed: bool, on_step: Callable[[int], None]) -> None:
+    from runners.downstream import run as downstream
+
+    arguments = _train_arguments(training)
+    if resumed:
+        device = training.cell.device
+        arguments = ["-m", "train", "-e", str(training.expdir), "--device", device, *_store_arguments(training)]
+    downstream.main(arguments, on_step)
+
+
+def _dev_score(training: Training, checkpoint: Path) -> float | None:
+    """Return the dev score of the best checkpoint; None if `checkpoint` is another, as no score improved."""
+    import torch
+
+    from upstreams.s3prl import compat as s3prl_compat  # noqa: F401  (lets torch load the checkpoints)
+
+    if checkpoint.name != TASKS[training.cell.task].best:
+        return None
+    return float(torch.load(checkpoint, map_location="cpu", weights_only=True)["Downstream"]["best_score"])
+
+
+def _checkpoint_to_test(training: Training) -> Path:
+    """Return the checkpoint that is best on dev, or the last one if the task has no dev set or no score improved."""
+    best = training.expdir / TASKS[training.cell.task].best
+    if best.is_file():
+        return best
+    last = latest_state(training.expdir)
+    if last is None:
+        raise UserError(
+            f"training of {training.name} left no states-*.ckpt:"
+            " runner.eval_step and runner.save_step must not exceed runner.total_steps"
+        )
+    return last
+
+
+def _test(training: Training, checkpoint: Path) -> dict[str, float]:
+    from runners.downstream import run as downstream
+
+    metrics = downstream.main(_test_arguments(training, checkpoint))
+    metric = TASKS[training.cell.task].metric
+    if not metrics or metric not in metrics:
+        raise UserError(f"the test of {training.name} gave no {metric}: is its test set empty?")
+    if not math.isfinite(metrics[metric]):
+        raise UserError(f"the test of {training.name} gave {metric} = {metrics[metric]}, which is not a result")
+    return metrics
