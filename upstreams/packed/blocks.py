@@ -1,6 +1,6 @@
-"""What packed models do in the native kernel beyond single layers: feed-forward, attention, positions, output's map.
+"""Parts of packed models that use the native kernel: feed-forward, attention, positions and the whole model.
 
-Each computes as the module it takes the place of where there is no native kernel.
+Without a native kernel each computes as the module that it replaces.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from upstreams.encoders.attention import Attention
 from upstreams.encoders.feed_forward import FeedForward
 from upstreams.encoders.positions import ConvPositions, RelativePositions, Rotary
 from upstreams.model import AudioEncoder, checked
-from upstreams.packed.file import HeldTensors, Layer, PackedFile
-from upstreams.packed.kernels import Floats, Native
+from upstreams.packed.file import Layer, MemoryTensors, PackedFile
+from upstreams.packed.layout import Floats
 from upstreams.packed.linear import BinaryBits, BinaryFeedForward, FloatConvolution, FloatLinear
 from upstreams.packed.modules import (
     ONE_BIT,
@@ -27,21 +27,22 @@ from upstreams.packed.modules import (
     native_kernel,
     rows_of,
 )
+from upstreams.packed.native import Native
 from upstreams.packed.runtime import Runtime, is_supported
 from upstreams.quantization.levels import whole_numbers
 from upstreams.quantization.spec import Bits
 
 
 class PackedFeedForward(FeedForward):
-    """A feed-forward module of packed layers; with ReLU and one bit throughout, the hidden layer is never but bits."""
+    """A feed-forward module of packed layers. With ReLU and 1 bit throughout, the hidden layer exists only as bits."""
 
     def __init__(self, module: FeedForward) -> None:
         nn.Module.__init__(self)
         self.expand, self.activation, self.contract = module.expand, module.activation, module.contract
         self._native: BinaryFeedForward | None = None
-        self.register_load_state_dict_post_hook(PackedFeedForward._forget)
+        self.register_load_state_dict_post_hook(PackedFeedForward._drop_native)
 
-    def _forget(self, *_: object) -> None:
+    def _drop_native(self, *_: object) -> None:
         self._native = None
 
     @torch.no_grad()
@@ -56,14 +57,14 @@ class PackedFeedForward(FeedForward):
         ):
             return super().forward(x)
         if self._native is None:
-            self._native = BinaryFeedForward(expand.packed(), contract.packed())
+            self._native = BinaryFeedForward(expand.tensors(), contract.tensors())
         return torch.from_numpy(self._native(rows_of(x), kernel)).view_as(x)
 
 
 class PackedAttention(Attention):
-    """Self-attention of packed layers; with one bit throughout, queries, keys and values are never but bits.
+    """Self-attention of packed layers. With 1 bit throughout, queries, keys and values exist only as bits.
 
-    Relative and rotary positions need the queries and keys in floating point before they become bits.
+    Relative and rotary positions need queries and keys in floating point before they become bits.
     """
 
     def __init__(self, module: Attention) -> None:
@@ -72,9 +73,9 @@ class PackedAttention(Attention):
         self.query, self.key, self.value = module.query, module.key, module.value
         self.product, self.output = module.product, module.output
         self._native: dict[str, BinaryBits] = {}
-        self.register_load_state_dict_post_hook(PackedAttention._forget)
+        self.register_load_state_dict_post_hook(PackedAttention._drop_native)
 
-    def _forget(self, *_: object) -> None:
+    def _drop_native(self, *_: object) -> None:
         self._native = {}
 
     @torch.no_grad()
@@ -102,14 +103,14 @@ class PackedAttention(Attention):
         return self.output(torch.from_numpy(context).flatten(2))
 
     def _operand(self, name: str, x: Tensor, kernel: Native) -> tuple[Any, Floats | None]:
-        """Queries, keys or values as the kernel takes them, (batch, frames, heads, ...), and relative scores."""
+        """Return queries, keys or values as the kernel takes them, (batch, frames, heads, ...), and relative scores."""
         layer, product = getattr(self, name), self.product
         shape = (*x.shape[:2], self.heads, -1)
         is_binary = isinstance(product, PackedMatmul) and product.bits == 1
         is_direct = self.positions is None or name == "value"
         if is_binary and is_direct and isinstance(layer, PackedLinear) and layer.bits == ONE_BIT:
             if name not in self._native:
-                self._native[name] = BinaryBits(layer.packed(), 0.0, False, self.heads)
+                self._native[name] = BinaryBits(layer.tensors(), 0.0, False, self.heads)
             return self._native[name](rows_of(x), kernel).reshape(shape), None
         y = layer(x).view(shape)
         relative = None
@@ -127,15 +128,15 @@ class PackedAttention(Attention):
 
 
 class PackedPositions(ConvPositions):
-    """Convolutional positions, which stay in floating point."""
+    """Convolutional positions in floating point."""
 
     def __init__(self, module: ConvPositions) -> None:
         nn.Module.__init__(self)
         self.convolution = module.convolution
         self._native: FloatConvolution | None = None
-        self.register_load_state_dict_post_hook(PackedPositions._forget)
+        self.register_load_state_dict_post_hook(PackedPositions._drop_native)
 
-    def _forget(self, *_: object) -> None:
+    def _drop_native(self, *_: object) -> None:
         self._native = None
 
     @torch.no_grad()
@@ -156,7 +157,7 @@ class PackedPositions(ConvPositions):
 
 
 class PackedAudioEncoder(AudioEncoder):
-    """A packed model. Those that need no torch run as they do without it, one utterance after the other."""
+    """A packed model. If the runtime supports the model, it computes the utterances one after the other."""
 
     def __init__(self, model: AudioEncoder) -> None:
         nn.Module.__init__(self)
@@ -165,22 +166,22 @@ class PackedAudioEncoder(AudioEncoder):
             self.register_buffer(name, buffer)
         self._runtime: Runtime | None = None
         self._rotation: FloatLinear | None = None
-        self.register_load_state_dict_post_hook(PackedAudioEncoder._forget)
+        self.register_load_state_dict_post_hook(PackedAudioEncoder._drop_native)
 
-    def _forget(self, *_: object) -> None:
+    def _drop_native(self, *_: object) -> None:
         self._runtime = self._rotation = None
 
     @torch.no_grad()
     def forward(
         self, waveforms: Tensor, lengths: Tensor | None = None, layers: int | None = None
     ) -> tuple[Tensor, ...]:
-        """As AudioEncoder's."""
+        """Return hidden states as `AudioEncoder.forward` does."""
         kernel = native_kernel(waveforms)
         if kernel is None or not is_supported(self.config):
             return super().forward(waveforms, lengths, layers)
         if self._runtime is None or self._runtime.kernel != kernel:
-            held = HeldTensors({name: t.detach().numpy() for name, t in stored_tensors(self).items()})
-            packed = PackedFile(Path("the model"), self.config, layer_table(self), held, {})
+            tensors = MemoryTensors({name: t.detach().numpy() for name, t in stored_tensors(self).items()})
+            packed = PackedFile(Path("the model"), self.config, layer_table(self), tensors, {})
             self._runtime = Runtime(packed, kernel.threads)
         waveforms, lengths = checked(waveforms, lengths)
         utterances = [
@@ -192,7 +193,7 @@ class PackedAudioEncoder(AudioEncoder):
 
     @torch.no_grad()
     def mapped(self, layer: int, state: Tensor) -> Tensor:
-        """Hidden state `layer` (batch, frames, dim) as it is exported, padded frames included."""
+        """Return hidden state `layer` (batch, frames, dim) as the model exports it, padded frames included."""
         kernel = native_kernel(state)
         if kernel is None:
             return super().mapped(layer, state)
@@ -204,7 +205,7 @@ class PackedAudioEncoder(AudioEncoder):
 
 
 def padded_to(frames: int, states: list[Tensor]) -> Tensor:
-    """States (own frames, dim) -> (batch, frames, dim), zero where padded; one that fills its row is not copied."""
+    """Return states (own frames, dim) as (batch, frames, dim), zero where padded. A single full state is not copied."""
     if len(states) == 1 and len(states[0]) == frames:
         return states[0][None]
     batch = states[0].new_zeros(len(states), frames, states[0].shape[1])
@@ -214,16 +215,16 @@ def padded_to(frames: int, states: list[Tensor]) -> Tensor:
 
 
 def stored_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """All that a packed file holds, without what batch normalisation counts in training.
+    """Return the tensors of a packed file: parameters and buffers, without the batch counters of BatchNorm.
 
-    Also what the front-end computes when it is made, as other libraries would round it otherwise.
+    This includes constants that the front-end computes, because other libraries would round them differently.
     """
     everything = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     return {name: t for name, t in everything.items() if not name.endswith("num_batches_tracked")}
 
 
 def layer_table(model: nn.Module) -> dict[str, Layer]:
-    """How each packed module of a model is to be read."""
+    """Return how to read each packed module of a model."""
     found = {}
     for name, module in model.named_modules():
         if isinstance(module, PackedLayer):

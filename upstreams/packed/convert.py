@@ -1,6 +1,6 @@
-"""A quantized model -> its packed twin, and packed files to and from models.
+"""Pack quantized models, and write and load packed files.
 
-`packed_module` is the only place that reads the modules of upstreams/quantization.
+Only `packed_module` reads the modules of upstreams/quantization.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from upstreams.quantization.quantizers import ActivationQuantizer, WeightBinariz
 
 @torch.no_grad()
 def packed_module(module: QuantLinear | QuantConv1d | QuantMatmul) -> nn.Module:
-    """The packed twin of one quantized module; on the meta device its shape alone."""
+    """Return the packed twin of a quantized module; on the meta device without values."""
     if isinstance(module, QuantMatmul):
         product = PackedMatmul(module.bits.activation)
         for name in ("query", "key", "value", "probability"):
@@ -77,25 +77,24 @@ BLOCKS: dict[type[nn.Module], Callable[[Any], nn.Module]] = {
 
 
 def pack(model: AudioEncoder) -> PackedAudioEncoder:
-    """The packed twin of a quantized model, in eval mode; it takes over the parts of `model`, which is used up.
+    """Return the packed twin of a quantized model, in eval mode.
 
-    Raises UserError when nothing is quantized, and on quantized modules of float weights.
+    It takes modules from `model`, which must not be used afterwards. Raises UserError if nothing is quantized, and on
+    quantized modules with float weights.
     """
     found = False
     for name, module in list(model.named_modules()):
         if isinstance(module, (QuantLinear, QuantConv1d)):
             if module.bits.weight == 32:
                 raise UserError(
-                    f"{model.config.name} has {module.bits} at {name}: only quantized weights can be packed"
+                    f"{model.config.name} has {module.bits} at {name}, but only quantized weights can be packed"
                 )
         elif not isinstance(module, QuantMatmul):
             continue
         _replace(model, name, packed_module(module))
         found = True
     if not found:
-        raise UserError(
-            f"{model.config.name} is {model.config.bits}: there is nothing to pack before `superbit quantize`"
-        )
+        raise UserError(f"{model.config.name} is not quantized ({model.config.bits}): run `superbit quantize` first")
     for name, module in list(model.named_modules()):
         if type(module) in BLOCKS:
             _replace(model, name, BLOCKS[type(module)](module))
@@ -108,28 +107,28 @@ def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
 
 
 def save(path: Path, model: AudioEncoder, provenance: dict[str, Any]) -> None:
-    """Write a packed model."""
+    """Write a packed model to a file."""
     tensors = {name: t.detach().cpu().contiguous().numpy() for name, t in stored_tensors(model).items()}
     file.write(path, model.config, layer_table(model), tensors, provenance)
 
 
 def pack_checkpoint(path: Path, out: Path) -> None:
-    """Pack a quantized checkpoint into the file `out`. Raises UserError when it cannot be read or is not quantized."""
+    """Pack a quantized checkpoint into the file `out`. Raises UserError if it cannot be read or is not quantized."""
     _, _, provenance = checkpoint.read(path)
     model = checkpoint.load(path)
     save(out, pack(model), {**provenance, "packed_from": sha256(path)})
 
 
 def build(config: ModelConfig) -> PackedAudioEncoder:
-    """The packed model of that configuration on the meta device: shapes without values."""
+    """Return the packed model of a configuration on the meta device: shapes without values."""
     with torch.device("meta"):
         return pack(checkpoint.build(config))
 
 
 def load(path: Path) -> AudioEncoder:
-    """The model of a packed file or of any other checkpoint, in eval mode.
+    """Return the model of a packed file or of any other checkpoint, in eval mode.
 
-    Raises UserError when it cannot be read or its tensors do not fit its configuration.
+    Raises UserError if the file cannot be read or its tensors do not fit its configuration.
     """
     if not file.is_packed(path):
         return checkpoint.load(path)
@@ -137,11 +136,11 @@ def load(path: Path) -> AudioEncoder:
     arrays = {name: file.finite(path, name, array) for name, array in packed.tensors.items()}
     model = build(packed.config)
     if layer_table(model) != packed.layers:
-        raise UserError(f"the bits of the layers in {path} are not those of its configuration, {packed.config.bits}")
-    wanted = stored_tensors(model)
-    for name, tensor in wanted.items():
+        raise UserError(f"the bit widths of the layers in {path} differ from its configuration, {packed.config.bits}")
+    expected = stored_tensors(model)
+    for name, tensor in expected.items():
         _check(path, name, tensor, arrays.get(name))
-    for name in arrays.keys() - wanted.keys():
+    for name in arrays.keys() - expected.keys():
         raise UserError(f"{path} holds {name}, which its configuration does not have")
     for name, module in model.named_modules():
         scales = []
@@ -152,7 +151,7 @@ def load(path: Path) -> AudioEncoder:
             scales = [f"{name}.{operand}" for operand, _ in module.named_buffers()]
         for scale in scales:
             if arrays[scale] <= 0:
-                raise UserError(f"{scale} in {path} is {float(arrays[scale])}, but a scale is positive")
+                raise UserError(f"{scale} in {path} is {float(arrays[scale])}, but a scale must be positive")
     for name, array in arrays.items():
         parent, _, child = name.rpartition(".")
         owner, tensor = model.get_submodule(parent), torch.from_numpy(array)
@@ -163,10 +162,10 @@ def load(path: Path) -> AudioEncoder:
     return model.eval()
 
 
-def _check(path: Path, name: str, wanted: Tensor, found: Any) -> None:
+def _check(path: Path, name: str, expected: Tensor, found: Any) -> None:
     if found is None:
         raise UserError(f"{path} lacks {name}, which its configuration has")
-    dtype = str(wanted.dtype).removeprefix("torch.")
-    if tuple(wanted.shape) != found.shape or str(found.dtype) != dtype:
-        shape = tuple(wanted.shape)
+    dtype = str(expected.dtype).removeprefix("torch.")
+    if tuple(expected.shape) != found.shape or str(found.dtype) != dtype:
+        shape = tuple(expected.shape)
         raise UserError(f"{name} in {path} is {found.dtype} {found.shape}, but its configuration has {dtype} {shape}")

@@ -1,6 +1,6 @@
-"""A packed file: safetensors whose quantized weights are bits, with configuration and provenance. Imports no torch.
+"""The packed file: safetensors whose quantized weights are bits, with configuration and provenance. Imports no torch.
 
-It is read here, tensor by tensor, so that a device never holds it whole in memory.
+Tensors are read one at a time, so that a device never holds the whole file in memory.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from upstreams.quantization.spec import Bits
 
 FORMAT = 1
 DTYPES: dict[str, np.dtype[Any]] = {"U8": np.dtype(np.uint8), "F32": np.dtype("<f4")}
-LONGEST_HEADER = 100_000_000  # bytes, as safetensors has it
+MAX_HEADER = 100_000_000  # bytes, the limit of safetensors
 
 Arrays = Mapping[str, NDArray[Any]]
 
 
 @dataclass(frozen=True)
 class Layer:
-    """How a quantized layer is to be read: its bits, and whether its input's levels are on both sides of 0."""
+    """How to read a quantized layer: its bit widths, and whether its input has negative levels."""
 
     bits: Bits
     signed: bool
@@ -40,32 +40,32 @@ class Layer:
 
 @dataclass(frozen=True)
 class PackedFile:
-    """What a packed file holds."""
+    """The contents of a packed file."""
 
     path: Path
     config: ModelConfig
-    layers: dict[str, Layer]  # every quantized layer and attention product by its name
-    tensors: StoredTensors | HeldTensors
+    layers: dict[str, Layer]  # quantized layers and attention products by name
+    tensors: FileTensors | MemoryTensors
     provenance: dict[str, Any]
 
 
 def write(
     path: Path, config: ModelConfig, layers: dict[str, Layer], tensors: Arrays, provenance: dict[str, Any]
 ) -> None:
-    """Write a packed model's tensors, all uint8 or float32."""
+    """Write a packed model's tensors, which must be uint8 or float32."""
     listed = {name: {"bits": str(layer.bits), "signed": layer.signed} for name, layer in layers.items()}
-    about = {"format": FORMAT, "config": dataclasses.asdict(config), "layers": listed, "provenance": provenance}
-    about["checksum"] = _checksum(tensors, about)
+    metadata = {"format": FORMAT, "config": dataclasses.asdict(config), "layers": listed, "provenance": provenance}
+    metadata["checksum"] = _checksum(tensors, metadata)
     from safetensors.numpy import save_file
 
     with atomic_write(path) as temporary:
-        save_file(dict(tensors), temporary, metadata={PACKED: json.dumps(about)})
+        save_file(dict(tensors), temporary, metadata={PACKED: json.dumps(metadata)})
 
 
-class StoredTensors(Mapping[str, NDArray[Any]]):
-    """The tensors of a safetensors file, each read when it is asked for.
+class FileTensors(Mapping[str, NDArray[Any]]):
+    """The tensors of a safetensors file. Each is read when it is requested.
 
-    Raises UserError when the file's header is not that of a whole file of uint8 and float32 tensors.
+    Raises UserError if the header is invalid, if a tensor is neither uint8 nor float32, or if the file is truncated.
     """
 
     def __init__(self, path: Path) -> None:
@@ -74,23 +74,23 @@ class StoredTensors(Mapping[str, NDArray[Any]]):
             with path.open("rb") as file:
                 size = path.stat().st_size
                 length = int.from_bytes(file.read(8), "little")
-                if not 2 <= length <= min(size - 8, LONGEST_HEADER):
-                    raise ValueError(f"a header of {length} bytes in a file of {size}")
+                if not 2 <= length <= min(size - 8, MAX_HEADER):
+                    raise ValueError(f"header of {length} bytes in a file of {size} bytes")
                 header = json.loads(file.read(length))
             self.metadata = header.pop("__metadata__", {})
             if not isinstance(self.metadata, dict):
-                raise TypeError("metadata that is no mapping")
+                raise TypeError("the metadata is not a mapping")
             self._start = 8 + length
             self._entries = {name: self._entry(name, **entry) for name, entry in header.items()}
         except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
-            raise UserError(f"{path} is damaged or is no safetensors file ({error})") from error
+            raise UserError(f"{path} is damaged or not a safetensors file ({error})") from error
         end = 0
         for name, (_, _, begin, stop) in sorted(self._entries.items(), key=lambda entry: entry[1][2:]):
             if begin != end:
-                raise UserError(f"{path} is damaged: {name} begins at byte {begin} of the data, but must at {end}")
+                raise UserError(f"{path} is damaged: {name} begins at byte {begin} of the data instead of byte {end}")
             end = stop
         if self._start + end != size:
-            raise UserError(f"{path} is damaged: it has {size} bytes, but its header says {self._start + end}")
+            raise UserError(f"{path} is damaged: it has {size} bytes, but its header describes {self._start + end}")
 
     @staticmethod
     def _entry(
@@ -98,10 +98,10 @@ class StoredTensors(Mapping[str, NDArray[Any]]):
     ) -> tuple[np.dtype[Any], tuple[int, ...], int, int]:
         kind = DTYPES.get(dtype)
         if kind is None:
-            raise ValueError(f"{name} is of type {dtype}, not uint8 or float32")
+            raise ValueError(f"{name} has type {dtype} instead of uint8 or float32")
         begin, end = data_offsets
         if not all(type(value) is int and value >= 0 for value in (*shape, begin, end)):
-            raise ValueError(f"{name} has a shape or offsets that are no whole numbers from 0 up")
+            raise ValueError(f"{name} has a shape or offsets that are not whole numbers >= 0")
         if math.prod(shape) * kind.itemsize != end - begin:
             raise ValueError(f"{name} of shape {tuple(shape)} does not fill bytes {begin} to {end}")
         return kind, tuple(shape), begin, end
@@ -120,71 +120,73 @@ class StoredTensors(Mapping[str, NDArray[Any]]):
         return len(self._entries)
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """Shape of a tensor, which is not read."""
+        """Return the shape of a tensor without reading it."""
         return self._entries[name][1]
 
     def dtype(self, name: str) -> np.dtype[Any]:
-        """Type of a tensor, which is not read."""
+        """Return the type of a tensor without reading it."""
         return self._entries[name][0]
 
 
-class HeldTensors(dict[str, NDArray[Any]]):
-    """Tensors that are in memory already."""
+class MemoryTensors(dict[str, NDArray[Any]]):
+    """Tensors in memory, with the interface of FileTensors."""
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """Shape of a tensor."""
+        """Return the shape of a tensor."""
         return self[name].shape
 
     def dtype(self, name: str) -> np.dtype[Any]:
-        """Type of a tensor."""
+        """Return the type of a tensor."""
         return self[name].dtype
 
 
 def is_packed(path: Path) -> bool:
-    """Whether a file says that it is a packed one; of one that cannot be read it is not said."""
-    # A checkpoint's tensors are of more types than a packed file's: only the header's beginning tells them apart.
+    """True if the header marks the file as packed; False if it cannot be read."""
+    # FileTensors would refuse a checkpoint, whose tensors have more types: only the metadata is read.
     try:
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
-            return PACKED in json.loads(file.read(min(length, LONGEST_HEADER))).get("__metadata__", {})
+            return PACKED in json.loads(file.read(min(length, MAX_HEADER))).get("__metadata__", {})
     except (OSError, ValueError, AttributeError, TypeError):
         return False
 
 
 def read(path: Path) -> PackedFile:
-    """A packed file's contents.
+    """Return the contents of a packed file.
 
-    Raises UserError when the file is missing, truncated, altered, holds what is no number, or is no packed file. That
-    its tensors are those of its configuration is for the caller to check, who takes them one by one.
+    Raises UserError if the file is missing, truncated, altered or not a packed file. The caller checks that the tensors
+    fit the configuration and are finite (TensorReader, convert.load).
     """
     if not path.is_file():
-        raise UserError(f"no packed file at {path}: a .safetensors file that `superbit pack` wrote is expected")
-    tensors = StoredTensors(path)
+        raise UserError(f"{path} does not exist: give a .safetensors file written by `superbit pack`")
+    tensors = FileTensors(path)
     if PACKED not in tensors.metadata:
-        raise UserError(f"{path} is no packed file: `superbit pack` makes one of a quantized checkpoint")
+        raise UserError(f"{path} is not a packed file: make one from a quantized checkpoint with `superbit pack`")
     try:
-        about = json.loads(tensors.metadata[PACKED])
-        config = from_dict(ModelConfig, about["config"], f"the configuration in {path}")
-        layers = {k: Layer(Bits.parse(v["bits"]), bool(v["signed"])) for k, v in about["layers"].items()}
-        provenance, checksum = about["provenance"], about.pop("checksum")
+        metadata = json.loads(tensors.metadata[PACKED])
+        config = from_dict(ModelConfig, metadata["config"], f"the configuration in {path}")
+        layers = {k: Layer(Bits.parse(v["bits"]), bool(v["signed"])) for k, v in metadata["layers"].items()}
+        provenance, checksum = metadata["provenance"], metadata.pop("checksum")
     except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
-        raise UserError(f"{path} is damaged or is no packed file ({type(error).__name__}: {error})") from error
-    if about.get("format") != FORMAT:
-        raise UserError(f"{path} has packed format {about.get('format')}, but this version reads {FORMAT}")
+        raise UserError(f"{path} is damaged or not a packed file ({type(error).__name__}: {error})") from error
+    if metadata.get("format") != FORMAT:
+        raise UserError(f"{path} has packed format {metadata.get('format')}, but this version reads format {FORMAT}")
     for name, layer in layers.items():
         if layer.bits.weight == 32:
-            raise UserError(f"{name} in {path} is said to have {layer.bits}, but only quantized weights are packed")
-    if checksum != _checksum(tensors, about):
-        raise UserError(f"{path} was altered after it was written: its contents do not fit its checksum; pack it anew")
+            raise UserError(
+                f"{name} in {path} has bit widths {layer.bits}, but a packed layer must have quantized weights"
+            )
+    if checksum != _checksum(tensors, metadata):
+        raise UserError(f"{path} was altered after it was written: the checksum is wrong; pack the checkpoint again")
     return PackedFile(path, config, layers, tensors, provenance)
 
 
-def _checksum(tensors: Arrays, about: dict[str, Any]) -> int:
-    """CRC-32 of all tensors, their names, types and shapes, and of what is said about them.
+def _checksum(tensors: Arrays, metadata: dict[str, Any]) -> int:
+    """Return the CRC-32 of the metadata and of all tensors with their names, types and shapes.
 
-    A cryptographic digest would protect no better against accidents, and its library takes megabytes on a device.
+    A cryptographic digest would not detect accidents better, and its library takes megabytes of memory on a device.
     """
-    checksum = zlib.crc32(json.dumps(about, sort_keys=True).encode())
+    checksum = zlib.crc32(json.dumps(metadata, sort_keys=True).encode())
     for name in sorted(tensors):
         tensor = tensors[name]
         checksum = zlib.crc32(f"{name} {tensor.dtype} {tensor.shape}".encode(), checksum)
@@ -193,19 +195,19 @@ def _checksum(tensors: Arrays, about: dict[str, Any]) -> int:
 
 
 def finite(path: Path, name: str, tensor: NDArray[Any]) -> NDArray[Any]:
-    """The tensor itself; raises UserError when it holds NaN or infinite values."""
+    """Return the tensor. Raises UserError if it holds NaN or infinite values."""
     if tensor.dtype == np.float32 and not np.isfinite(tensor).all():
         raise UserError(f"{name} in {path} holds NaN or infinite values")
     return tensor
 
 
 def check_codes(name: str, codes: NDArray[np.uint8], columns: int, bits: int) -> None:
-    """Raises UserError when bits are set behind a row's last weight, which would be counted as weights."""
+    """Raise UserError if bits after the last weight of a row are set: the kernel would count them as weights."""
     spare = codes.shape[1] * 8 - columns * bits
     if codes.size and spare and (codes[:, -1] >> (8 - spare)).any():
-        raise UserError(f"{name} has bits set behind the last of its {columns} weights a row: the file is damaged")
+        raise UserError(f"{name} has bits set after the last of the {columns} weights of a row: the file is damaged")
 
 
 def code_bytes(columns: int, bits: int) -> int:
-    """Bytes of one row of that many weights."""
+    """Return the number of bytes of a row of `columns` weights."""
     return -(-columns * bits // 8)

@@ -1,6 +1,6 @@
-"""Linear layers and attention on the native kernel, over numpy arrays. Imports no torch.
+"""Linear layers and convolutions on the native kernel, over numpy arrays. Imports no torch.
 
-A layer is made of its canonical tensors, which are what a packed file holds, and keeps them in the kernel's layout.
+A layer is made from the tensors of a packed file and keeps them in the kernel's layout.
 """
 
 from __future__ import annotations
@@ -9,18 +9,27 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from upstreams.packed.kernels import Bytes, Floats, Integers, Native, Words, in_blocks, in_float_blocks, padded_to_block
-from upstreams.packed.kernels import words as words_of
+from upstreams.packed.layout import (
+    Bytes,
+    Floats,
+    Integers,
+    Words,
+    pad_to_block,
+    to_blocks,
+    to_float_blocks,
+    words_of,
+)
+from upstreams.packed.native import Native
 from upstreams.quantization.spec import Bits
 
 
 @dataclass(frozen=True)
-class Packed:
-    """The canonical tensors of one quantized linear layer.
+class LayerTensors:
+    """The tensors of one quantized linear layer as a packed file holds them.
 
     codes: (outputs, bytes), whole numbers of bits.weight bits, the lowest bit first; with one bit 1 is +1 and 0 is -1.
-    scale: of the weights, () or (outputs,). alpha: scale of the input, None if it is float; beta: its shift (inputs,).
-    non_negative: the input's levels start at 0.
+    scale: of the weights, () or (outputs,). alpha: scale of the input, None if the input is float. beta: shift of the
+    input (inputs,), or None. non_negative: the lowest level of the input is 0.
     """
 
     bits: Bits
@@ -38,38 +47,37 @@ class Packed:
         return len(self.codes)
 
     def column_sums(self) -> Integers:
-        """For each output the sum of its weights of +1 and -1."""
+        """Return for each output the sum of its weights of +1 and -1."""
         ones = np.unpackbits(self.codes, axis=1, count=self.inputs, bitorder="little").sum(1, dtype=np.int32)
         return 2 * ones - np.int32(self.inputs)
 
 
 class BinaryLinear:
-    """1-bit weights and input: a whole number for each output, then one scale and the bias."""
+    """1-bit weights and 1-bit input: a whole number for each output, then one scale and the bias."""
 
-    def __init__(self, packed: Packed) -> None:
-        assert packed.alpha is not None
-        self.outputs = packed.outputs
-        self.weights = in_blocks(packed.codes)
-        self.beta = packed.beta
-        self.threshold = float(packed.alpha) / 2 if packed.non_negative else 0.0
-        self.non_negative = packed.non_negative
-        # A value in {0, 1} is half of one in {-1, +1} plus a half, whose product is half the column's sum.
-        offset = np.full(self.outputs, packed.inputs, np.int32)
-        if packed.non_negative:
-            offset += packed.column_sums()
-        scale = packed.scale.astype(np.float64) * float(packed.alpha) * (0.5 if packed.non_negative else 1.0)
+    def __init__(self, tensors: LayerTensors) -> None:
+        assert tensors.alpha is not None
+        self.inputs, self.outputs = tensors.inputs, tensors.outputs
+        self.weights = to_blocks(tensors.codes)
+        self.beta = tensors.beta
+        self.threshold = float(tensors.alpha) / 2 if tensors.non_negative else 0.0
+        self.non_negative = tensors.non_negative
+        # A level in {0, 1} is half a level in {-1, +1} plus one half; the halves add half the column's sum.
+        offset = np.full(self.outputs, self.inputs, np.int32)
+        if tensors.non_negative:
+            offset += tensors.column_sums()
+        scale = tensors.scale.astype(np.float64) * float(tensors.alpha) * (0.5 if tensors.non_negative else 1.0)
         self.exact_scale = np.broadcast_to(scale, (self.outputs,))
-        self.offset = padded_to_block(offset)
-        self.scale = padded_to_block(self.exact_scale.astype(np.float32))
-        self.bias = padded_to_block(packed.bias)
-        self.most = packed.inputs
+        self.offset = pad_to_block(offset)
+        self.scale = pad_to_block(self.exact_scale.astype(np.float32))
+        self.bias = pad_to_block(tensors.bias)
 
     def binarize(self, x: Floats, kernel: Native) -> Words:
-        """The input (rows, inputs) as bits (rows, words)."""
+        """Return the input (rows, inputs) as bits (rows, words)."""
         return kernel.binarize(x, self.beta, self.threshold, strict=self.non_negative)
 
     def floats(self, bits: Words, kernel: Native) -> Floats:
-        """Bits (rows, words) -> (rows, outputs)."""
+        """Return the outputs (rows, outputs) for an input of bits (rows, words)."""
         return kernel.binary_to_floats(bits, self.weights, self.outputs, self.offset, self.scale, self.bias)
 
     def __call__(self, x: Floats, kernel: Native) -> Floats:
@@ -77,34 +85,34 @@ class BinaryLinear:
         return self.floats(self.binarize(x, kernel), kernel)
 
     def limits(self, threshold: float, strict: bool) -> Integers:
-        """(outputs,): the output is >= threshold, or > where `strict`, if and only if fewer bits than this differ."""
-        # scale (offset - 2 count) + bias falls with count; a scale of 0 leaves the bias alone.
+        """Return limits (outputs,): the output is >= threshold (> if `strict`) iff fewer bits than its limit differ."""
+        # scale (offset - 2 count) + bias falls as count grows. If the scale is 0 the output is the bias.
         bias, offset = self.bias[: self.outputs].astype(np.float64), self.offset[: self.outputs]
         with np.errstate(divide="ignore", invalid="ignore"):
             highest = (offset - (threshold - bias) / self.exact_scale) / 2
         constant = np.where(bias > threshold if strict else bias >= threshold, np.inf, -np.inf)
         highest = np.where(self.exact_scale > 0, highest, constant)
         limit = np.ceil(highest) if strict else np.floor(highest) + 1
-        return np.clip(limit, 0, self.most + 1).astype(np.int32)
+        return np.clip(limit, 0, self.inputs + 1).astype(np.int32)
 
 
 class BinaryBits:
-    """A binary layer whose outputs are wanted as bits only: those of the next layer's input, or of a query.
+    """A binary layer whose outputs are needed only as bits: the next layer's input, or queries, keys and values.
 
-    heads: each head's outputs begin a word of their own.
+    heads: the outputs of each head begin a new word.
     """
 
-    def __init__(self, packed: Packed, threshold: float, strict: bool, heads: int = 1) -> None:
-        self.linear = BinaryLinear(packed)
-        dim = packed.outputs // heads
-        self.words = words_of(dim)
-        # Padding outputs have the limit 0, which no count is below.
-        limit = np.zeros((heads, self.words * 32), np.int32)
+    def __init__(self, tensors: LayerTensors, threshold: float, strict: bool, heads: int = 1) -> None:
+        self.linear = BinaryLinear(tensors)
+        dim = tensors.outputs // heads
+        padded = words_of(dim) * 32
+        # Padding outputs have the limit 0: no count is below it.
+        limit = np.zeros((heads, padded), np.int32)
         limit[:, :dim] = self.linear.limits(threshold, strict).reshape(heads, dim)
-        codes = np.zeros((heads, self.words * 32, packed.codes.shape[1]), np.uint8)
-        codes[:, :dim] = packed.codes.reshape(heads, dim, -1)
+        codes = np.zeros((heads, padded, tensors.codes.shape[1]), np.uint8)
+        codes[:, :dim] = tensors.codes.reshape(heads, dim, -1)
         self.limit = limit.ravel()
-        self.linear.weights = in_blocks(codes.reshape(len(self.limit), -1))
+        self.linear.weights = to_blocks(codes.reshape(len(self.limit), -1))
 
     def __call__(self, x: Floats, kernel: Native) -> Words:
         """(rows, inputs) -> bits (rows, heads * words of a head)."""
@@ -115,16 +123,16 @@ class BinaryBits:
 class ByteLinear:
     """1-bit weights, 8-bit input."""
 
-    def __init__(self, packed: Packed) -> None:
-        assert packed.alpha is not None
-        self.outputs = packed.outputs
-        self.weights = in_blocks(packed.codes)
-        self.alpha = float(packed.alpha)
-        self.low, self.high = (0, 255) if packed.non_negative else (-128, 127)
-        self.offset = padded_to_block(packed.column_sums() * np.int32(self.low))
-        scale = np.broadcast_to(packed.scale.astype(np.float64) * self.alpha, (self.outputs,))
-        self.scale = padded_to_block(scale.astype(np.float32))
-        self.bias = padded_to_block(packed.bias)
+    def __init__(self, tensors: LayerTensors) -> None:
+        assert tensors.alpha is not None
+        self.outputs = tensors.outputs
+        self.weights = to_blocks(tensors.codes)
+        self.alpha = float(tensors.alpha)
+        self.low, self.high = (0, 255) if tensors.non_negative else (-128, 127)
+        self.offset = pad_to_block(tensors.column_sums() * np.int32(self.low))
+        scale = np.broadcast_to(tensors.scale.astype(np.float64) * self.alpha, (self.outputs,))
+        self.scale = pad_to_block(scale.astype(np.float32))
+        self.bias = pad_to_block(tensors.bias)
 
     def __call__(self, x: Floats, kernel: Native) -> Floats:
         """(rows, inputs) -> (rows, outputs)."""
@@ -135,11 +143,11 @@ class ByteLinear:
 class SignLinear:
     """1-bit weights, floating-point input."""
 
-    def __init__(self, packed: Packed) -> None:
-        self.outputs = packed.outputs
-        self.weights = in_blocks(packed.codes)
-        self.scale = padded_to_block(np.ascontiguousarray(np.broadcast_to(packed.scale, (self.outputs,))))
-        self.bias = padded_to_block(packed.bias)
+    def __init__(self, tensors: LayerTensors) -> None:
+        self.outputs = tensors.outputs
+        self.weights = to_blocks(tensors.codes)
+        self.scale = pad_to_block(np.ascontiguousarray(np.broadcast_to(tensors.scale, (self.outputs,))))
+        self.bias = pad_to_block(tensors.bias)
 
     def __call__(self, x: Floats, kernel: Native) -> Floats:
         """(rows, inputs) -> (rows, outputs)."""
@@ -151,8 +159,8 @@ class FloatLinear:
 
     def __init__(self, weight: Floats, bias: Floats) -> None:
         self.outputs = len(weight)
-        self.weights = in_float_blocks(weight)
-        self.bias = padded_to_block(bias)
+        self.weights = to_float_blocks(weight)
+        self.bias = pad_to_block(bias)
 
     def __call__(self, x: Floats, kernel: Native) -> Floats:
         """(rows, inputs) -> (rows, outputs)."""
@@ -160,33 +168,42 @@ class FloatLinear:
 
 
 class FloatConvolution:
-    """A convolution along frames in floating point, from where all its taps find a frame.
+    """A convolution along frames in floating point, without padding.
 
     weight: (outputs, inputs of a group, taps).
     """
 
     def __init__(self, weight: Floats, bias: Floats, groups: int) -> None:
         outputs, inputs, self.taps = weight.shape
-        self.groups, self.each = groups, outputs // groups
+        self.groups, self.group_outputs = groups, outputs // groups
         self.bias, self.depthwise = bias, inputs == 1 and outputs == groups
         if self.depthwise:
             self.weights = np.ascontiguousarray(weight[:, 0].T)
         else:
-            # (outputs, taps, inputs): a window of frames that lie one after the other is one row of a product.
-            by_group = weight.reshape(groups, self.each, inputs, self.taps)
-            self.products = [in_float_blocks(group.transpose(0, 2, 1).reshape(self.each, -1)) for group in by_group]
-        self.biases = [padded_to_block(group) for group in bias.reshape(groups, self.each)]
+            # (outputs, taps, inputs): a window of consecutive frames is one row of a product.
+            by_group = weight.reshape(groups, self.group_outputs, inputs, self.taps)
+            rows = (group.transpose(0, 2, 1).reshape(self.group_outputs, -1) for group in by_group)
+            self.products = [to_float_blocks(group) for group in rows]
+        self.biases = [pad_to_block(group) for group in bias.reshape(groups, self.group_outputs)]
 
     def __call__(self, x: Floats, kernel: Native, zeros: tuple[int, int] = (0, 0)) -> Floats:
-        """(frames, inputs) -> (frames - taps + 1, outputs); zeros: frames at x's beginning and end that are zero."""
+        """(frames, inputs) -> (frames - taps + 1, outputs).
+
+        zeros: how many frames at the beginning and at the end of x are known to be zero.
+        """
         if self.depthwise:
             return kernel.depthwise(x, self.weights, self.bias)
         if self.groups == 1:
-            return kernel.float_product(x, self.products[0], self.each, self.biases[0], self.taps, zeros)
+            return kernel.float_product(x, self.products[0], self.group_outputs, self.biases[0], self.taps, zeros)
         groups = x.reshape(len(x), self.groups, -1)
         parts = [
             kernel.float_product(
-                np.ascontiguousarray(groups[:, g]), self.products[g], self.each, self.biases[g], self.taps, zeros
+                np.ascontiguousarray(groups[:, g]),
+                self.products[g],
+                self.group_outputs,
+                self.biases[g],
+                self.taps,
+                zeros,
             )
             for g in range(self.groups)
         ]
@@ -194,7 +211,7 @@ class FloatConvolution:
 
 
 Linear = BinaryLinear | ByteLinear | SignLinear
-# The widths that the native kernel knows.
+# Bit widths that the native kernel computes.
 NATIVE: dict[Bits, type[BinaryLinear] | type[ByteLinear] | type[SignLinear]] = {
     Bits(1, 1): BinaryLinear,
     Bits(1, 8): ByteLinear,
@@ -203,11 +220,11 @@ NATIVE: dict[Bits, type[BinaryLinear] | type[ByteLinear] | type[SignLinear]] = {
 
 
 class BinaryFeedForward:
-    """Linear, ReLU, linear with every input in one bit: the first product ends in the second one's bits."""
+    """Linear, ReLU, linear, all with 1-bit inputs: the first product gives the bits of the second one's input."""
 
-    def __init__(self, expand: Packed, contract: Packed) -> None:
+    def __init__(self, expand: LayerTensors, contract: LayerTensors) -> None:
         self.contract = BinaryLinear(contract)
-        # The threshold is not negative, so that max(x, 0) lies above it just where x does.
+        # The threshold is not negative: max(x, 0) exceeds it if and only if x does.
         self.expand = BinaryBits(expand, self.contract.threshold, strict=True)
 
     def __call__(self, x: Floats, kernel: Native) -> Floats:

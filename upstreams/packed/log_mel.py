@@ -1,6 +1,6 @@
-"""The log-mel front-end in numpy, for whole utterances and for parts of one. Imports no torch.
+"""The log-mel front-end in numpy, for whole utterances and for parts of them. Imports no torch.
 
-Every frame is computed in the same way whatever its neighbours, so that a part equals the whole to the last bit.
+A frame's result does not depend on how many frames are computed at once: a part equals the whole to the last bit.
 """
 
 from __future__ import annotations
@@ -8,43 +8,44 @@ from __future__ import annotations
 import numpy as np
 
 from upstreams.config import FFT, HOP, WINDOW, ModelConfig
-from upstreams.packed.kernels import Floats, Native, in_float_blocks, padded_to_block
+from upstreams.packed.layout import Floats, pad_to_block, to_float_blocks
 from upstreams.packed.linear import FloatLinear
-from upstreams.packed.tensors import Tensors
+from upstreams.packed.native import Native
+from upstreams.packed.tensors import TensorReader
 
 
 class LogMel:
     """Log-mel energies at 100 Hz, normalised by statistics of the data set or of the utterance."""
 
-    def __init__(self, tensors: Tensors, mels: int, utterance: bool) -> None:
+    def __init__(self, tensors: TensorReader, mels: int, per_utterance: bool) -> None:
         self.window = tensors.take("front_end.log_mel.window", WINDOW)
         filters = tensors.take("front_end.log_mel.filters", FFT // 2 + 1, mels)
         self.filters = FloatLinear(filters.T, np.zeros(mels, np.float32))
         self.mean = tensors.take("front_end.log_mel.mean", mels)
         self.std = tensors.take("front_end.log_mel.std", mels)
-        self.utterance = utterance
+        self.per_utterance = per_utterance
 
     def __call__(self, samples: Floats, frames: int, kernel: Native) -> Floats:
-        """The first `frames` frames of samples, which are followed by zeros, -> (frames, mels)."""
+        """Return the first `frames` frames, (frames, mels). Zeros follow the samples (samples,)."""
         needed = max(0, (frames - 1) * HOP + WINDOW)
         padded = np.zeros(needed, np.float32)
         padded[: min(needed, len(samples))] = samples[:needed]
         windows = np.lib.stride_tricks.sliding_window_view(padded, WINDOW)[::HOP]
         features = np.empty((frames, len(self.mean)), np.float32)
-        for first in range(0, frames, 128):  # spectra of a minute are large
+        for first in range(0, frames, 128):  # in parts: the spectra of a minute are large
             spectrum = np.fft.rfft(windows[first : first + 128] * self.window, FFT)
             power = (spectrum.real**2 + spectrum.imag**2).astype(np.float32)
             features[first : first + 128] = np.log(self.filters(power, kernel) + np.float32(1e-6))
         mean, std = self.mean, self.std
-        if self.utterance:
+        if self.per_utterance:
             mean, std = features.mean(0), np.sqrt(features.var(0) + np.float32(1e-5))
         return (features - mean) / std
 
 
 class StackingStem:
-    """`subsampling` frames side by side; an utterance ends in zeros."""
+    """Concatenates `subsampling` frames; zeros complete the last group."""
 
-    before, after = 0, 0  # frames of the output, and of the input, that a frame of the output sees beside its own
+    before, after = 0, 0  # context of an output frame: output frames to the left, input frames to the right
 
     def __init__(self, mels: int, subsampling: int) -> None:
         self.subsampling, self.dim = subsampling, mels * subsampling
@@ -60,7 +61,7 @@ class ConvolutionStem:
 
     after = 3
 
-    def __init__(self, tensors: Tensors, mels: int, subsampling: int, width: int) -> None:
+    def __init__(self, tensors: TensorReader, mels: int, subsampling: int, width: int) -> None:
         self.subsampling, self.width = subsampling, width
         self.before = 1 if subsampling == 4 else 2
         self.dim = width * -(-mels // 4)
@@ -71,11 +72,11 @@ class ConvolutionStem:
             f"{name}.depthwise", width, 1, 3, 3, groups=width
         )
         bins = -(-mels // 4)
-        nothing = np.zeros(bins * width, np.float32)
-        # (frames, channels) of each of the three bins that a filter sees
-        self.columns = [(np.tile(depthwise[:, 0, :, column].T, (1, bins)), nothing) for column in range(3)]
+        zeros = np.zeros(bins * width, np.float32)
+        # (taps over frames, channels of all bins) and bias, for each of the three bins that a filter sees
+        self.columns = [(np.tile(depthwise[:, 0, :, column].T, (1, bins)), zeros) for column in range(3)]
         pointwise, bias, self.quantize_pointwise = tensors.convolution(f"{name}.pointwise", width, width, 1, 1)
-        self.pointwise, self.pointwise_bias = in_float_blocks(pointwise.reshape(width, width)), padded_to_block(bias)
+        self.pointwise, self.pointwise_bias = to_float_blocks(pointwise.reshape(width, width)), pad_to_block(bias)
 
     def __call__(self, features: Floats, kernel: Native) -> Floats:
         """(frames, mels) -> (ceil(frames / subsampling), bins * width)."""
@@ -86,7 +87,7 @@ class ConvolutionStem:
         x = np.pad(self.quantize_depthwise(x), ((1, 1), (1, 1), (0, 0)))
         step = self.subsampling // 2
         frames, bins = (x.shape[0] - 3) // step + 1, (x.shape[1] - 3) // 2 + 1
-        # Over frames all bins' channels are filtered alike, and a filter's three bins are added up.
+        # One convolution over frames for each of the three bins of a filter; their sum is the 2-d convolution.
         y = np.tile(self.bias, (frames, bins))
         for column in range(3):
             part = np.ascontiguousarray(x[:, column : column + 2 * bins - 1 : 2]).reshape(len(x), -1)
@@ -99,9 +100,9 @@ class ConvolutionStem:
 
 
 class FrontEnd:
-    """Log-mel, stem, a linear layer to the encoder's width and a norm."""
+    """Log-mel, stem, a linear layer to the width of the encoder, and a norm."""
 
-    def __init__(self, tensors: Tensors, config: ModelConfig) -> None:
+    def __init__(self, tensors: TensorReader, config: ModelConfig) -> None:
         front_end, dim = config.front_end, config.encoder.dim
         self.subsampling = front_end.subsampling
         self.log_mel = LogMel(tensors, front_end.mels, front_end.normalisation == "utterance")
@@ -112,20 +113,21 @@ class FrontEnd:
         else:
             width = front_end.width
             self.stem = ConvolutionStem(tensors, front_end.mels, front_end.subsampling, width)
-            # The file's inputs are channel by channel, the stem's outputs bin by bin.
+            # The inputs in the file are ordered by channel, the outputs of the stem by bin.
             order = np.arange(self.stem.dim).reshape(width, -1).T.ravel()
         self.projection = tensors.linear("front_end.projection", self.stem.dim, dim, order)
         self.norm = tensors.take("front_end.norm.weight", dim), tensors.take("front_end.norm.bias", dim)
 
     def frame_count(self, samples: int) -> int:
-        """Encoder frames of an utterance of that many samples."""
+        """Return the number of encoder frames of an utterance of `samples` samples."""
         mel_frames = -(-samples // HOP)
         return -(-mel_frames // self.subsampling)
 
     def part(self, features: Floats, offset: int, first: int, end: int, kernel: Native) -> Floats:
-        """Encoder frames `first` up to `end`, (frames, dim), from log-mel features that begin with frame `offset`.
+        """Return the encoder frames `first` to `end - 1`, (frames, dim).
 
-        There are features around them as far as the stem sees, or the utterance begins or ends.
+        features: log-mel frames from frame `offset` on, (frames, mels). They must include the stem's context, except
+        where the utterance begins or ends.
         """
         start = max(0, first - self.stem.before)
         stop = (end - 1) * self.subsampling + max(self.stem.after, self.subsampling - 1) + 1
@@ -137,6 +139,6 @@ class FrontEnd:
         """(samples,) -> (frames, dim)."""
         features = self.log_mel(samples, -(-len(samples) // HOP), kernel)
         frames = self.frame_count(len(samples))
-        # In parts, as the stem's channels take more memory than all else.
+        # In parts: the channels of the stem take more memory than everything else.
         parts = [self.part(features, 0, n, min(n + 64, frames), kernel) for n in range(0, frames, 64)]
         return np.concatenate(parts)

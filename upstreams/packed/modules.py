@@ -1,7 +1,7 @@
-"""Packed layers, under the float layers' names. What they compute has no gradient.
+"""Packed layers as torch modules, with the names of the float layers. They have no gradient.
 
-On a CPU in float32 they call the native kernel where there is one, or numba's for w1a1; elsewhere they unpack and
-multiply in torch, to the same whole numbers.
+On a CPU in float32 they call the native kernel if there is one, or numba's for w1a1. Otherwise they unpack their
+weights and multiply in torch, with the same whole numbers as results.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from upstreams.packed import kernels
 from upstreams.packed.codes import unpack_codes
 from upstreams.packed.file import code_bytes
-from upstreams.packed.linear import NATIVE, Linear, Packed
+from upstreams.packed.linear import NATIVE, LayerTensors, Linear
+from upstreams.packed.native import LEVELS, Native
 from upstreams.quantization.levels import whole_numbers
 from upstreams.quantization.spec import Bits
 
@@ -24,7 +25,7 @@ ONE_BIT = Bits(1, 1)
 
 
 def pack_codes(whole: Tensor, bits: int) -> Tensor:
-    """Whole numbers (outputs, columns) of that many bits, +1 and -1 when it is one -> codes (outputs, bytes) uint8."""
+    """Return codes (outputs, bytes) uint8 of whole numbers (outputs, columns) of `bits` bits; one bit: +1 and -1."""
     offset = 1 if bits == 1 else 2 ** (bits - 1)
     codes = ((whole.to(torch.int16) + offset) >> (bits == 1)).to(torch.uint8)
     each = 8 // bits
@@ -32,26 +33,26 @@ def pack_codes(whole: Tensor, bits: int) -> Tensor:
     return (codes << (torch.arange(each, device=codes.device, dtype=torch.uint8) * bits)).sum(2, dtype=torch.uint8)
 
 
-def native_kernel(x: Tensor) -> kernels.Native | None:
-    """The native kernel that is to compute on x, with torch's number of threads."""
-    if kernels.chosen() not in kernels.LEVELS or x.device.type != "cpu" or x.dtype != torch.float32:
+def native_kernel(x: Tensor) -> Native | None:
+    """Return the native kernel with torch's number of threads, or None if torch must compute on x."""
+    if kernels.chosen() not in LEVELS or x.device.type != "cpu" or x.dtype != torch.float32:
         return None
-    return kernels.native(kernels.chosen(), torch.get_num_threads())
+    return Native.at(kernels.chosen(), torch.get_num_threads())
 
 
 def rows_of(x: Tensor) -> Any:
-    """(..., channels) -> a contiguous numpy array (rows, channels)."""
+    """Return (..., channels) as a contiguous numpy array (rows, channels)."""
     return x.detach().reshape(-1, x.shape[-1]).contiguous().numpy()
 
 
 @functools.cache
 def _has_fast_int8() -> bool:
-    # Elsewhere torch._int_mm is a plain loop.
+    # On other processors torch._int_mm is a plain loop.
     return torch.backends.mkldnn.is_available() and torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
 
 
 class PackedLayer(nn.Module):
-    """What packed layers share: codes, scales, bias, and how the input is quantized."""
+    """Codes, scales and bias of a packed layer, and the quantization of its input."""
 
     codes: Tensor
     weight_scale: Tensor
@@ -60,7 +61,7 @@ class PackedLayer(nn.Module):
     beta: Tensor | None
 
     def __init__(self, outputs: int, columns: int, channels: int, bits: Bits, per_channel: bool, signed: bool) -> None:
-        """columns: weights of one output; channels: of the input."""
+        """columns: weights of an output; channels: of the input."""
         super().__init__()
         self.columns, self.bits, self.signed = columns, bits, signed
         self.register_buffer("codes", torch.zeros(outputs, code_bytes(columns, bits.weight), dtype=torch.uint8))
@@ -71,11 +72,11 @@ class PackedLayer(nn.Module):
         self.register_buffer("beta", torch.zeros(channels) if bits.activation == 1 and signed else None)
 
     def weight(self) -> Tensor:
-        """Whole numbers (outputs, columns), int8."""
+        """Return the weights as whole numbers (outputs, columns), int8."""
         return unpack_codes(self.codes, self.columns, self.bits.weight, torch)
 
     def quantized_input(self, x: Tensor) -> tuple[Tensor, Tensor | float]:
-        """(..., channels) -> whole numbers and their scale; the input itself and 1 where it is not quantized."""
+        """Return (..., channels) as whole numbers and their scale; x and 1 if the input is not quantized."""
         if self.alpha is None:
             return x, 1.0
         x = x if self.beta is None else x + self.beta
@@ -88,16 +89,16 @@ class PackedLinear(PackedLayer):
     def __init__(self, inputs: int, outputs: int, bits: Bits, per_channel: bool, signed: bool) -> None:
         super().__init__(outputs, inputs, inputs, bits, per_channel, signed)
         self._native: Linear | None = None
-        self.register_load_state_dict_post_hook(PackedLinear._forget)
+        self.register_load_state_dict_post_hook(PackedLinear._drop_native)
 
-    def _forget(self, *_: object) -> None:
+    def _drop_native(self, *_: object) -> None:
         self._native = None
 
-    def packed(self) -> Packed:
-        """The canonical tensors as numpy arrays."""
+    def tensors(self) -> LayerTensors:
+        """Return the tensors as numpy arrays."""
         alpha, beta = (None if t is None else t.numpy() for t in (self.alpha, self.beta))
         codes, scale, bias = self.codes.numpy(), self.weight_scale.numpy(), self.bias.numpy()
-        return Packed(self.bits, self.columns, codes, scale, bias, alpha, beta, not self.signed)
+        return LayerTensors(self.bits, self.columns, codes, scale, bias, alpha, beta, not self.signed)
 
     @torch.no_grad()
     def forward(self, x: Tensor) -> Tensor:
@@ -105,7 +106,7 @@ class PackedLinear(PackedLayer):
         kernel = native_kernel(x)
         if kernel is not None and self.bits in NATIVE:
             if self._native is None:
-                self._native = NATIVE[self.bits](self.packed())
+                self._native = NATIVE[self.bits](self.tensors())
             return torch.from_numpy(self._native(rows_of(x), kernel)).unflatten(0, x.shape[:-1])
         whole, alpha = self.quantized_input(x)
         if self.bits == ONE_BIT and kernels.chosen() == "numba" and x.device.type == "cpu":
@@ -120,16 +121,16 @@ class PackedLinear(PackedLayer):
         return sums * (self.weight_scale * alpha) + self.bias
 
     def _int8_sums(self, whole: Tensor) -> Tensor:
-        """Whole numbers (rows, inputs) -> (rows, outputs) int32."""
+        """Return the product of whole numbers (rows, inputs) with the weights, (rows, outputs) int32."""
         weight = self.weight()
         if self.signed or self.bits.activation < 8:
             return torch._int_mm(whole.to(torch.int8), weight.T)
-        # 0 to 255 does not fit: 128 less does, and 128 times the sum of a column's weights is added again.
+        # 0 to 255 does not fit into int8: subtract 128, then add 128 times the sum of each output's weights.
         return torch._int_mm((whole - 128).to(torch.int8), weight.T) + 128 * weight.sum(1, dtype=torch.int32)
 
 
 class PackedConv1d(PackedLayer):
-    """A convolution along frames of packed weights, computed in torch; arguments as `QuantConv1d`'s attributes."""
+    """A convolution along frames with packed weights, computed in torch. Arguments: attributes of `QuantConv1d`."""
 
     def __init__(
         self,
@@ -154,13 +155,13 @@ class PackedConv1d(PackedLayer):
         convolve = nn.functional.conv1d if len(self.shape) == 3 else nn.functional.conv2d
         weight = self.weight().to(x.dtype).view(self.shape)
         sums = convolve(whole, weight, None, self.stride, self.padding, groups=self.groups)
-        across = (-1, *(1 for _ in self.shape[2:]))
+        broadcast = (-1, *(1 for _ in self.shape[2:]))
         scale = self.weight_scale * alpha
-        return sums * (scale.view(across) if scale.ndim else scale) + self.bias.view(across)
+        return sums * (scale.view(broadcast) if scale.ndim else scale) + self.bias.view(broadcast)
 
 
 class PackedMatmul(nn.Module):
-    """Attention's two products on quantized operands; the buffers are the operands' scales."""
+    """The two products of attention on quantized operands. The buffers are the scales of the operands."""
 
     query: Tensor
     key: Tensor
@@ -174,7 +175,7 @@ class PackedMatmul(nn.Module):
             self.register_buffer(name, torch.ones(()))
 
     def scales(self, dim: int) -> tuple[float, float, float]:
-        """What scores of heads of width dim are multiplied by, the probabilities' scale, and the context's."""
+        """Return the scales of scores (for heads of width `dim`), of probabilities and of the context."""
         query, key, value, probability = (float(t) for t in (self.query, self.key, self.value, self.probability))
         return query * key / math.sqrt(dim), probability, value * probability
 

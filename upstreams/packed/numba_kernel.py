@@ -1,4 +1,4 @@
-"""The 1-bit product in numba, for machines that have numba and no compiled kernel."""
+"""The 1-bit product in numba, for machines with numba and without a compiled kernel."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from numba import njit, types
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
-from upstreams.packed.kernels import Bytes, Integers
+from upstreams.packed.layout import Bytes, Integers
 
 
 @intrinsic
 def _ones(typing_context: Any, x: Any) -> Any:
-    """Set bits of a 64-bit word, as the processor's instruction where it has one."""
+    """Return the number of set bits of a 64-bit word, by the processor's instruction if it has one."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         return builder.ctpop(arguments[0])
@@ -33,7 +33,10 @@ def _differing(left: NDArray[np.uint64], right: NDArray[np.uint64], out: Integer
 
 
 def product(whole: NDArray[Any], codes: Bytes, signed: bool) -> Integers:
-    """Whole numbers (rows, inputs), +1 and -1 or 0 and 1, times weights' codes (outputs, bytes) -> (rows, outputs)."""
+    """Return the product of whole numbers (rows, inputs) and weights (outputs, inputs), (rows, outputs).
+
+    whole: +1 and -1 if `signed`, else 0 and 1. codes: (outputs, bytes), the packed weights of +1 and -1.
+    """
     inputs = whole.shape[1]
     left, right = _words(np.packbits(whole > 0, axis=1, bitorder="little")), _words(codes)
     out = np.empty((len(left), len(right)), np.int32)

@@ -1,8 +1,8 @@
-"""Streaming: a Sparseformer's hidden states while the waveform comes in. Imports no torch.
+"""Streaming: the hidden states of a Sparseformer while the waveform arrives. Imports no torch.
 
-Every part of a Sparseformer looks a bounded number of frames ahead, so a frame of hidden state l is final once
-`Stream.samples_needed(l, frame)` samples are in: it is then what the whole utterance gives. What has to be kept until
-then is bounded too, however long the utterance.
+Every part of a Sparseformer looks a bounded number of frames ahead. A frame of hidden state l is therefore final, equal
+to the frame of the whole utterance, once `Stream.samples_needed(l, frame)` samples have arrived. The memory kept
+between calls is bounded too, however long the utterance.
 """
 
 from __future__ import annotations
@@ -12,18 +12,21 @@ from numpy.typing import ArrayLike
 
 from upstreams.config import HOP, WINDOW
 from upstreams.errors import UserError
-from upstreams.packed.kernels import Floats, Native
-from upstreams.packed.runtime import Array, Block, Operands, Runtime, checked
+from upstreams.packed.attention import Operands
+from upstreams.packed.encoder import Block
+from upstreams.packed.layout import Array, Floats
+from upstreams.packed.native import Native
+from upstreams.packed.runtime import Runtime, checked_waveform
 
-PIECE = 16_000  # samples: a longer chunk is taken in pieces, so that it takes no more memory
-ALIGNMENT = 32  # keys are dropped in words of bits, so that the kernel adds up the same lanes as for a whole utterance
+MAX_CHUNK = 16_000  # samples: longer chunks are split, so that they take no more memory
+ALIGNMENT = 32  # keys are dropped by whole words of bits: the kernel then adds the same lanes as for a whole utterance
 
 
 class Stream:
     """One utterance, fed in chunks of any size.
 
-    Raises UserError when the runtime's model needs the whole utterance: attention over all frames, or a spectrogram
-    that is normalised by its own statistics.
+    Raises UserError if the model needs the whole utterance: for attention over all frames, or for a spectrogram that is
+    normalised by its own statistics.
     """
 
     def __init__(self, runtime: Runtime) -> None:
@@ -32,24 +35,24 @@ class Stream:
             raise UserError(f"a {config.encoder.kind} cannot be streamed: its attention sees the whole utterance")
         if config.front_end.normalisation == "utterance":
             raise UserError(
-                "a log-mel normalised by the utterance's own statistics cannot be streamed: it needs its end"
+                "a log-mel normalised by the utterance cannot be streamed: it needs statistics of the whole utterance"
             )
         self.runtime = runtime
         dim = config.encoder.dim
-        self.nothing = np.zeros((0, dim), np.float32)
-        self.samples = np.zeros(0, np.float32)  # from the first one of mel frame `self.mel_frames` on
+        self.no_frames = np.zeros((0, dim), np.float32)
+        self.samples = np.zeros(0, np.float32)  # from the first sample of mel frame `self.mel_frames` on
         self.mel_frames = 0  # computed so far
         self.features = np.zeros((0, config.front_end.mels), np.float32)  # from mel frame `self.offset` on
         self.offset = 0
         self.frames = 0  # of the front-end, computed so far
         before = 0 if runtime.positions is None else runtime.positions.before
-        self.embedded = np.zeros((before, dim), np.float32)  # with what the positions see to the left
+        self.embedded = np.zeros((before, dim), np.float32)  # with the left context of the positions
         self.blocks = [BlockStream(block) for block in runtime.blocks]
-        self.final = [0] * (len(self.blocks) + 1)
+        self.final = [0] * (len(self.blocks) + 1)  # frames returned of each hidden state
         self.is_finished = False
 
     def samples_needed(self, layer: int, frame: int) -> int:
-        """Samples that must be in before that frame of hidden state `layer` is final (unless the utterance ends)."""
+        """Return the number of samples after which a frame of hidden state `layer` is final without `flush`."""
         runtime, stem = self.runtime, self.runtime.front_end.stem
         after = 0 if runtime.positions is None else runtime.positions.after
         last = frame + after + layer * runtime.config.encoder.radius
@@ -57,27 +60,27 @@ class Stream:
         return (last * subsampling + max(stem.after, subsampling - 1)) * HOP + WINDOW
 
     def feed(self, chunk: ArrayLike) -> list[Floats]:
-        """Take in samples; return for each hidden state the frames that have become final, (frames, dim)."""
+        """Add samples (samples,); return the frames of each hidden state that have become final, (frames, dim)."""
         if self.is_finished:
-            raise UserError("the stream was flushed: another utterance needs a stream of its own")
-        samples = checked(chunk)
-        parts = [self._advance(samples[at : at + PIECE], False) for at in range(0, len(samples), PIECE)]
-        return self._joined(parts)
+            raise UserError("the stream was flushed: make a new stream for another utterance")
+        samples = checked_waveform(chunk)
+        parts = [self._advance(samples[at : at + MAX_CHUNK], False) for at in range(0, len(samples), MAX_CHUNK)]
+        return self._concatenate(parts)
 
     def flush(self) -> list[Floats]:
-        """The utterance has ended: return for each hidden state its remaining frames, (frames, dim)."""
+        """End the utterance; return the remaining frames of each hidden state, (frames, dim)."""
         if self.is_finished:
-            raise UserError("the stream was flushed already")
+            raise UserError("the stream was already flushed")
         self.is_finished = True
-        return self._joined([self._advance(np.zeros(0, np.float32), True)])
+        return self._concatenate([self._advance(np.zeros(0, np.float32), True)])
 
     def state_bytes(self) -> int:
-        """Bytes that are kept between calls."""
+        """Return the number of bytes kept between calls."""
         kept = [self.samples, self.features, self.embedded]
         return sum(array.nbytes for array in kept) + sum(block.state_bytes() for block in self.blocks)
 
-    def _joined(self, parts: list[list[Floats]]) -> list[Floats]:
-        columns = zip(*parts, strict=True) if parts else [[self.nothing]] * len(self.final)
+    def _concatenate(self, parts: list[list[Floats]]) -> list[Floats]:
+        columns = zip(*parts, strict=True) if parts else [[self.no_frames]] * len(self.final)
         states = [np.concatenate(column) for column in columns]
         self.final = [count + len(state) for count, state in zip(self.final, states, strict=True)]
         return states
@@ -92,7 +95,7 @@ class Stream:
         return states
 
     def _front_end(self, samples: Floats, is_last: bool) -> Floats:
-        """Frames of the front-end that can be computed now."""
+        """Add samples; return the frames of the front-end that have become final."""
         front_end, kernel = self.runtime.front_end, self.runtime.kernel
         self.samples = np.concatenate([self.samples, samples])
         ready = -(-len(self.samples) // HOP) if is_last else max(0, (len(self.samples) - WINDOW) // HOP + 1)
@@ -105,7 +108,7 @@ class Stream:
         if is_last:
             end = -(-self.mel_frames // front_end.subsampling)
         if end <= self.frames:
-            return self.nothing
+            return self.no_frames
         x = front_end.part(self.features, self.offset, self.frames, end, kernel)
         self.frames = end
         offset = max(0, end - front_end.stem.before) * front_end.subsampling
@@ -113,7 +116,7 @@ class Stream:
         return x
 
     def _positioned(self, x: Floats, is_last: bool) -> Floats:
-        """Frames with their positions and the encoder's first norm, as far as the positions see to the right."""
+        """Add frames; return those whose right context is complete, with positions and the encoder's first norm."""
         runtime = self.runtime
         if runtime.positions is not None:
             before, after = runtime.positions.before, runtime.positions.after
@@ -121,7 +124,7 @@ class Stream:
             self.embedded = np.concatenate([self.embedded, x, end])
             count = max(0, len(self.embedded) - before - after)
             if count == 0:
-                return self.nothing
+                return self.no_frames
             x = self.embedded[before : before + count] + runtime.positions(self.embedded, runtime.kernel)
             self.embedded = self.embedded[count:].copy()
         if runtime.input_norm is not None and len(x):
@@ -130,36 +133,36 @@ class Stream:
 
 
 class BlockStream:
-    """A block, with the frames that still wait for their right context and the keys and values still to be seen."""
+    """A block, with the frames that wait for their right context and the keys and values that later frames need."""
 
     def __init__(self, block: Block) -> None:
         assert block.attention.radius is not None
         self.block, self.radius = block, block.attention.radius
-        self.waiting: tuple[Floats, Operands] | None = None  # inputs and queries, with all keys and values kept
-        self.seen = 0  # input frames
-        self.first_key = 0  # the frame of the first key that is kept
+        self.waiting: tuple[Floats, Operands] | None = None  # inputs and queries that wait, all keys and values kept
+        self.received = 0  # input frames
+        self.first_key = 0  # number of the frame of the first key kept
 
     def advance(self, x: Floats, is_last: bool, kernel: Native) -> Floats:
-        """Take in frames (frames, dim) of the block's input; return those of its output that are final."""
+        """Add frames (frames, dim) of the block's input; return the frames of its output that have become final."""
         if len(x):
-            operands = self.block.operands(x, self.seen, self.radius, kernel)
-            self.seen += len(x)
+            operands = self.block.operands(x, self.received, self.radius, kernel)
+            self.received += len(x)
             if self.waiting is None:
                 self.waiting = x, operands
             else:
-                self.waiting = np.concatenate([self.waiting[0], x]), _joined(self.waiting[1], operands)
+                self.waiting = np.concatenate([self.waiting[0], x]), _concatenate(self.waiting[1], operands)
         if self.waiting is None:
             return x
         inputs, operands = self.waiting
-        done = self.seen - len(inputs)
+        done = self.received - len(inputs)
         ready = len(inputs) if is_last else max(0, len(inputs) - self.radius)
         if ready == 0:
             return x[:0]
         relative = operands.relative
-        chosen = Operands(
+        final = Operands(
             operands.query[:ready], operands.key, operands.value, None if relative is None else relative[:, :ready]
         )
-        context = self.block.attention.context(chosen, done - self.first_key, kernel)
+        context = self.block.attention.context(final, done - self.first_key, kernel)
         y = self.block.finish(inputs[:ready], context, kernel)
         first_key = max(0, done + ready - self.radius) // ALIGNMENT * ALIGNMENT
         dropped = first_key - self.first_key
@@ -176,7 +179,7 @@ class BlockStream:
         return y
 
     def state_bytes(self) -> int:
-        """Bytes that are kept."""
+        """Return the number of bytes kept."""
         if self.waiting is None:
             return 0
         inputs, operands = self.waiting
@@ -186,7 +189,7 @@ class BlockStream:
         return sum(array.nbytes for array in kept)
 
 
-def _joined(first: Operands, second: Operands) -> Operands:
+def _concatenate(first: Operands, second: Operands) -> Operands:
     relative = None
     if first.relative is not None and second.relative is not None:
         relative = np.concatenate([first.relative, second.relative], axis=1)

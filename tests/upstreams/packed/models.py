@@ -1,4 +1,4 @@
-"""Quantized models for the tests of their packed twins."""
+"""Quantized models for the tests of packed models."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from upstreams.config import ModelConfig, QuantizationConfig, preset
 from upstreams.formats import checkpoint
 from upstreams.model import AudioEncoder
 from upstreams.packed import kernels
+from upstreams.packed.native import LEVELS
 from upstreams.quantization.convert import calibrate
 
-# Neither built without a compiler, nor told by SUPERBIT_KERNEL to do without.
-HAS_NATIVE = kernels.chosen() in kernels.LEVELS
+# False if the package was built without a compiler, or if SUPERBIT_KERNEL selects numba or torch.
+HAS_NATIVE = kernels.chosen() in LEVELS
 
 
 def noise(batch: int, samples: int, seed: int = 0) -> torch.Tensor:
@@ -21,7 +22,7 @@ def noise(batch: int, samples: int, seed: int = 0) -> torch.Tensor:
 
 
 def quantized(config: ModelConfig | str, bits: str, overrides: dict[str, str] | None = None) -> AudioEncoder:
-    """A randomly initialised model with calibrated scales and shifts, biases and output map that are not trivial."""
+    """Return a randomly initialised model with calibrated scales, and random shifts, biases and output map."""
     config = preset(config) if isinstance(config, str) else config
     scale = "channel" if bits == "w2a4" else "tensor"
     quantization = QuantizationConfig(overrides or {}, weight_scale=scale)

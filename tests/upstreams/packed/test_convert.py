@@ -1,4 +1,4 @@
-"""Packed models against the fake-quantized ones they come from, by every kernel that this machine has."""
+"""Packed models against the fake-quantized models they come from, with every kernel of this machine."""
 
 from __future__ import annotations
 
@@ -63,10 +63,10 @@ def test_codes_hold_every_whole_number(bits: int) -> None:
     ],
 )
 @torch.no_grad()
-def test_every_module_on_the_input_it_has_in_the_model(
+def test_every_module_on_its_input_in_the_model(
     kernel: str, name: str, bits: str, overrides: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Module by module: in a whole model a rounding error that crosses a threshold hides what a module does wrong."""
+    """Module by module: in a whole model a rounding error that crosses a threshold would hide the error of a module."""
     monkeypatch.setenv(kernels.VARIABLE, kernel)
     model = quantized(name, bits, overrides)
     packed = convert.pack(copy.deepcopy(model))
@@ -91,7 +91,7 @@ def test_every_module_on_the_input_it_has_in_the_model(
 
 @st.composite
 def encoders(draw: st.DrawFn) -> EncoderConfig:
-    """Small encoders whose widths are mostly no multiple of 32."""
+    """Return small encoders, most with a width that is not a multiple of 32."""
     heads = draw(st.integers(1, 4))
     even = 2 * draw(st.integers(2, 24))
     dim = draw(st.sampled_from([144, 168, 196, heads * even])) // heads // 2 * 2 * heads
@@ -117,7 +117,7 @@ def encoders(draw: st.DrawFn) -> EncoderConfig:
 @given(encoders(), st.sampled_from(["w1a1", "w1a32"]), st.integers(1, 20_000), st.integers(1, 20_000))
 @torch.no_grad()
 def test_hidden_states_of_any_encoder(encoder: EncoderConfig, bits: str, first: int, second: int) -> None:
-    """A padded batch, from one frame on; the same examples every time, as rounding may cross a threshold in others."""
+    """A padded batch, from one frame on. The examples are fixed: in others a rounding error may cross a threshold."""
     model = quantized(ModelConfig("random", encoder=encoder), bits)
     lengths = torch.tensor([first, second])
     waveforms = noise(2, int(lengths.max()))
@@ -132,7 +132,7 @@ def test_hidden_states_of_any_encoder(encoder: EncoderConfig, bits: str, first: 
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Checkpoints and their packed files."""
+    """Return a folder of checkpoints and their packed files."""
     folder = tmp_path_factory.mktemp("packed")
     for name, bits in (("sparseformer_dn_mini", "w1a1"), ("transformer_mini", "w1a8")):
         path = folder / f"{name}_{bits}.safetensors"
@@ -153,7 +153,7 @@ def test_bits_on_disk_are_bits(files: Path) -> None:
     codes = sum(array.nbytes for name, array in arrays.items() if name.endswith(".codes"))
     dim, hidden = config.encoder.dim, config.encoder.feed_forward_dim
     assert codes == config.encoder.layers * (4 * dim * dim + 2 * dim * hidden) // 8
-    # Nothing but the tensors and a header that names them.
+    # The file holds only the tensors and a header with their names.
     stored = sum(array.nbytes for array in arrays.values())
     computed = sum(arrays[f"front_end.log_mel.{name}"].nbytes for name in ("window", "filters"))
     counted = sum(c.storage_bytes for c in cost.profile(checkpoint.load(files / path.name), []))
@@ -186,7 +186,7 @@ def test_a_packed_file_is_an_upstream_like_any_other(files: Path, name: str, mon
         assert upstream.num_layers == len(reference) and upstream.downsample_rates == [640] * len(reference)
         for ours, theirs, a, b in zip(states, reference, state_lengths, reference_lengths, strict=True):
             assert torch.equal(a, b)
-            # With 8-bit inputs a rounding error may move one of them by a step.
+            # A rounding error may move an 8-bit input by one step.
             tolerance = 1e-4 if name.endswith("w1a1") else 0.05
             torch.testing.assert_close(ours, theirs, atol=tolerance, rtol=0)
 
@@ -201,7 +201,7 @@ def test_a_model_that_has_run_can_be_copied_and_pickled(files: Path) -> None:
 
 @torch.no_grad()
 def test_a_loaded_model_takes_new_values(files: Path) -> None:
-    """What the kernel keeps in its own layout follows load_state_dict."""
+    """load_state_dict also replaces the weights in the kernel's layout."""
     path = files / "packed" / "sparseformer_dn_mini_w1a1.safetensors"
     model, waveforms = convert.load(path), noise(1, 8_000)
     before = model(waveforms)[-1]
@@ -210,7 +210,7 @@ def test_a_loaded_model_takes_new_values(files: Path) -> None:
     assert not torch.equal(model(waveforms)[-1], before)
 
 
-def test_what_cannot_be_packed_is_refused(files: Path, tmp_path: Path) -> None:
+def test_models_that_cannot_be_packed_are_rejected(files: Path, tmp_path: Path) -> None:
     path = tmp_path / "float.safetensors"
     checkpoint.save(path, checkpoint.build(preset("transformer_mini")), None, {})
     with pytest.raises(UserError, match="superbit quantize"):

@@ -1,4 +1,4 @@
-"""Malformed packed files: every one is refused with a sentence, by torch's loader and by the runtime without it."""
+"""Malformed packed files: torch's loader and the runtime reject each one with a clear message."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ every_loader = pytest.mark.parametrize("load", LOADERS)
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    # 36 weights a row: the last byte of each has four bits that belong to none.
+    # 36 weights a row: the last byte of a row has four unused bits.
     encoder = EncoderConfig(layers=1, dim=36, heads=2, feed_forward_dim=40, position_groups=36)
     path = tmp_path_factory.mktemp("packed") / "whole.safetensors"
     convert.save(path, convert.pack(quantized(ModelConfig("small", encoder=encoder), "w1a1")), {})
@@ -34,14 +34,14 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @every_loader
-def test_a_sound_file_loads(whole: Path, load: Callable[[Path], object]) -> None:
+def test_a_valid_file_loads(whole: Path, load: Callable[[Path], object]) -> None:
     load(whole)
 
 
 def rewritten(
     whole: Path, out: Path, change: Callable[[dict[str, np.ndarray], dict[str, file.Layer]], ModelConfig | None]
 ) -> Path:
-    """A file whose checksum fits its changed contents, as that of another program's would."""
+    """Write a changed file with a valid checksum, as another program could write it."""
     packed = file.read(whole)
     tensors, layers = {name: array.copy() for name, array in packed.tensors.items()}, dict(packed.layers)
     config = change(tensors, layers) or packed.config
@@ -49,7 +49,7 @@ def rewritten(
     return out
 
 
-def set_bits_behind_the_last_weight(tensors: dict[str, np.ndarray], layers: Any) -> None:
+def bits_set_after_the_last_weight(tensors: dict[str, np.ndarray], layers: Any) -> None:
     tensors[f"{LAYER}.codes"][3, -1] |= 0x40
 
 
@@ -65,11 +65,11 @@ def codes_of_another_type(tensors: dict[str, np.ndarray], layers: Any) -> None:
     tensors[f"{LAYER}.codes"] = tensors[f"{LAYER}.codes"].astype(np.float32)
 
 
-def no_number(tensors: dict[str, np.ndarray], layers: Any) -> None:
+def not_a_number(tensors: dict[str, np.ndarray], layers: Any) -> None:
     tensors[f"{LAYER}.bias"][0] = np.nan
 
 
-def scale_of_0(tensors: dict[str, np.ndarray], layers: Any) -> None:
+def scale_is_zero(tensors: dict[str, np.ndarray], layers: Any) -> None:
     tensors["encoder.blocks.0.attention.product.probability"][...] = 0
 
 
@@ -77,11 +77,11 @@ def missing(tensors: dict[str, np.ndarray], layers: Any) -> None:
     del tensors[f"{LAYER}.bias"]
 
 
-def left_over(tensors: dict[str, np.ndarray], layers: Any) -> None:
+def unknown_tensor(tensors: dict[str, np.ndarray], layers: Any) -> None:
     tensors["encoder.blocks.7.bias"] = np.zeros(3, np.float32)
 
 
-def other_bits_of_a_layer(tensors: dict[str, np.ndarray], layers: dict[str, file.Layer]) -> None:
+def other_bit_width_of_a_layer(tensors: dict[str, np.ndarray], layers: dict[str, file.Layer]) -> None:
     layers[LAYER] = file.Layer(dataclasses.replace(layers[LAYER].bits, weight=2), True)
 
 
@@ -91,22 +91,22 @@ def another_width(tensors: dict[str, np.ndarray], layers: Any) -> ModelConfig:
 
 
 CHANGES = {
-    set_bits_behind_the_last_weight: "bits set behind the last of its 36 weights",
+    bits_set_after_the_last_weight: "bits set after the last of the 36 weights",
     scale_of_another_shape: r"weight_scale .* float32 \(7,\)",
     too_few_codes: r"codes .* uint8 \(36, 4\), but .* uint8 \(36, 5\)",
     codes_of_another_type: "codes .* float32",
-    no_number: "bias .* NaN",
-    scale_of_0: "product.probability .* a scale is positive",
+    not_a_number: "bias .* NaN",
+    scale_is_zero: "product.probability .* a scale must be positive",
     missing: "lacks .*query.bias",
-    left_over: "blocks.7.bias, which its configuration does not have",
-    other_bits_of_a_layer: "configuration",
+    unknown_tensor: "blocks.7.bias, which its configuration does not have",
+    other_bit_width_of_a_layer: "configuration",
     another_width: "its configuration has",
 }
 
 
 @every_loader
 @pytest.mark.parametrize("change", CHANGES)
-def test_contents_that_do_not_fit(
+def test_contents_that_do_not_fit_the_configuration(
     whole: Path, load: Callable[[Path], object], change: Callable[..., Any], tmp_path: Path
 ) -> None:
     path = rewritten(whole, tmp_path / "changed.safetensors", change)
@@ -136,7 +136,7 @@ def negative_offset(header: dict[str, Any]) -> None:
     header[f"{LAYER}.codes"]["data_offsets"] = [-180, 0]
 
 
-def behind_the_end(header: dict[str, Any]) -> None:
+def after_the_end(header: dict[str, Any]) -> None:
     offsets = header[f"{LAYER}.codes"]["data_offsets"]
     header[f"{LAYER}.codes"]["data_offsets"] = [offset + 10**9 for offset in offsets]
 
@@ -160,9 +160,9 @@ def a_list(header: dict[str, Any]) -> Any:
 @every_loader
 @pytest.mark.parametrize(
     "change",
-    [huge_shape, wrapping_shape, negative_offset, behind_the_end, overlapping, fractional, no_metadata, a_list],
+    [huge_shape, wrapping_shape, negative_offset, after_the_end, overlapping, fractional, no_metadata, a_list],
 )
-def test_headers_that_lie(
+def test_invalid_headers(
     whole: Path, load: Callable[[Path], object], change: Callable[[dict[str, Any]], Any], tmp_path: Path
 ) -> None:
     path = with_header(whole, tmp_path / "changed.safetensors", change)
@@ -171,7 +171,7 @@ def test_headers_that_lie(
 
 
 @pytest.mark.parametrize("load", LOADERS[1:])
-def test_every_truncation_is_refused(whole: Path, load: Callable[[Path], object], tmp_path: Path) -> None:
+def test_every_truncation_is_rejected(whole: Path, load: Callable[[Path], object], tmp_path: Path) -> None:
     data, path = whole.read_bytes(), tmp_path / "cut.safetensors"
     for length in [*range(0, 64, 5), *range(64, len(data), len(data) // 40), len(data) - 1]:
         path.write_bytes(data[:length])
@@ -186,7 +186,7 @@ def test_every_truncation_is_refused(whole: Path, load: Callable[[Path], object]
 
 
 @every_loader
-def test_a_changed_bit_is_found(whole: Path, load: Callable[[Path], object], tmp_path: Path) -> None:
+def test_a_changed_bit_is_detected(whole: Path, load: Callable[[Path], object], tmp_path: Path) -> None:
     data, path = bytearray(whole.read_bytes()), tmp_path / "changed.safetensors"
     data[-9] ^= 4
     path.write_bytes(data)

@@ -1,316 +1,52 @@
-"""Every kernel at every level that this machine has, against slow references in float64 and whole numbers."""
+"""The choice of the kernel."""
 
 from __future__ import annotations
 
-import math
-import os
-import signal
-import time
-from collections.abc import Callable
+from collections.abc import Iterator
 
-import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from upstreams.errors import UserError
-from upstreams.packed import kernels
-from upstreams.packed.kernels import in_float_blocks, native, native_levels, padded_to_block
-from upstreams.packed.linear import BinaryBits, BinaryLinear, ByteLinear, Packed, SignLinear
-from upstreams.quantization.spec import Bits
-
-pytestmark = pytest.mark.skipif(not native_levels(), reason="the package was built without a compiler")
-
-ROWS = st.integers(1, 14)
-WIDTHS = st.one_of(st.integers(1, 100), st.sampled_from([144, 168, 196, 256, 768]))
-SEEDS = st.integers(0, 2**31)
+from upstreams.packed import kernels, native
 
 
-every_level = pytest.mark.parametrize("level", native_levels())
+@pytest.fixture(autouse=True)
+def fresh_choice() -> Iterator[None]:
+    """Empty the caches before and after a test."""
+    for cached in (kernels.chosen_by, native._load):
+        cached.cache_clear()
+    yield
+    for cached in (kernels.chosen_by, native._load):
+        cached.cache_clear()
 
 
-def random_packed(
-    rng: np.random.Generator, inputs: int, outputs: int, activation: int, non_negative: bool = False
-) -> tuple[Packed, np.ndarray]:
-    """A layer with a scale for each output, and its weights as +1 and -1."""
-    signs = rng.integers(0, 2, (outputs, inputs)) * 2 - 1
-    codes = np.packbits(signs > 0, axis=1, bitorder="little")
-    floats = rng.standard_normal((3, outputs)).astype(np.float32)
-    alpha = None if activation == 32 else np.float32(rng.uniform(0.02, 1.0))
-    beta = rng.standard_normal(inputs).astype(np.float32) if activation == 1 and not non_negative else None
-    scale = np.abs(floats[0]) + np.float32(0.01)
-    return Packed(Bits(1, activation), inputs, codes, scale, floats[1], alpha, beta, non_negative), signs
-
-
-def random_input(rng: np.random.Generator, rows: int, columns: int, non_negative: bool) -> np.ndarray:
-    x = rng.standard_normal((rows, columns)).astype(np.float32)
-    return np.maximum(x, 0) if non_negative else x
-
-
-def levels_of(x: np.ndarray, packed: Packed) -> np.ndarray:
-    """The whole numbers that a layer's input is quantized to."""
-    if packed.bits.activation == 8:
-        low, high = (0, 255) if packed.non_negative else (-128, 127)
-        return np.clip(np.round(x / packed.alpha), low, high).astype(np.int64)
-    if packed.non_negative:
-        return (x / packed.alpha > 0.5).astype(np.int64)
-    return np.where(x + packed.beta >= 0, 1, -1)
-
-
-def expected_output(x: np.ndarray, packed: Packed, signs: np.ndarray) -> np.ndarray:
-    whole = levels_of(x, packed) @ signs.T.astype(np.int64)
-    return whole * (packed.scale.astype(np.float64) * packed.alpha) + packed.bias
-
-
-@every_level
-@settings(max_examples=60, deadline=None)
-@given(ROWS, WIDTHS, WIDTHS, st.booleans(), SEEDS)
-def test_binary_product(level: str, rows: int, inputs: int, outputs: int, non_negative: bool, seed: int) -> None:
-    rng = np.random.default_rng(seed)
-    packed, signs = random_packed(rng, inputs, outputs, 1, non_negative)
-    x = random_input(rng, rows, inputs, non_negative)
-    layer = BinaryLinear(packed)
-    np.testing.assert_allclose(layer(x, native(level)), expected_output(x, packed, signs), rtol=1e-5, atol=1e-5)
-    # The whole numbers themselves: with a scale of 1 and no bias they come out as they are.
-    unit = kernels.padded_to_block(np.ones(outputs, np.float32))
-    bits = layer.binarize(x, native(level))
-    whole = native(level).binary_to_floats(bits, layer.weights, outputs, layer.offset, unit, unit * 0)
-    reference = levels_of(x, packed) @ signs.T
-    assert (whole == (2 * reference if non_negative else reference)).all()
-
-
-@every_level
-@settings(max_examples=60, deadline=None)
-@given(ROWS, WIDTHS, st.integers(1, 4), st.integers(1, 70), st.booleans(), SEEDS)
-def test_binary_product_to_bits(
-    level: str, rows: int, inputs: int, heads: int, dim: int, strict: bool, seed: int
-) -> None:
-    """Bit for bit what comparing the float output with the threshold gives, each head in words of its own."""
-    rng = np.random.default_rng(seed)
-    packed, signs = random_packed(rng, inputs, heads * dim, 1, strict)
-    x = random_input(rng, rows, inputs, strict)
-    threshold = float(rng.uniform(0, 2)) if strict else 0.0
-    bits = BinaryBits(packed, threshold, strict, heads)(x, native(level))
-    unpacked = np.unpackbits(bits.view(np.uint8).reshape(rows, heads, -1), axis=2, bitorder="little")
-    y = expected_output(x, packed, signs).reshape(rows, heads, dim)
-    assert (unpacked[..., :dim] == (y > threshold if strict else y >= threshold)).all()
-    assert not unpacked[..., dim:].any()
-
-
-@every_level
-@settings(max_examples=40, deadline=None)
-@given(ROWS, WIDTHS, WIDTHS, st.booleans(), SEEDS)
-def test_byte_product(level: str, rows: int, inputs: int, outputs: int, non_negative: bool, seed: int) -> None:
-    rng = np.random.default_rng(seed)
-    packed, signs = random_packed(rng, inputs, outputs, 8, non_negative)
-    x = random_input(rng, rows, inputs, non_negative) * 20
-    # Halves are rounded to even, and the ends are clipped.
-    x[0, : min(inputs, 6)] = (np.array([0.5, 1.5, 2.5, 1e9, 254.5, 0.0]) * packed.alpha)[:inputs]
-    y = ByteLinear(packed)(x, native(level))
-    np.testing.assert_allclose(y, expected_output(x, packed, signs), rtol=1e-5, atol=1e-4)
-
-
-@every_level
-@settings(max_examples=40, deadline=None)
-@given(ROWS, WIDTHS, WIDTHS, SEEDS)
-def test_sign_product(level: str, rows: int, inputs: int, outputs: int, seed: int) -> None:
-    rng = np.random.default_rng(seed)
-    packed, signs = random_packed(rng, inputs, outputs, 32)
-    x = random_input(rng, rows, inputs, False)
-    expected = x.astype(np.float64) @ signs.T * packed.scale + packed.bias
-    np.testing.assert_allclose(SignLinear(packed)(x, native(level)), expected, rtol=1e-4, atol=1e-4)
-
-
-@every_level
-@settings(max_examples=30, deadline=None)
-@given(ROWS, WIDTHS, WIDTHS, st.integers(1, 12), st.tuples(st.integers(0, 9), st.integers(0, 9)), SEEDS)
-def test_float_product_over_overlapping_windows(
-    level: str, rows: int, channels: int, outputs: int, window: int, zeros: tuple[int, int], seed: int
-) -> None:
-    rng = np.random.default_rng(seed)
-    x = rng.standard_normal((rows + window - 1, channels)).astype(np.float32)
-    weight = rng.standard_normal((outputs, window * channels)).astype(np.float32)
-    bias = rng.standard_normal(outputs).astype(np.float32)
-    y = native(level).float_product(x, in_float_blocks(weight), outputs, padded_to_block(bias), window)
-    rows_of = np.stack([x[t : t + window].ravel() for t in range(rows)]).astype(np.float64)
-    np.testing.assert_allclose(y, rows_of @ weight.T + bias, rtol=1e-3, atol=1e-3)
-
-    x[: zeros[0]] = x[max(0, len(x) - zeros[1]) :] = 0
-    zeros = min(zeros[0], len(x)), min(zeros[1], max(0, len(x) - zeros[0]))
-    arguments = (x, in_float_blocks(weight), outputs, padded_to_block(bias), window)
-    np.testing.assert_array_equal(
-        native(level).float_product(*arguments, zeros), native(level).float_product(*arguments)
-    )
-
-
-def slow_attention(
-    query: np.ndarray,
-    key: np.ndarray,
-    value: np.ndarray,
-    length: int,
-    first: int,
-    radius: int | None,
-    score_scale: float,
-    quantize: Callable[[np.ndarray], np.ndarray],
-    relative: np.ndarray | None,
-) -> np.ndarray:
-    """One utterance, frame by frame; query, key, value (frames, heads, dim), relative (heads, queries, offsets)."""
-    out = np.zeros(query.shape)
-    for i in range(len(query)):
-        low = 0 if radius is None else max(0, first + i - radius)
-        high = length if radius is None else min(length, first + i + radius + 1)
-        if low >= high:
-            continue
-        for head in range(query.shape[1]):
-            score = score_scale * (key[low:high, head].astype(np.float64) @ query[i, head])
-            if relative is not None:
-                score += relative[head, i, np.arange(low, high) - first - i + relative.shape[-1] // 2]
-            e = np.exp(score - score.max())
-            out[i, head] = quantize(e / e.sum()) @ value[low:high, head]
-    return out
-
-
-def bits_of(signs: np.ndarray) -> np.ndarray:
-    """(..., dim) of +1 and -1 -> (..., words)."""
-    padded = np.zeros((*signs.shape[:-1], -(-signs.shape[-1] // 32) * 32), bool)
-    padded[..., : signs.shape[-1]] = signs > 0
-    return np.packbits(padded, axis=-1, bitorder="little").view(np.uint32)
-
-
-@every_level
-@settings(max_examples=90, deadline=None)
-@given(
-    st.integers(1, 80),
-    st.integers(1, 3),
-    st.one_of(st.integers(1, 70), st.sampled_from([36, 49, 64, 100, 130])),
-    st.one_of(st.none(), st.integers(1, 40)),
-    st.booleans(),
-    st.sampled_from([1, 8, 32]),
-    SEEDS,
-)
-def test_attention(
-    level: str, keys: int, heads: int, dim: int, radius: int | None, is_relative: bool, bits: int, seed: int
-) -> None:
-    """Two utterances, the second one shorter; the queries begin somewhere among the keys, as when streaming."""
-    rng = np.random.default_rng(seed)
-    first = int(rng.integers(0, keys))
-    queries = int(rng.integers(1, keys - first + 1))
-    lengths = np.array([keys, rng.integers(1, keys + 1)], np.int64)
-    relative = rng.standard_normal((2, heads, queries, 2 * keys + 1)).astype(np.float32) if is_relative else None
-    score_scale = float(rng.choice([1.3 / math.sqrt(dim), 0.01]))  # by the second one far keys count too
-    # An irrational scale, so that no probability lies on a threshold.
-    alpha = float(rng.uniform(0.6, 4.0)) / keys / (1 if bits == 1 else 200) + math.sqrt(2) * 1e-4
-    shapes = [(2, n, heads, dim) for n in (queries, keys, keys)]
-    if bits == 1:
-        query, key, value = (rng.integers(0, 2, shape) * 2 - 1 for shape in shapes)
-        key[:, ::3], key[:, 1::3] = query[:, :1], -query[:, :1]  # no bit differs from a query's, and every one
-        packed = [bits_of(x) for x in (query, key, value)]
-        scales = (score_scale, alpha / 2, 0.7)
-        out = native(level).binary_attention(*packed, dim, lengths, first, radius, scales, relative)
-    else:
-        query, key, value = (rng.standard_normal(shape).astype(np.float32) for shape in shapes)
-        steps = (score_scale, alpha, 255 if bits == 8 else 0, 0.7)
-        out = native(level).float_attention(query, key, value, lengths, first, radius, steps, relative)
-
-    def quantize(p: np.ndarray) -> np.ndarray:
-        return 0.7 * (p if bits == 32 else np.minimum(np.round(p / alpha), 2**bits - 1))
-
-    for b in range(2):
-        bias = None if relative is None else relative[b]
-        utterance = query[b], key[b], value[b], int(lengths[b])
-        expected = slow_attention(*utterance, first, radius, score_scale, quantize, bias)
-        if bits == 8:  # a probability between two steps may fall to either side of it, seldom
-            error = np.abs(out[b] - expected)
-            assert error.max() < 1e-2 + 2 * 0.7 * np.abs(value).max()
-            rows = (error > 1e-2).any(-1)
-            assert rows.sum() <= 1 + 0.05 * rows.size
-        else:
-            np.testing.assert_allclose(out[b], expected, atol=1e-4)
-
-
-@every_level
-@settings(max_examples=30, deadline=None)
-@given(st.integers(1, 40), st.integers(1, 70), st.integers(1, 9), st.integers(1, 2), SEEDS)
-def test_depthwise_norm_and_gelu(level: str, frames: int, channels: int, taps: int, stride: int, seed: int) -> None:
-    rng = np.random.default_rng(seed)
-    x = rng.standard_normal((frames + taps - 1, channels)).astype(np.float32)
-    weights, bias = rng.standard_normal((taps, channels)).astype(np.float32), x[0] * 2
-    windows = np.lib.stride_tricks.sliding_window_view(x, taps, axis=0)[::stride].astype(np.float64)
-    expected = np.einsum("tck,kc->tc", windows, weights) + bias
-    np.testing.assert_allclose(native(level).depthwise(x, weights, bias, stride), expected, atol=1e-4)
-    centred = x - x.mean(1, keepdims=True, dtype=np.float64)
-    expected = centred / np.sqrt((centred**2).mean(1, keepdims=True) + 1e-5) * weights[0] + bias
-    np.testing.assert_allclose(native(level).layer_norm(x, weights[0], bias), expected, rtol=1e-4, atol=1e-4)
-    y = x.copy()
-    native(level).gelu(y)
-    np.testing.assert_allclose(y, [[v / 2 * (1 + math.erf(v / math.sqrt(2))) for v in row] for row in x], atol=1e-6)
-
-
-@every_level
-def test_threads_and_rows_change_nothing(level: str) -> None:
-    """A row's result is the same alone, among others and on three threads, to the last bit: streaming relies on it."""
-    rng = np.random.default_rng(0)
-    x = random_input(rng, 75, 196, False)
-    kinds = ((BinaryLinear, 1), (ByteLinear, 8), (SignLinear, 32))
-    layers = [kind(random_packed(rng, 196, 168, bits)[0]) for kind, bits in kinds]
-    weight, bias = in_float_blocks(rng.standard_normal((168, 196)).astype(np.float32)), np.zeros(176, np.float32)
-    whole = [layer(x, native(level)) for layer in layers] + [native(level).float_product(x, weight, 168, bias)]
-    threaded = [layer(x, native(level, 3)) for layer in layers] + [native(level, 3).float_product(x, weight, 168, bias)]
-    alone = [layer(x[31:32], native(level)) for layer in layers] + [
-        native(level).float_product(x[31:32], weight, 168, bias)
-    ]
-    for first, second, single in zip(whole, threaded, alone, strict=True):
-        assert (first == second).all()
-        assert (first[31] == single[0]).all()
-
-
-def test_threads_start_again_in_a_forked_child() -> None:
-    """As in the workers of a data loader: the parent's threads are not there, and must not be waited for."""
-    rng = np.random.default_rng(0)
-    layer, x = SignLinear(random_packed(rng, 64, 64, 32)[0]), random_input(rng, 200, 64, False)
-    level = native_levels()[0]
-    expected = layer(x, native(level, 3))
-    child = os.fork()
-    if child == 0:
-        os._exit(0 if (layer(x, native(level, 3)) == expected).all() else 1)
-    deadline = time.monotonic() + 20
-    while (done := os.waitpid(child, os.WNOHANG)) == (0, 0) and time.monotonic() < deadline:
-        time.sleep(0.01)
-    if done == (0, 0):
-        os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
-    assert done == (child, 0)
-
-
-@every_level
-def test_pointers_of_any_alignment(level: str) -> None:
-    rng = np.random.default_rng(1)
-    packed, signs = random_packed(rng, 168, 144, 1)
-    x = random_input(rng, 7, 168, False)
-    shifted = np.frombuffer(b"." + x.tobytes(), np.float32, offset=1).reshape(x.shape)
-    assert not shifted.flags.aligned
-    np.testing.assert_allclose(
-        BinaryLinear(packed)(shifted, native(level)), expected_output(x, packed, signs), atol=1e-4
-    )
-
-
-def test_a_kernel_that_is_not_here_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unavailable_kernel_is_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(kernels.VARIABLE, "avx51")
     with pytest.raises(UserError, match="avx512"):
         kernels.chosen()
     monkeypatch.setenv(kernels.VARIABLE, "avx512")
     monkeypatch.setattr(kernels, "native_levels", lambda: ("scalar",))
-    kernels.chosen_by.cache_clear()
-    with pytest.raises(UserError, match="which has scalar"):
+    with pytest.raises(UserError, match="available are scalar"):
         kernels.chosen()
-    kernels.chosen_by.cache_clear()
 
 
-def test_without_a_compiled_kernel_one_line_says_so(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+def test_a_missing_kernel_is_reported_in_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.delenv(kernels.VARIABLE, raising=False)
     monkeypatch.setattr(kernels, "native_levels", lambda: ())
-    kernels.chosen_by.cache_clear()
+    monkeypatch.setattr(kernels, "missing_reason", lambda: "no compiled kernel is installed")
     assert kernels.chosen() in ("numba", "torch")
     kernels.chosen()
-    kernels.chosen_by.cache_clear()
     assert capsys.readouterr().err.count("\n") == 1
+
+
+@pytest.mark.skipif(not native.native_levels(), reason="the package was built without a compiler")
+def test_a_kernel_with_another_interface_is_not_used(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As after an update of the sources without a build."""
+    monkeypatch.delenv(kernels.VARIABLE, raising=False)
+    monkeypatch.setattr(native, "INTERFACE", native.INTERFACE + 1)
+    assert kernels.chosen() in ("numba", "torch")
+    assert f"needs version {native.INTERFACE}" in capsys.readouterr().err

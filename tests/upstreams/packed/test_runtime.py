@@ -1,4 +1,4 @@
-"""The runtime without torch, and its streaming, against the torch model and against whole utterances."""
+"""The runtime without torch against the torch model, and streaming against whole utterances."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from tests.upstreams.packed.models import HAS_NATIVE, noise, quantized
 from upstreams.config import EncoderConfig, FrontEndConfig, ModelConfig, preset
 from upstreams.errors import UserError
 from upstreams.packed import convert, kernels
-from upstreams.packed.kernels import native_levels
+from upstreams.packed.native import native_levels
 from upstreams.packed.runtime import Runtime
 from upstreams.packed.streaming import Stream
 
-pytestmark = pytest.mark.skipif(not HAS_NATIVE, reason="no native kernel computes here")
+pytestmark = pytest.mark.skipif(not HAS_NATIVE, reason="no native kernel is selected")
 
 SMALL = EncoderConfig(
     kind="sparseformer", layers=3, dim=84, heads=3, feed_forward_dim=100, radius=7, position_groups=84
@@ -57,10 +57,10 @@ CASES = {
 @pytest.mark.parametrize("level", native_levels())
 @pytest.mark.parametrize("case", CASES)
 @torch.no_grad()
-def test_hidden_states_are_those_of_the_quantized_model(
+def test_hidden_states_equal_those_of_the_quantized_model(
     case: str, level: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """From the same front-end's output on: what a library's FFT rounds may cross a threshold, and does with 8 bits."""
+    """From the same front-end output on: rounding errors of the FFT may cross a threshold, and do with 8 bits."""
     monkeypatch.setenv(kernels.VARIABLE, level)
     model = quantized(*CASES[case])
     convert.save(tmp_path / "packed.safetensors", convert.pack(copy.deepcopy(model)), {})
@@ -80,8 +80,8 @@ def test_hidden_states_are_those_of_the_quantized_model(
         assert len(runtime(waveform[0].numpy())[-1]) == int(frames)
 
 
-def test_nothing_imports_torch(tmp_path: Path) -> None:
-    """Nor is more memory taken than the file's size and numpy's own ask for."""
+def test_the_runtime_imports_no_torch(tmp_path: Path) -> None:
+    """Its peak memory stays below 60 MiB."""
     path = packed_file(tmp_path / "packed.safetensors", "sparseformer_dn_mini", "w1a1")
     program = (
         "import sys, numpy as np\n"
@@ -103,7 +103,7 @@ STREAMED = [name for name, (config, _, _) in CASES.items() if config.encoder.kin
 
 
 @pytest.mark.parametrize("case", STREAMED)
-def test_streamed_frames_are_those_of_the_whole_utterance(case: str, tmp_path: Path) -> None:
+def test_streamed_frames_equal_those_of_the_whole_utterance(case: str, tmp_path: Path) -> None:
     runtime = Runtime(packed_file(tmp_path / "packed.safetensors", *CASES[case]))
     rng = np.random.default_rng(0)
     for samples, largest in ((50_013, 9_000), (20_000, 50), (30_000, 30_000), (700, 100), (1, 1)):
@@ -118,7 +118,7 @@ def test_streamed_frames_are_those_of_the_whole_utterance(case: str, tmp_path: P
             fed = min(samples, fed + count)
             for layer, state in enumerate(given):
                 parts[layer].append(state)
-                # Each frame comes as soon as it can, and not before.
+                # Each frame is returned as soon as it is final.
                 final = stream.final[layer]
                 assert final == 0 or stream.samples_needed(layer, final - 1) <= fed
                 assert stream.samples_needed(layer, final) > fed
@@ -128,7 +128,7 @@ def test_streamed_frames_are_those_of_the_whole_utterance(case: str, tmp_path: P
             np.testing.assert_allclose(streamed, whole[layer], atol=1e-4)
 
 
-def test_what_is_kept_does_not_grow(tmp_path: Path) -> None:
+def test_the_memory_of_a_stream_does_not_grow(tmp_path: Path) -> None:
     runtime = Runtime(packed_file(tmp_path / "packed.safetensors", variant(), "w1a1"))
     stream = Stream(runtime)
     sizes = []
@@ -136,12 +136,12 @@ def test_what_is_kept_does_not_grow(tmp_path: Path) -> None:
         stream.feed(noise(1, 8_000)[0].numpy())
         sizes.append(stream.state_bytes())
     assert max(sizes[20:]) <= max(sizes[5:20]) * 1.1
-    # One call with ten minutes keeps no more than many with half a second.
+    # One call with ten minutes keeps no more memory than many calls with half a second.
     stream.feed(np.zeros(600 * 16_000, np.float32))
     assert stream.state_bytes() <= max(sizes[5:20]) * 1.1
 
 
-def test_what_cannot_be_streamed_or_run_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unsupported_models_and_waveforms_are_rejected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "packed.safetensors"
     with pytest.raises(UserError, match="whole utterance"):
         Stream(Runtime(packed_file(path, variant(kind="transformer"), "w1a1")))
