@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 CHECKPOINTS = "SUPERBIT_CHECKPOINTS"
 DEFAULT_FOLDER = Path("runs/superb/checkpoints")
 LOCAL = "superbit_local"
+_log = logging.getLogger(__name__)
 
 
 class Description(TypedDict):
@@ -70,6 +72,7 @@ def checkpoint_path(name: str, ckpt: str | os.PathLike[str] | None = None) -> Pa
             f"there is no checkpoint for {name} at {path}: set {CHECKPOINTS} to the folder that holds {path.name}, "
             "or give the file with -k"
         )
+    _log.debug("upstream %s: %s", name, path)
     return path
 
 

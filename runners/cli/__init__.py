@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import traceback
 from importlib.metadata import version
 from typing import Annotated
 
@@ -51,6 +52,6 @@ def main() -> None:
         app(prog_name="superbit")
     except UserError as error:
         if show_tracebacks():
-            raise
+            traceback.print_exc()
         typer.echo(f"superbit: {error}", err=True)
         sys.exit(2)

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import logging
 import os
+import platform
+import shlex
 import sys
+from importlib.metadata import version
 
 from upstreams.errors import UserError
 
 PACKAGES = ("upstreams", "pretrain", "runners")
+_log = logging.getLogger(__name__)
 
 
 class _Lines(logging.Handler):
@@ -39,7 +43,8 @@ def verbosity(quiet: bool, verbose: bool) -> None:
         logger = logging.getLogger(package)
         logger.handlers = [handler]
         logger.setLevel(logging.WARNING if quiet else logging.DEBUG if verbose else logging.INFO)
-        logger.propagate = False
+    _log.debug("superbit %s, Python %s", version("superbit"), platform.python_version())
+    _log.debug("command: %s", shlex.join(sys.argv))
 
 
 def show_tracebacks() -> bool:

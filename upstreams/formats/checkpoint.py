@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from upstreams.model import AudioEncoder
 from upstreams.quantization.convert import quantize
 
 FORMAT = 1
+_log = logging.getLogger(__name__)
 
 
 def save(path: Path, model: AudioEncoder, head: nn.Module | None, provenance: dict[str, Any]) -> None:
@@ -60,6 +62,7 @@ def read(path: Path) -> tuple[ModelConfig, dict[str, Tensor], dict[str, Any]]:
     digest = about.pop("digest", None)  # the first checkpoints have none
     if digest not in (None, _digest(tensors, about)):
         raise UserError(f"{path} was altered after it was written: its contents do not fit its digest; get it anew")
+    _log.debug("read %s: %s, %s", path, config.name, config.bits)
     return config, tensors, about["provenance"]
 
 

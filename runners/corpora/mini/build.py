@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import logging
 import os
 import shutil
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from upstreams.config import SAMPLE_RATE
 from upstreams.errors import UserError
 from upstreams.files import atomic_write
 
+_log = logging.getLogger(__name__)
 # Total of the sizes below, which scale with the hours of the request.
 DEFAULT_HOURS = 5.0
 _MINUTES = {
@@ -85,9 +86,9 @@ def build_mini(out: Path, hours: float, seed: int, sources: Path, apt: bool) -> 
             packages.obtain(sources)
             container = packages.QUEEN.path(sources)
         except packages.Unavailable as reason:
-            print(f"superbit: recorded speech is not available ({reason}); all tasks use synthesis", file=sys.stderr)
+            _log.warning("recorded speech is not available (%s); all tasks use synthesis", reason)
     else:
-        print("superbit: recorded speech is not requested; all tasks use synthesis", file=sys.stderr)
+        _log.info("recorded speech is not requested; all tasks use synthesis")
     partial = out.with_name(f".{out.name}.partial")
     _start(partial, {**request, "recorded": container is not None})
     summary = _build(partial, out, hours, seed, sources, container)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import shutil
 import subprocess
-import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +14,7 @@ from pathlib import Path
 from upstreams.errors import UserError
 
 _TIMEOUT_SECONDS = 600
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -137,7 +138,7 @@ def obtain(sources: Path) -> None:
         sources.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".download-", dir=sources) as temporary:
             folder = Path(temporary).resolve()
-            print(f"superbit: downloading {len(missing)} Debian packages (at most 90 MB)", file=sys.stderr)
+            _log.info("downloading %d Debian packages (at most 90 MB)", len(missing))
             _download([package.name for package in missing], folder)
             for package in missing:
                 (archive,) = folder.glob(f"{package.name}_*.deb")

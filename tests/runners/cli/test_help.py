@@ -16,7 +16,6 @@ from typer.testing import CliRunner
 from runners.cli import app
 from runners.corpora.mini.build import DEFAULT_HOURS
 from runners.downstream import arguments
-from upstreams.errors import UserError
 
 KEBAB = re.compile(r"--[a-z0-9]+(-[a-z0-9]+)*")
 ROOT = typer.main.get_command(app)
@@ -115,8 +114,3 @@ def test_help_imports_nothing_heavy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-
-
-def test_quiet_and_verbose_exclude_each_other() -> None:
-    done = CliRunner().invoke(app, ["-q", "-v", "profile", "x"])
-    assert isinstance(done.exception, UserError)

@@ -14,6 +14,14 @@ from upstreams.files import atomic_write
 from upstreams.s3prl.compat.patching import Fix, Overlay, needs
 
 
+class _Nowhere:
+    """A file for a progress bar that is not shown."""
+
+    def write(self, text: str) -> None: ...
+
+    def flush(self) -> None: ...
+
+
 @needs("Runner._get_optimizer", "Runner.train", "tqdm", "is_leader_process")
 def end_training_on_every_rank(runner: types.ModuleType) -> None:
     """Advance the progress bar on every rank: the training loop ends by it, and only rank 0 advances it.
@@ -26,6 +34,9 @@ def end_training_on_every_rank(runner: types.ModuleType) -> None:
 
     class StepBar(runner.tqdm):  # type: ignore[name-defined]
         def __init__(self, *args: Any, desc: str | None = None, **kwargs: Any):
+            if os.environ.get("TQDM_DISABLE") and desc == "overall":
+                # A disabled bar does not count, and the training loop would never end: it counts without being shown.
+                kwargs |= {"disable": False, "file": _Nowhere()}
             super().__init__(*args, desc=desc, **kwargs)
             if desc == "overall":
                 bars["overall"] = self
