@@ -1,4 +1,4 @@
-"""Fixtures that several parts of the suite use."""
+"""Fixtures that several parts of the test suite use."""
 
 from __future__ import annotations
 
@@ -13,7 +13,15 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 @pytest.fixture(scope="session")
 def tiny_corpora(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A corpora root with a few sounds for each of the seven tasks; not to be changed by a test."""
+    """Return a corpora root with a few sounds for each of the seven tasks; tests must not change it."""
     from tests.tiny_corpora import build
 
     return build(tmp_path_factory.mktemp("corpora"))
+
+
+@pytest.fixture(scope="session")
+def more_tiny_corpora(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a corpora root for the three other tasks; tests must not change it."""
+    from tests.tiny_more_corpora import build
+
+    return build(tmp_path_factory.mktemp("more_corpora"))

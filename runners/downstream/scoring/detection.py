@@ -1,4 +1,4 @@
-"""Scores of query-by-example: the maximum term-weighted value of s3prl's detections, by QUESST's definition."""
+"""The score of query-by-example: the maximum term-weighted value (MTWV) of detections, by QUESST's definition."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import numpy as np
 
 from upstreams.errors import UserError
 
-# QUESST 2014 and 2015: a query is in an utterance with this probability, and a miss costs 100 false alarms (its
-# score-TWV-Cnxe.sh; Anguera et al., 2014).
+# QUESST 2014 and 2015: the prior probability that an utterance contains a query; a miss costs as much as 100 false
+# alarms (QUESST's score-TWV-Cnxe.sh; Anguera et al., 2014).
 PRIOR, COST_FALSE_ALARM, COST_MISS = 0.0008, 1.0, 100.0
 BETA = COST_FALSE_ALARM / COST_MISS * (1 / PRIOR - 1)
 
@@ -19,13 +19,14 @@ Scores = Mapping[str, Mapping[str, float]]  # query -> utterance -> score
 
 
 def mtwv(scores: Scores, truth: Mapping[str, set[str]]) -> float:
-    """The best term-weighted value that one threshold for all queries gives; 0 where detecting nothing is best.
+    """Return the highest term-weighted value over all thresholds, the same for all queries; 0 for detecting nothing.
 
-    TWV = 1 - mean over queries of P(miss) + beta P(false alarm): the part of a query's occurrences that is not
-    detected, and the part of the utterances without it that is. Queries that occur nowhere have no P(miss) and are
-    left out. Raises UserError where none occurs (Fiscus et al., 2007, section 3; per utterance: Anguera et al., 2014).
+    `truth` maps a query to the utterances that contain it. TWV = 1 - mean over queries of (P(miss) + beta P(false
+    alarm)): P(miss) is the fraction of a query's utterances that are not detected, P(false alarm) the fraction of the
+    other utterances that are. Queries that occur nowhere have no P(miss) and are left out. Raises UserError if no
+    query occurs. Source: Fiscus et al., 2007, section 3; per utterance: Anguera et al., 2014.
     """
-    weights: list[tuple[float, float]] = []  # (score, what detecting this one adds to the TWV)
+    weights: list[tuple[float, float]] = []  # (score, change of the TWV if this one is detected)
     occurring = {query: truth.get(query, set()) & found.keys() for query, found in scores.items()}
     occurring = {query: utterances for query, utterances in occurring.items() if utterances}
     if not occurring:
@@ -38,12 +39,12 @@ def mtwv(scores: Scores, truth: Mapping[str, set[str]]) -> float:
     ordered = sorted(weights, reverse=True)
     values, gains = (np.array(column) for column in zip(*ordered, strict=True))
     totals = np.cumsum(gains)
-    last_of_a_score = np.append(values[1:] != values[:-1], True)  # what has one score is detected together
+    last_of_a_score = np.append(values[1:] != values[:-1], True)  # equal scores are detected together
     return float(max(0.0, totals[last_of_a_score].max()))
 
 
 def read_detections(path: Path) -> dict[str, dict[str, float]]:
-    """Query -> utterance -> score, of s3prl's benchmark.stdlist.xml."""
+    """Return query -> utterance -> score from s3prl's benchmark.stdlist.xml."""
     return {
         terms.attrib["termid"]: {term.attrib["file"]: float(term.attrib["score"]) for term in terms.iter("term")}
         for terms in ElementTree.parse(path).iter("detected_termlist")

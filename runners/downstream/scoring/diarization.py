@@ -1,4 +1,4 @@
-"""The diarization error rate of s3prl's predictions: frames to segments, and segments against the reference."""
+"""The diarization error rate (DER) of s3prl's predictions: frames become segments, compared with the reference."""
 
 from __future__ import annotations
 
@@ -11,15 +11,16 @@ from scipy.signal import medfilt
 from runners.corpora.ground_truth import Segments, read_rttm
 from upstreams.errors import UserError
 
-# SUPERB scores each of these and reports the lowest rate (s3prl's downstream/diarization/score.sh).
+# SUPERB reports the lowest DER over these (s3prl's downstream/diarization/score.sh).
 THRESHOLDS = (0.3, 0.4, 0.5, 0.6, 0.7)
 MEDIANS = (1, 11)
 
 
 def segments(probabilities: np.ndarray, threshold: float, median: int, frame_seconds: float) -> Segments:
-    """(frames, speakers) probabilities of speech -> where each speaker speaks, after a median filter over frames.
+    """Return each speaker's segments from the probabilities of speech (frames, speakers).
 
-    Times are rounded to 10 ms, as s3prl's RTTM files hold them.
+    `median` is the length of a median filter in frames, `frame_seconds` the length of a frame. Times are rounded to
+    10 ms, as in s3prl's RTTM files.
     """
     active = np.where(probabilities > threshold, 1, 0)
     if median > 1:
@@ -33,16 +34,17 @@ def segments(probabilities: np.ndarray, threshold: float, median: int, frame_sec
 
 
 def errors(reference: Segments, hypothesis: Segments) -> tuple[float, float]:
-    """(seconds in error, seconds of reference speech) of one recording, speakers mapped so that fewest are in error.
+    """Return the seconds in error and the seconds of reference speech of one recording.
 
-    Missed speech, false alarms and confusions, overlaps counted for each speaker, without a collar (NIST md-eval).
+    Errors are missed speech, false alarms and confusions; overlapping speech counts for each speaker; there is no
+    collar (NIST md-eval). Speakers are mapped so that the errors are fewest.
     """
     times = sorted({time for spans in (*reference.values(), *hypothesis.values()) for span in spans for time in span})
     lengths = np.diff(times)
     middles = np.array(times[:-1]) + lengths / 2
 
     def speaking(of: Segments) -> np.ndarray:
-        """(speakers, intervals) whether each speaks there."""
+        """Return (speakers, intervals): True where the speaker speaks."""
         rows = [
             sum(((begin <= middles) & (middles < end) for begin, end in spans), np.zeros(len(middles), bool))
             for spans in of.values()
@@ -58,10 +60,10 @@ def errors(reference: Segments, hypothesis: Segments) -> tuple[float, float]:
 
 
 def error_rate(predictions: Path, reference: Path, frame_seconds: float) -> float:
-    """The lowest diarization error rate over SUPERB's thresholds and median filters, as a part of the speech.
+    """Return the lowest diarization error rate over SUPERB's thresholds and median filters, as a fraction of 1.
 
     predictions: folder of <recording>.h5 with `T_hat` (frames, speakers); reference: RTTM file. A recording of the
-    reference without a prediction counts as missed. Raises UserError where nothing speaks in the reference.
+    reference without a prediction counts as missed. Raises UserError if the reference has no speech.
     """
     import h5py
 
@@ -82,6 +84,6 @@ def error_rate(predictions: Path, reference: Path, frame_seconds: float) -> floa
                 in_error, spoken = errors(spans, found)
                 wrong, speech = wrong + in_error, speech + spoken
             if speech == 0:
-                raise UserError(f"nobody speaks in {reference}, so there is no error rate")
+                raise UserError(f"{reference} holds no speech, so there is no diarization error rate")
             rates.append(wrong / speech)
     return min(rates)

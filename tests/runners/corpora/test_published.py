@@ -15,7 +15,7 @@ from runners.corpora.published import COUNTS
 from runners.downstream import run as downstream
 from runners.tasks import SEVEN, TASKS, task_config
 from tests.runners.corpora import published_corpora
-from tests.runners.downstream.test_run import overrides, train
+from tests.runners.downstream.experiments import overrides, train
 from upstreams.errors import UserError
 
 # What of each download is not there before `prepare`, and what it makes.

@@ -1,4 +1,4 @@
-"""What must never become a number: a test on an empty split, a head or features with NaN in them."""
+"""A test on an empty split, or with NaN in the head, gives an error and no number."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 
 from runners.downstream import run as downstream
 from runners.tasks import SEVEN
-from tests.runners.downstream.test_run import overrides, train
+from tests.runners.downstream.experiments import overrides, train
 from upstreams.errors import UserError
 
 FSC = "fluent_speech_commands_dataset/data/test_data.csv"
@@ -46,7 +46,7 @@ EMPTY: dict[str, Callable[[Path], None]] = {
 
 
 @pytest.mark.parametrize("task", SEVEN)
-def test_no_number_of_an_empty_test_set_or_of_nan(task: str, tiny_corpora: Path, tmp_path: Path) -> None:
+def test_an_empty_test_set_and_nan_weights_give_no_number(task: str, tiny_corpora: Path, tmp_path: Path) -> None:
     train(task, tiny_corpora, tmp_path, changes=overrides(task, steps=2))
     states, poisoned = tmp_path / "states-2.ckpt", tmp_path / "poisoned.ckpt"
     evaluate = ["-m", "evaluate", "--device", "cpu", "-e"]

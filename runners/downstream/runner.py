@@ -1,0 +1,109 @@
+"""s3prl's Runner with a feature store, a count of steps, and the metrics of an evaluation."""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from runners.downstream.ctc_targets import count_targets
+from runners.features import store as feature_store
+from runners.features.settings import StoreSettings
+from upstreams import registry
+from upstreams.s3prl import compat  # noqa: F401  (makes s3prl importable)
+
+# isort: split
+from s3prl.downstream.runner import Runner as S3prlRunner
+
+
+class MetricRecorder:
+    """Replaces the TensorBoard writer that a downstream expert logs its metrics to."""
+
+    def __init__(self, split: str) -> None:
+        self.split = split
+        self.metrics: dict[str, float] = {}
+
+    def add_scalar(self, tag: str, value: float, global_step: int | None = None) -> None:
+        """Record the value of the tag `<task>/<split>-<metric>`."""
+        self.metrics[tag.rpartition("/")[2].removeprefix(f"{self.split}-")] = float(value)
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        return lambda *args, **kwargs: None
+
+
+class Runner(S3prlRunner):
+    """Trains or evaluates one experiment.
+
+    store: settings of the feature store, or None. recorder: receives the metrics of an evaluation. on_step: called
+    with the number of each completed training step.
+    """
+
+    def __init__(
+        self,
+        args: argparse.Namespace,
+        config: dict[str, Any],
+        *,
+        store: StoreSettings | None,
+        recorder: MetricRecorder,
+        on_step: Callable[[int], None] | None,
+    ) -> None:
+        self.store = store
+        self.recorder = recorder
+        self.on_step = on_step
+        super().__init__(args, config)
+
+    def _get_upstream(self) -> Any:
+        entry = super()._get_upstream()
+        if self.store is not None:
+            crop = self.config["downstream_expert"].get("datarc", {}).get("max_timestep")  # of speaker identification
+            entry.model = feature_store.open_store(
+                entry.model, self.store, self.args.upstream, _upstream_files(self.args), self.args.device, crop
+            )
+        return entry
+
+    def _get_featurizer(self) -> Any:
+        entry = super()._get_featurizer()
+        featurizer = getattr(entry.model, "module", entry.model)  # inside DDP
+        if isinstance(self.upstream.model, feature_store.FeatureStore) and not featurizer.normalize:
+            featurizer._weighted_sum = lambda states: feature_store.weighted_sum(featurizer.weights, states)
+        return entry
+
+    def _get_optimizer(self, models: Any) -> Any:
+        optimizer = super()._get_optimizer(models)
+        if self.on_step is not None:
+            _count_steps(optimizer, self.on_step, self.init_ckpt.get("Step", 0))
+        return optimizer
+
+    def train(self) -> None:
+        with count_targets(self.downstream.model, training=True) as targets:
+            super().train()
+        targets.print_counts("train")
+
+    def evaluate(self, split: str | None = None, logger: Any = None, global_step: int = 0) -> Any:
+        if split is None:
+            split, logger = self.recorder.split, self.recorder
+        with count_targets(self.downstream.model, training=False) as targets:
+            saved = super().evaluate(split, logger, global_step)
+        targets.print_counts(split)
+        targets.log(f"{self.args.downstream}/{split}", logger, global_step)
+        return saved
+
+
+def _upstream_files(args: argparse.Namespace) -> tuple[str | Path | None, str | None]:
+    """Return the checkpoint and the configuration that the upstream is built from; None if it has none."""
+    if args.upstream in registry.names():
+        return registry.checkpoint_path(args.upstream, args.upstream_ckpt), args.upstream_model_config
+    return args.upstream_ckpt, args.upstream_model_config
+
+
+def _count_steps(optimizer: Any, on_step: Callable[[int], None], done: int) -> None:
+    """Call `on_step` after each step: s3prl's loop zeroes the gradients once a step, whatever became of them."""
+    zero_grad, steps = optimizer.zero_grad, itertools.count(done + 1)
+
+    def zero_and_count() -> None:
+        zero_grad()
+        on_step(next(steps))
+
+    optimizer.zero_grad = zero_and_count
