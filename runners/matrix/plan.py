@@ -101,7 +101,7 @@ def _checkpoints(upstreams: Sequence[Upstream], tasks: Iterable[str]) -> dict[st
     register()
     from s3prl import hub
 
-    for module in ("runners.downstream.run", "s3prl.run_downstream"):
+    for module in ("runners.downstream.run", "runners.downstream.experiment"):
         importlib.import_module(module)
     for task in tasks:
         importlib.import_module(f"s3prl.downstream.{TASKS[task].downstream}.expert")
