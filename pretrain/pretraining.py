@@ -177,13 +177,21 @@ class _Pretraining:
         out = self.folder / f"labels{number}_layer{layer}_{clusters}" if layer else self.labels / f"mfcc{clusters}"
         if distributed.rank() == 0:
             model, recipe = self.model if layer else None, self.recipe
-            fraction, starts = recipe.cluster_fraction, recipe.cluster_starts
             write_labels(
-                *(self.manifest, out, clusters, self.seed, fraction, self.hop // HOP, model, layer, starts),
+                self.manifest,
+                out,
+                clusters=clusters,
+                seed=self.seed,
+                fraction=recipe.cluster_fraction,
+                subsampling=self.hop // HOP,
+                model=model,
+                layer=layer,
+                n_init=recipe.cluster_starts,
                 workers=recipe.workers,
             )
             if self.valid is not None:
-                write_valid_labels(self.valid, out, self.hop // HOP, model, layer, recipe.workers)
+                subsampling = self.hop // HOP
+                write_valid_labels(self.valid, out, subsampling, model=model, layer=layer, workers=recipe.workers)
         distributed.wait()
         return out / "train.km"
 

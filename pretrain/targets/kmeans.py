@@ -1,4 +1,4 @@
-"""k-means of more frames than fit into memory: a bounded uniform sample to fit on, then assignment frame by frame."""
+"""k-means of more frames than memory holds: fit on a bounded uniform sample, then assign frame by frame."""
 
 from __future__ import annotations
 
@@ -9,66 +9,66 @@ from torch import Tensor
 
 from upstreams.errors import UserError
 
-SAMPLE_BYTES = 2**30  # of the frames that k-means is fitted on
+SAMPLE_BYTES = 2**30  # size of the sample that k-means is fitted on
 BATCH, MAX_EPOCHS, MAX_NO_IMPROVEMENT = 10_000, 100, 100  # HuBERT's MiniBatchKMeans (arXiv 2106.07447, section 4.2)
 
 
 class Reservoir:
-    """A uniform sample of the frames that are added, of bounded size (Vitter, 1985, algorithm R).
+    """A uniform sample of bounded size of the frames that are added (Vitter, 1985, algorithm R).
 
-    As long as all of them fit, it is all of them in their order.
+    It is all frames in their order as long as these fit.
     """
 
-    def __init__(self, seed: int, most_bytes: int = SAMPLE_BYTES) -> None:
+    def __init__(self, seed: int, max_bytes: int = SAMPLE_BYTES) -> None:
         self.random = np.random.default_rng(seed)
-        self.most_bytes = most_bytes
+        self.max_bytes = max_bytes
         self.seen = 0
-        self._kept: NDArray[np.float32] | None = None
+        self._sample: NDArray[np.float32] | None = None
 
     def add(self, frames: NDArray[np.float32]) -> None:
-        """frames: (frames, dim)."""
+        """Add frames (frames, dim)."""
         if not len(frames):
             return
-        if self._kept is None:
-            # Untouched pages of it take no memory.
-            self._kept = np.empty((max(1, self.most_bytes // frames[0].nbytes), frames.shape[1]), np.float32)
-        room = min(len(frames), max(0, len(self._kept) - self.seen))
-        self._kept[self.seen : self.seen + room] = frames[:room]
+        if self._sample is None:
+            # Pages of the array that are not written take no memory.
+            self._sample = np.empty((max(1, self.max_bytes // frames[0].nbytes), frames.shape[1]), np.float32)
+        room = min(len(frames), max(0, len(self._sample) - self.seen))
+        self._sample[self.seen : self.seen + room] = frames[:room]
         later = np.arange(self.seen + room, self.seen + len(frames))
         places = self.random.integers(0, later + 1)
-        replaced = places < len(self._kept)
-        self._kept[places[replaced]] = frames[room:][replaced]
+        replaced = places < len(self._sample)
+        self._sample[places[replaced]] = frames[room:][replaced]
         self.seen += len(frames)
 
     def frames(self) -> NDArray[np.float32]:
-        """(frames, dim); (0, 0) when none was added."""
-        return np.zeros((0, 0), np.float32) if self._kept is None else self._kept[: self.seen]
+        """Return the sample (frames, dim); (0, 0) if no frame was added."""
+        return np.zeros((0, 0), np.float32) if self._sample is None else self._sample[: self.seen]
 
 
 class Assignment:
-    """The nearest of some centroids (clusters, dim)."""
+    """Assignment of frames to the nearest of the centroids (clusters, dim)."""
 
     def __init__(self, centroids: Tensor) -> None:
         self.centroids = centroids
         self._half_norms = centroids.square().sum(1) / 2
 
     def __call__(self, frames: NDArray[np.float32]) -> NDArray[np.int32]:
-        """(frames, dim) -> (frames,) cluster ids."""
+        """Return the cluster ids (frames,) of frames (frames, dim)."""
         x = torch.from_numpy(frames).to(self.centroids.device)
         ids = torch.addmm(self._half_norms, x, self.centroids.T, beta=1, alpha=-1).argmin(1)
         return ids.cpu().numpy().astype(np.int32)
 
     def squared_error(self, frames: NDArray[np.float32], ids: NDArray[np.int32]) -> float:
-        """Sum over frames (frames, dim) of the squared distance from their centroids, to (frames,) ids."""
+        """Return the sum of squared distances between frames (frames, dim) and the centroids of their ids (frames,)."""
         centroids = self.centroids[torch.from_numpy(ids).long().to(self.centroids.device)]
         return float((torch.from_numpy(frames).to(centroids) - centroids).square().sum())
 
 
 def fit(sample: NDArray[np.float32], clusters: int, seed: int, n_init: int, device: torch.device) -> Tensor:
-    """Centroids (clusters, dim) of mini-batch k-means: scikit-learn's on the CPU, the same algorithm in torch on a GPU.
+    """Return the centroids (clusters, dim) of mini-batch k-means: scikit-learn's on CPU, the same in torch on a GPU.
 
-    n_init: how many initialisations by k-means++ are tried on a part of the sample. Raises UserError when the sample
-    has fewer frames than clusters.
+    sample: (frames, dim). n_init: initialisations by k-means++, of which the best on a part of the sample is used.
+    Raises UserError if the sample has fewer frames than clusters.
     """
     if len(sample) < clusters:
         raise UserError(f"{len(sample)} frames are too few for {clusters} clusters: give more audio or fewer clusters")
@@ -93,10 +93,11 @@ def fit(sample: NDArray[np.float32], clusters: int, seed: int, n_init: int, devi
 
 
 def fit_in_torch(sample: Tensor, clusters: int, n_init: int, generator: torch.Generator) -> Tensor:
-    """Mini-batch k-means (Sculley, 2010) after k-means++ (Arthur and Vassilvitskii, 2007), where the sample lies.
+    """Return the centroids (clusters, dim) of mini-batch k-means (Sculley, 2010) of a sample (frames, dim).
 
-    sample: (frames, dim) -> (clusters, dim). Ends as scikit-learn's does: after MAX_EPOCHS passes, or when the smoothed
-    error of the batches has not fallen for MAX_NO_IMPROVEMENT of them.
+    Computes on the sample's device, from a start by k-means++ (Arthur and Vassilvitskii, 2007). Stops like
+    scikit-learn: after MAX_EPOCHS passes, or when the smoothed error of the batches has not improved for
+    MAX_NO_IMPROVEMENT batches.
     """
 
     def draw(count: int) -> Tensor:
@@ -115,7 +116,7 @@ def fit_in_torch(sample: Tensor, clusters: int, n_init: int, generator: torch.Ge
         own = torch.bincount(ids, minlength=clusters).to(counts)
         counts += own
         sums = torch.zeros_like(centroids).index_add_(0, ids, batch)
-        # Each centroid is the mean of all frames that it was ever given.
+        # Each centroid is the mean of all frames that were assigned to it so far.
         centroids = centroids + (sums - own[:, None] * centroids) / counts.clamp_min(1)[:, None]
         error = float(distances.square().mean())
         smoothed = error if smoothed == float("inf") else smoothed * (1 - weight) + error * weight
@@ -127,9 +128,10 @@ def fit_in_torch(sample: Tensor, clusters: int, n_init: int, generator: torch.Ge
 
 
 def plus_plus(sample: Tensor, clusters: int, generator: torch.Generator) -> Tensor:
-    """Frames of the sample (frames, dim) that lie far apart, (clusters, dim).
+    """Return initial centroids (clusters, dim): frames of the sample (frames, dim) that are far apart.
 
-    Each is drawn by its squared distance from those before it, the best of a few draws, as scikit-learn does.
+    Each is the best of a few draws whose probability is proportional to the squared distance from the centroids chosen
+    before, as in scikit-learn.
     """
     draws = 2 + int(np.log(clusters))
     first = torch.randint(len(sample), (1,), generator=generator, device=sample.device)

@@ -1,14 +1,11 @@
-"""Targets of masked prediction: k-means clusters of MFCC, then of a pre-trained layer, in fairseq's .km files.
+"""Targets of masked prediction: k-means clusters of features, in fairseq's .km files.
 
-Features are computed twice, for a part of the utterances to fit k-means on and for all to assign, and never kept: what
-is in memory does not grow with the corpus.
+Features are computed twice: for a fraction of the utterances to fit k-means on, and for all utterances to assign.
 """
 
 from __future__ import annotations
 
-import functools
 import json
-from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,114 +13,24 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
-from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
-from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from pretrain.audio.manifest import Manifest, load_audio
+from pretrain.audio.manifest import Manifest
+from pretrain.targets.features import Features, layer_features, mfcc_features
 from pretrain.targets.kmeans import Assignment, Reservoir, fit
-from upstreams.config import HOP, WINDOW
 from upstreams.errors import UserError
 from upstreams.files import atomic_write
-from upstreams.frontend import LogMel
 from upstreams.model import AudioEncoder
 
-LABEL_WINDOW, LABEL_BATCH = 1024, 32  # utterances
 CENTROIDS = "kmeans.safetensors"
-FIT_STARTS = 20  # initialisations of k-means that the reference tries
-
-Features = Callable[[Sequence[int]], Iterator[NDArray[np.float32]]]  # utterances' numbers -> (frames, dim) of each
-
-
-def mfcc(audio: Tensor) -> Tensor:
-    """(samples,) -> (frames at 100 Hz, 39): Kaldi's 13 MFCC with first and second differences (HuBERT, section 4.2)."""
-    from upstreams.s3prl import compat as s3prl_compat  # noqa: F401  (makes torchaudio importable)
-
-    import torchaudio  # isort: skip
-
-    # As many frames as the front-end gives: one for every 10 ms begun.
-    audio = torch.nn.functional.pad(audio, (0, -len(audio) % HOP + WINDOW - HOP))
-    # Kaldi's scale is that of 16-bit integers; without dither, so that labels are reproducible.
-    cepstra = torchaudio.compliance.kaldi.mfcc(audio[None] * 32768, use_energy=False, dither=0.0).T
-    first = torchaudio.functional.compute_deltas(cepstra)
-    return torch.cat([cepstra, first, torchaudio.functional.compute_deltas(first)]).T
-
-
-class Utterances(Dataset[NDArray[np.float32]]):
-    """What `transform` makes of each utterance's audio; of an unreadable one, which is named, an empty array."""
-
-    def __init__(self, manifest: Manifest, transform: Callable[[Tensor], Tensor], empty: tuple[int, ...]) -> None:
-        self.manifest, self.transform, self.empty = manifest, transform, empty
-
-    def __len__(self) -> int:
-        return len(self.manifest)
-
-    def __getitem__(self, index: int) -> NDArray[np.float32]:
-        path, samples = self.manifest.root / self.manifest.paths[index], self.manifest.samples[index]
-        try:
-            return self.transform(torch.from_numpy(load_audio(path, samples=samples))).numpy()
-        except UserError as error:
-            tqdm.write(f"skipped: {error}")
-            return np.zeros(self.empty, np.float32)
-
-    def read(self, indices: Sequence[int], workers: int) -> Iterator[NDArray[np.float32]]:
-        """Those utterances one after the other, made by that many processes beside this one."""
-        options: dict[str, Any] = {"num_workers": min(workers, len(indices)), "batch_size": None, "sampler": indices}
-        yield from DataLoader(self, collate_fn=_as_is, **options)
-
-
-def _as_is(item: Any) -> Any:
-    return item
-
-
-def mfcc_features(manifest: Manifest, subsampling: int, workers: int) -> Features:
-    """Of an utterance (frames, 39): the middle 10 ms of each encoder frame."""
-    utterances = Utterances(manifest, functools.partial(middle_mfcc, subsampling), (0, 39))
-    return lambda indices: utterances.read(indices, workers)
-
-
-def middle_mfcc(subsampling: int, audio: Tensor) -> Tensor:
-    """(samples,) -> (encoder frames, 39)."""
-    features = mfcc(audio)
-    middle = torch.arange(0, len(features), subsampling) + subsampling // 2
-    return features[middle.clamp_max(len(features) - 1)]
-
-
-def layer_features(manifest: Manifest, model: AudioEncoder, layer: int, workers: int) -> Features:
-    """Of an utterance (frames, dim): hidden state `layer` of `model`, on the model's device.
-
-    Utterances are taken in windows of the manifest, and in a window in order of length, so that little is padding.
-    """
-    utterances = Utterances(manifest, torch.Tensor.contiguous, (0,))
-    device = next(model.parameters()).device
-
-    @torch.no_grad()
-    def features(indices: Sequence[int]) -> Iterator[NDArray[np.float32]]:
-        model.eval()
-        windows = [indices[start : start + LABEL_WINDOW] for start in range(0, len(indices), LABEL_WINDOW)]
-        ordered = [sorted(window, key=lambda index: manifest.samples[index]) for window in windows]
-        audio = utterances.read([index for window in ordered for index in window], workers)
-        for window, by_length in zip(windows, ordered, strict=True):
-            found = dict.fromkeys(window, np.zeros((0, model.config.encoder.dim), np.float32))
-            for first in range(0, len(by_length), LABEL_BATCH):
-                batch = {index: torch.from_numpy(next(audio)) for index in by_length[first : first + LABEL_BATCH]}
-                batch = {index: waveform for index, waveform in batch.items() if len(waveform)}
-                if not batch:
-                    continue
-                lengths = torch.tensor([len(waveform) for waveform in batch.values()], device=device)
-                waveforms = pad_sequence(list(batch.values()), True).to(device)
-                # As in HuBERT, of the encoder itself, without the map that forward adds for heads.
-                states = model.encoder(*model.embed(waveforms, lengths), layer)[layer].cpu()
-                for index, state, frames in zip(batch, states, model.frame_count(lengths).tolist(), strict=True):
-                    found[index] = state[:frames].numpy()
-            yield from (found[index] for index in window)
-
-    return features
+FIT_STARTS = 20  # initialisations of k-means in HuBERT's recipe
 
 
 def cluster(features: Features, utterances: int, clusters: int, seed: int, fraction: float, n_init: int) -> Assignment:
-    """k-means of the frames of `fraction` of the utterances, as HuBERT's recipe configures it."""
+    """Fit k-means to the frames of a random `fraction` of the utterances, with the settings of HuBERT's recipe.
+
+    utterances: their number; n_init: number of initialisations.
+    """
     is_chosen = np.random.default_rng(seed).random(utterances) < fraction
     chosen = np.flatnonzero(is_chosen).tolist() or list(range(utterances))
     reservoir = Reservoir(seed)
@@ -133,8 +40,11 @@ def cluster(features: Features, utterances: int, clusters: int, seed: int, fract
     return Assignment(fit(reservoir.frames(), clusters, seed, n_init, device))
 
 
-def use_of(counts: NDArray[np.int64]) -> dict[str, Any]:
-    """How evenly clusters are used: counts (clusters,) of frames -> those used, entropy in nats, perplexity."""
+def cluster_usage(counts: NDArray[np.int64]) -> dict[str, Any]:
+    """Return measures of how evenly the clusters are used, from the number of frames (clusters,) of each.
+
+    The entropy is in nats.
+    """
     share = counts[counts > 0] / counts.sum()
     entropy = float(-(share * np.log(share)).sum())
     return {
@@ -150,6 +60,7 @@ def use_of(counts: NDArray[np.int64]) -> dict[str, Any]:
 def write_labels(
     manifest: Manifest,
     out: Path,
+    *,
     clusters: int,
     seed: int,
     fraction: float,
@@ -159,38 +70,35 @@ def write_labels(
     n_init: int = FIT_STARTS,
     workers: int = 0,
 ) -> Path:
-    """Cluster MFCC (or `model`'s hidden state `layer`) of the manifest into OUT/train.km; a finished one is kept.
+    """Cluster MFCC, or hidden state `layer` of `model`, and write OUT/train.km unless it exists; return its path.
 
-    Writes dict.km.txt, kmeans.safetensors (the centroids), summary.json (how the clusters are used) and TensorBoard's
-    events beside it. Labels are at the encoder's frame rate: one every `subsampling` * 10 ms. fraction: of the
-    utterances, to fit k-means on; n_init: initialisations that it tries; workers: processes that read audio.
-    Raises UserError on too little audio, where a file's length is not the manifest's, and on finished labels of another
-    frame rate.
+    Also writes dict.km.txt, kmeans.safetensors (centroids), summary.json (use of the clusters) and TensorBoard's events
+    to the same folder. Labels have the encoder's frame rate, one every 10 * `subsampling` ms. fraction: of the
+    utterances, to fit k-means on. n_init: initialisations of k-means. workers: processes that read audio.
+
+    Raises UserError if there is too little audio, and if existing labels have another frame rate.
     """
-    path, told = out / "train.km", out / "summary.json"
-    frame = 10 * subsampling  # milliseconds
+    path, summary_file = out / "train.km", out / "summary.json"
+    frame_ms = 10 * subsampling
     if path.is_file():
-        kept = json.loads(told.read_text(encoding="utf-8")).get("frame_ms", frame) if told.is_file() else frame
-        if kept != frame:
+        known = json.loads(summary_file.read_text(encoding="utf-8")) if summary_file.is_file() else {}
+        existing_ms = known.get("frame_ms", frame_ms)
+        if existing_ms != frame_ms:
             raise UserError(
-                f"{path} has a label every {kept} ms, but one every {frame} ms is wanted: give another folder"
+                f"{path} has a label every {existing_ms} ms, but one every {frame_ms} ms is needed: give another folder"
             )
         return path
-    if model is None:
-        features, title = mfcc_features(manifest, subsampling, workers), "MFCC"
-    else:
-        features, title = layer_features(manifest, model, layer, workers), f"layer {layer}"
+    features, title = _features(manifest, subsampling, model, layer, workers)
     assign = cluster(features, len(manifest), clusters, seed, fraction, n_init)
     with atomic_write(out / CENTROIDS) as temporary:
         save_file({"centroids": assign.centroids.cpu()}, temporary)
-    # The last file is the one that says that the others are whole.
+    # train.km gets its name last: if it exists, the other files are complete.
     with atomic_write(path) as temporary:
-        checked = subsampling if model is None else None
-        counts, errors = _assign(temporary, manifest, features, assign, f"labels: {title}", checked)
+        counts, errors = _assign(temporary, manifest, features, assign, f"labels: {title}")
         with atomic_write(out / "dict.km.txt") as dictionary:
             dictionary.write_text("".join(f"{k} {count}\n" for k, count in enumerate(counts)), encoding="utf-8")
-        summary = {"frame_ms": frame, **use_of(counts), "error_per_frame": errors / int(counts.sum())}
-        with atomic_write(told) as temporary_summary:
+        summary = {"frame_ms": frame_ms, **cluster_usage(counts), "error_per_frame": errors / int(counts.sum())}
+        with atomic_write(summary_file) as temporary_summary:
             temporary_summary.write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
     _to_tensorboard(out, summary, counts)
     return path
@@ -200,46 +108,45 @@ def write_valid_labels(
     manifest: Manifest,
     out: Path,
     subsampling: int,
+    *,
     model: AudioEncoder | None = None,
     layer: int = 0,
     workers: int = 0,
 ) -> Path:
-    """Labels of other audio by the clusters of the set in `out`: OUT/valid.km; one that is there is kept.
+    """Label other audio with the clusters in the folder `out`: write OUT/valid.km unless it exists; return its path.
 
-    Raises UserError where the set does not say its centroids, as one that was not made here.
+    The other arguments are those of `write_labels`. Raises UserError if the folder has no centroids, as in label sets
+    of other programs.
     """
     path, file = out / "valid.km", out / CENTROIDS
     if path.is_file():
         return path
     if not file.is_file():
-        raise UserError(f"{out} has neither valid.km nor {CENTROIDS} to make it with: give one, or no validation")
+        raise UserError(f"{out} has neither valid.km nor {CENTROIDS}, which it is made with: add one, or omit --valid")
     assign = Assignment(load_file(file)["centroids"])
-    if model is None:
-        features = mfcc_features(manifest, subsampling, workers)
-    else:
-        features = layer_features(manifest, model, layer, workers)
+    features, _ = _features(manifest, subsampling, model, layer, workers)
     with atomic_write(path) as temporary:
-        _assign(temporary, manifest, features, assign, "labels: valid", subsampling if model is None else None)
+        _assign(temporary, manifest, features, assign, "labels: valid")
     return path
 
 
-def _assign(
-    path: Path, manifest: Manifest, features: Features, assign: Assignment, title: str, subsampling: int | None
-) -> tuple[NDArray[np.int64], float]:
-    """Write the labels of all utterances; frames of each cluster and the sum of squared errors.
+def _features(
+    manifest: Manifest, subsampling: int, model: AudioEncoder | None, layer: int, workers: int
+) -> tuple[Features, str]:
+    """Return the features to cluster, and their name."""
+    if model is None:
+        return mfcc_features(manifest, subsampling, workers), "MFCC"
+    return layer_features(manifest, model, layer, workers), f"layer {layer}"
 
-    subsampling: of MFCC, whose frames are compared with the manifest's length; None of other features.
-    """
+
+def _assign(
+    path: Path, manifest: Manifest, features: Features, assign: Assignment, title: str
+) -> tuple[NDArray[np.int64], float]:
+    """Write the labels of all utterances; return the number of frames of each cluster and the sum of squared errors."""
     counts, errors = np.zeros(len(assign.centroids), np.int64), 0.0
     bar = tqdm(features(range(len(manifest))), total=len(manifest), desc=title, unit="utt", mininterval=2.0)
     with path.open("w", encoding="utf-8") as file:
-        for number, (frames, samples) in enumerate(zip(bar, manifest.samples, strict=True)):
-            expected = -(-int(LogMel.frame_count(torch.tensor(samples))) // (subsampling or 1))
-            if subsampling and len(frames) not in (0, expected):
-                raise UserError(
-                    f"utterance {number + 1} of the manifest has {len(frames)} labels for {expected} frames: "
-                    f"is its length ({samples} samples) still that of the file?"
-                )
+        for frames in bar:
             ids = assign(frames) if len(frames) else np.zeros(0, np.int32)
             counts += np.bincount(ids, minlength=len(counts))
             errors += assign.squared_error(frames, ids)
@@ -256,5 +163,5 @@ def _to_tensorboard(out: Path, summary: dict[str, Any], counts: NDArray[np.int64
         for name, value in summary.items():
             writer.add_scalar(f"labels/{name}", value, 0)
         shares = np.sort(counts / counts.sum())[::-1]
-        for rank, share in enumerate(shares):  # a curve of how unevenly clusters are used
+        for rank, share in enumerate(shares):  # a curve that shows how evenly the clusters are used
             writer.add_scalar("labels/share_by_rank", share, rank)

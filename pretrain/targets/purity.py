@@ -1,4 +1,4 @@
-"""How well labels agree with phones: phone purity, cluster purity and PNMI (HuBERT, arXiv 2106.07447, section 4.4)."""
+"""Agreement of labels and phones: phone purity, cluster purity and PNMI (HuBERT, arXiv 2106.07447, section 4.4)."""
 
 from __future__ import annotations
 
@@ -11,32 +11,35 @@ from upstreams.errors import UserError
 
 
 def purity(labels: Path, reference: Path) -> dict[str, float | int]:
-    """Of the frames of every utterance that has both labels and phones.
+    """Return measures of agreement over the frames of all utterances that have both labels and phones.
 
-    Both files have one line an utterance; a line's symbols divide its utterance into equal parts, so the two may be at
-    different rates. Raises UserError when the lines are not as many or no utterance has both.
+    Both files have one line for each utterance. The symbols of a line divide the utterance into equal parts, so the
+    files may have different rates. Raises UserError if a file is missing, if the numbers of lines differ, or if no
+    utterance has both.
     """
     pairs: Counter[tuple[str, str]] = Counter()
     for path in (labels, reference):
         if not path.is_file():
-            raise UserError(f"there is no file {path}: one line an utterance of space-separated symbols is expected")
+            raise UserError(
+                f"the file {path} is missing: expected a line of space-separated symbols for each utterance"
+            )
     with labels.open(encoding="utf-8") as ours, reference.open(encoding="utf-8") as theirs:
         ids, phones = [line.split() for line in ours], [line.split() for line in theirs]
     if len(ids) != len(phones):
         raise UserError(
-            f"{labels} has {len(ids)} lines, but {reference} has {len(phones)}: one an utterance is expected"
+            f"{labels} has {len(ids)} lines, but {reference} has {len(phones)}: both need one line for each utterance"
         )
-    for own, spoken in zip(ids, phones, strict=True):
-        if own and spoken:
-            middle = (np.arange(len(own)) + 0.5) * len(spoken) / len(own)
-            pairs.update(zip(own, (spoken[int(at)] for at in middle), strict=True))
+    for own, aligned in zip(ids, phones, strict=True):
+        if own and aligned:
+            middle = (np.arange(len(own)) + 0.5) * len(aligned) / len(own)
+            pairs.update(zip(own, (aligned[int(at)] for at in middle), strict=True))
     if not pairs:
         raise UserError(f"no utterance has both labels in {labels} and phones in {reference}")
-    return of_counts(table(pairs))
+    return agreement(contingency(pairs))
 
 
-def table(pairs: Counter[tuple[str, str]]) -> np.ndarray:
-    """Counts of (label, phone) pairs as an array (labels, phones)."""
+def contingency(pairs: Counter[tuple[str, str]]) -> np.ndarray:
+    """Return the counts of (label, phone) pairs as an array (labels, phones)."""
     rows = {label: k for k, label in enumerate(sorted({label for label, _ in pairs}))}
     columns = {phone: k for k, phone in enumerate(sorted({phone for _, phone in pairs}))}
     counts = np.zeros((len(rows), len(columns)))
@@ -45,8 +48,8 @@ def table(pairs: Counter[tuple[str, str]]) -> np.ndarray:
     return counts
 
 
-def of_counts(counts: np.ndarray) -> dict[str, float | int]:
-    """counts: frames of each label (rows) and phone (columns)."""
+def agreement(counts: np.ndarray) -> dict[str, float | int]:
+    """Return the measures for counts of frames (labels, phones)."""
     joint = counts / counts.sum()
     of_label, of_phone = joint.sum(1), joint.sum(0)
     entropy = -(of_phone * np.log(of_phone)).sum()
@@ -57,8 +60,8 @@ def of_counts(counts: np.ndarray) -> dict[str, float | int]:
         "frames": int(counts.sum()),
         "labels": len(of_label),
         "phones": len(of_phone),
-        "phone_purity": float(joint.max(1).sum()),  # when every label is taken for its most likely phone
-        "cluster_purity": float(joint.max(0).sum()),  # and every phone for its most likely label
-        "pnmi": float(information / entropy) if entropy > 0 else 0.0,  # of the phones' entropy, what labels explain
-        "most_frequent_phone": float(of_phone.max()),  # the phone purity of labels that say nothing
+        "phone_purity": float(joint.max(1).sum()),  # accuracy of replacing each label by its most likely phone
+        "cluster_purity": float(joint.max(0).sum()),  # accuracy of replacing each phone by its most likely label
+        "pnmi": float(information / entropy) if entropy > 0 else 0.0,  # part of the phones' entropy that labels explain
+        "most_frequent_phone": float(of_phone.max()),  # phone purity of labels without information
     }

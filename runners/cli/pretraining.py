@@ -46,7 +46,7 @@ def manifest(
 def shards(
     manifest: Manifest,
     out: Annotated[Path, typer.Option(help="Folder for the shards and their manifest.")],
-    gigabytes: Annotated[float, typer.Option(help="Approximate size of a shard in GB.", min=0.001)] = 1.0,
+    gigabytes: Annotated[float, typer.Option(help="Approximate size of a shard in GB.", min=0.0001)] = 1.0,
 ) -> None:
     """Copy a manifest's files into a few large tar files, for network disks that open files slowly."""
     from pretrain.audio.shards import write_shards
@@ -72,7 +72,16 @@ def mfcc(
 
     use_threads(threads)
     audio = ReadManifest.read(manifest)
-    path = write_labels(audio, out, clusters, seed, fraction, subsampling, n_init=n_init, workers=workers)
+    path = write_labels(
+        audio,
+        out,
+        clusters=clusters,
+        seed=seed,
+        fraction=fraction,
+        subsampling=subsampling,
+        n_init=n_init,
+        workers=workers,
+    )
     typer.echo(f"labels: {path}")
 
 
@@ -102,7 +111,18 @@ def features(
         raise UserError(f"--layer is {layer}, but {checkpoint} has layers 0 to {model.config.encoder.layers}")
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     audio, subsampling = ReadManifest.read(manifest), model.config.downsample_rate // 160
-    path = write_labels(audio, out, clusters, seed, fraction, subsampling, model, layer, n_init, workers)
+    path = write_labels(
+        audio,
+        out,
+        clusters=clusters,
+        seed=seed,
+        fraction=fraction,
+        subsampling=subsampling,
+        model=model,
+        layer=layer,
+        n_init=n_init,
+        workers=workers,
+    )
     typer.echo(f"labels: {path}")
 
 

@@ -12,8 +12,9 @@ import torch
 from pretrain.audio.data import BatchOrder, Crops, collate, loader
 from pretrain.audio.manifest import Manifest, load_audio
 from pretrain.objectives.masking import span_mask
+from pretrain.targets.features import mfcc
 from pretrain.targets.label_files import read_labels
-from pretrain.targets.labels import mfcc, write_labels
+from pretrain.targets.labels import write_labels
 from tests.pretrain.tiny_audio import write_corpus
 from upstreams.errors import UserError
 
@@ -56,7 +57,7 @@ def test_audio_errors_name_the_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("views", [1, 2])
-def test_batches_follow_seed_and_step_alone(manifest: Manifest, views: int) -> None:
+def test_batches_are_a_function_of_seed_and_step(manifest: Manifest, views: int) -> None:
     order = BatchOrder(manifest, HOP, 6.0, 1.0, seed=3, views=views)
     whole = list(order.batches(0, 20))
     assert list(order.batches(7, 20)) == whole[7:]
@@ -73,8 +74,8 @@ def test_batches_follow_seed_and_step_alone(manifest: Manifest, views: int) -> N
 
 
 @pytest.mark.parametrize("workers", [1, 3])
-def test_batches_are_the_same_whoever_reads_them(manifest: Manifest, workers: int) -> None:
-    """From the middle of an epoch on, over its end."""
+def test_batches_do_not_depend_on_the_number_of_workers(manifest: Manifest, workers: int) -> None:
+    """From the middle of an epoch to the next epoch."""
     order = BatchOrder(manifest, HOP, 6.0, 1.0, seed=3, views=2)
     first = order.batches_per_epoch - 2
     crops = Crops(manifest, [np.arange(200)] * len(manifest), HOP)
@@ -85,7 +86,7 @@ def test_batches_are_the_same_whoever_reads_them(manifest: Manifest, workers: in
         assert one.lengths.equal(other.lengths)
 
 
-def test_a_crop_carries_the_labels_of_its_frames(manifest: Manifest) -> None:
+def test_a_crop_has_the_labels_of_its_frames(manifest: Manifest) -> None:
     labels = [np.arange(200) + 1000 * k for k in range(len(manifest))]
     crops = Crops(manifest, labels, HOP)
     items = [(2, 5, 9000), (7, 0, 16_000)]
@@ -106,8 +107,8 @@ def test_unreadable_audio_is_skipped_and_counted(tmp_path: Path, capsys: pytest.
 
 
 @pytest.mark.parametrize("length", [250, 500, 780])
-def test_masks_cover_what_the_recipe_says(length: int) -> None:
-    """At HuBERT's 0.8 and 10 they cover 57 % of 5 to 15.6 s, as transformers' masks do."""
+def test_masks_cover_the_share_of_hubert(length: int) -> None:
+    """With HuBERT's probability 0.8 and span 10: 57 % of 5 to 15.6 s, the same as in transformers."""
     from upstreams.s3prl import compat as s3prl_compat  # noqa: F401, I001  (makes torchaudio importable)
     from transformers.models.hubert.modeling_hubert import _compute_mask_indices
 
@@ -121,7 +122,7 @@ def test_masks_cover_what_the_recipe_says(length: int) -> None:
 
 
 @pytest.mark.parametrize("length", [1, 2, 3, 5, 6, 7, 30])
-def test_masks_of_short_utterances_leave_something_on_both_sides(length: int) -> None:
+def test_short_utterances_have_masked_and_unmasked_frames(length: int) -> None:
     for seed in range(20):
         mask = span_mask([length, 40], 0.65, 5, seed=seed)
         assert mask.shape == (2, 40) and not mask[0, length:].any()
@@ -129,25 +130,26 @@ def test_masks_of_short_utterances_leave_something_on_both_sides(length: int) ->
             assert mask[0, :length].any() and not mask[0, :length].all()
 
 
-def test_mfcc_has_kaldis_frames_and_is_deterministic() -> None:
+def test_mfcc_has_one_frame_for_each_10_ms_and_is_deterministic() -> None:
     audio = torch.randn(16_000) * 0.1
     features = mfcc(audio)
     assert features.shape == (100, 39) and torch.equal(features, mfcc(audio))
     assert mfcc(audio[:100]).shape == (1, 39)
 
 
-def test_label_files_are_at_the_frame_rate(tmp_path: Path) -> None:
+def test_label_files_have_the_encoders_frame_rate(tmp_path: Path) -> None:
     manifest = Manifest.read(write_corpus(tmp_path / "audio", corrupt=(4,)))
-    path = write_labels(manifest, tmp_path / "labels", 6, 0, 1.0, 4)
+    path = write_labels(manifest, tmp_path / "labels", clusters=6, seed=0, fraction=1.0, subsampling=4)
     labels = read_labels(path, manifest, HOP)
     for k, (ids, samples) in enumerate(zip(labels, manifest.samples, strict=True)):
         assert len(ids) == (0 if k == 4 else -(-samples // 640))
     assert len((tmp_path / "labels" / "dict.km.txt").read_text().splitlines()) == 6
     before = path.stat().st_mtime_ns
-    assert write_labels(manifest, tmp_path / "labels", 6, 0, 1.0, 4).stat().st_mtime_ns == before
+    again = write_labels(manifest, tmp_path / "labels", clusters=6, seed=0, fraction=1.0, subsampling=4)
+    assert again.stat().st_mtime_ns == before
 
 
-def test_labels_of_another_length_than_the_audio_are_refused(tmp_path: Path) -> None:
+def test_labels_for_another_number_of_utterances_are_refused(tmp_path: Path) -> None:
     path = write_corpus(tmp_path / "audio")
     lines = path.read_text().splitlines()
     lines[2] = lines[2].split("\t")[0] + "\t99999999"

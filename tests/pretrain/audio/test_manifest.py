@@ -1,4 +1,4 @@
-"""From a folder of audio to manifests and shards, through the command."""
+"""Manifests and shards of a folder of audio, through the command line."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def noise(samples: int, seed: int) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Six speakers of LibriSpeech's layout, in every format, and much that cannot be used."""
+    """Six speakers in LibriSpeech's layout, in all formats, and many unusable files."""
     root = tmp_path_factory.mktemp("some audio")
     for speaker in range(6):
         for utterance, suffix in enumerate(("flac", "wav", "ogg", "mp3")):
@@ -37,7 +37,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     soundfile.write(root / "empty.wav", noise(0, 1), RATE)
     soundfile.write(root / "a\ttab.wav", noise(2 * RATE, 1), RATE)
     (root / "broken.flac").write_bytes(b"fLaC and nothing else")
-    (root / "._hidden.wav").write_bytes(b"what macOS leaves")
+    (root / "._hidden.wav").write_bytes(b"made by macOS")
     (root / "notes.txt").write_text("no audio")
     whole = (root / "set/1/7/1-7-0000.flac").read_bytes()
     (root / "cut off.flac").write_bytes(whole[: len(whole) // 2])
@@ -62,7 +62,7 @@ def test_a_folder_becomes_manifests(folder: Path, tmp_path: Path) -> None:
         "broken.flac": "cannot be read",
         "cut off.flac": "",
         "empty.wav": "",
-        "short.wav": "1.00 s",
+        "short.wav": "1.00 s long",
         "slow.wav": "8000 Hz",
         "stereo.wav": "2 channels",
         "a": "tab",
@@ -76,7 +76,7 @@ def test_a_folder_becomes_manifests(folder: Path, tmp_path: Path) -> None:
     assert (tmp_path / "again/valid.tsv").read_text() == (tmp_path / "valid.tsv").read_text()
 
 
-def test_validation_by_speakers_shares_none(folder: Path, tmp_path: Path) -> None:
+def test_a_split_by_speakers_has_no_speaker_twice(folder: Path, tmp_path: Path) -> None:
     pattern = r"(\d+)-\d+-\d+\."
     done = superbit("manifest", folder / "set", "--out", tmp_path, "--valid", "0.3", "--speaker", pattern)
     assert done.returncode == 0, done.stderr
@@ -85,7 +85,7 @@ def test_validation_by_speakers_shares_none(folder: Path, tmp_path: Path) -> Non
     assert f"of {len(of[1])} speakers" in done.stdout
 
 
-def test_what_cannot_become_a_manifest_is_said_in_a_sentence(folder: Path, tmp_path: Path) -> None:
+def test_bad_input_gets_one_sentence(folder: Path, tmp_path: Path) -> None:
     nothing = tmp_path / "nothing"
     nothing.mkdir()
     for arguments, words in (
@@ -102,7 +102,7 @@ def test_what_cannot_become_a_manifest_is_said_in_a_sentence(folder: Path, tmp_p
         assert not (tmp_path / "out").exists()
 
 
-def test_shards_hold_the_same_audio(folder: Path, tmp_path: Path) -> None:
+def test_shards_have_the_same_audio(folder: Path, tmp_path: Path) -> None:
     assert superbit("manifest", folder, "--out", tmp_path, "--valid", "0").returncode == 0
     done = superbit(
         "shards", "--manifest", tmp_path / "train.tsv", "--out", tmp_path / "shards", "--gigabytes", "0.0003"
@@ -122,7 +122,7 @@ def test_shards_hold_the_same_audio(folder: Path, tmp_path: Path) -> None:
         np.testing.assert_array_equal(load_audio(sharded.root / other), whole)
         part = load_audio(sharded.root / other, 1000, samples - 1500)
         np.testing.assert_allclose(part, whole[1000 : samples - 500], atol=1e-3)  # lossy formats seek inexactly
-    # Training reads them as it reads files.
+    # Training reads the same batches from shards as from files.
     orders = [BatchOrder(manifest, 640, 20.0, 1.0, seed=0) for manifest in (single, sharded)]
     for a, b in zip(
         loader(Crops(single, None, 640), orders[0], 0, 4),

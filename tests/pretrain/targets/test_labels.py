@@ -1,4 +1,4 @@
-"""Labels: k-means of streamed features against scikit-learn's own, their files, and how good they are."""
+"""Labels: k-means of streamed features compared with scikit-learn's, label files, and measures of agreement."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ import torch
 from sklearn.cluster import MiniBatchKMeans
 
 from pretrain.audio.manifest import Manifest
+from pretrain.targets.features import layer_features, mfcc_features
 from pretrain.targets.kmeans import Assignment, Reservoir, fit, fit_in_torch
 from pretrain.targets.label_files import read_labels
-from pretrain.targets.labels import cluster, layer_features, mfcc_features, write_labels
+from pretrain.targets.labels import cluster, write_labels
 from tests.pretrain.command import superbit
 from tests.pretrain.tiny_audio import write_corpus
 from upstreams.config import preset
@@ -33,7 +34,7 @@ def manifest(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
     return Manifest.read(write_corpus(tmp_path_factory.mktemp("corpus"), corrupt=(4,)))
 
 
-def test_streamed_labels_are_those_of_scikit_learn_on_everything_at_once(manifest: Manifest, tmp_path: Path) -> None:
+def test_streamed_labels_equal_scikit_learns_on_all_frames_at_once(manifest: Manifest, tmp_path: Path) -> None:
     done = superbit(
         "labels",
         "mfcc",
@@ -79,7 +80,7 @@ def test_streamed_labels_are_those_of_scikit_learn_on_everything_at_once(manifes
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_layer_features_do_not_depend_on_who_reads_and_in_what_company(manifest: Manifest, workers: int) -> None:
+def test_layer_features_do_not_depend_on_workers_and_batch(manifest: Manifest, workers: int) -> None:
     torch.manual_seed(0)
     model = build(preset("sparseformer_dn_mini")).eval()
     together = list(layer_features(manifest, model, 3, workers)(range(len(manifest))))
@@ -88,7 +89,7 @@ def test_layer_features_do_not_depend_on_who_reads_and_in_what_company(manifest:
     np.testing.assert_allclose(together[7], alone, atol=1e-4)
 
 
-def test_a_reservoir_is_everything_while_it_fits_and_a_uniform_sample_after() -> None:
+def test_a_reservoir_keeps_all_frames_while_they_fit_and_then_a_uniform_sample() -> None:
     frames = np.arange(3000, dtype=np.float32).reshape(-1, 3)
     whole = Reservoir(0, 4 * 3 * 1000)
     for part in np.array_split(frames, 7):
@@ -102,7 +103,7 @@ def test_a_reservoir_is_everything_while_it_fits_and_a_uniform_sample_after() ->
         kept = some.frames()
         assert kept.shape == (100, 3) and len(np.unique(kept[:, 0])) == 100
         hits[(kept[:, 0] / 3).astype(int)] += 1
-    # Each frame is kept with a chance of 0.1; by thirds of the stream the mean is known to 3 standard errors.
+    # Each frame is kept with probability 0.1. The tolerance of each third of the stream is 3 standard errors.
     for third in np.array_split(hits / 400, 3):
         assert third.mean() == pytest.approx(0.1, abs=0.003)
 
@@ -115,7 +116,7 @@ def blobs(seed: int, count: int = 12_000) -> tuple[np.ndarray, np.ndarray]:
 
 
 def test_k_means_in_torch_is_as_good_as_scikit_learns() -> None:
-    """What runs on a GPU, here on the CPU: the error of three seeds each, and the assignment of one to the other."""
+    """The algorithm for GPUs, run on CPU: errors over three seeds, and assignment to scikit-learn's centroids."""
     sample, _ = blobs(0)
 
     def error(centroids: torch.Tensor) -> float:
@@ -131,7 +132,7 @@ def test_k_means_in_torch_is_as_good_as_scikit_learns() -> None:
     assert (ids != kmeans.predict(sample)).mean() < 1e-3
 
 
-def test_clusters_find_what_is_there() -> None:
+def test_k_means_finds_separated_clusters() -> None:
     random = np.random.default_rng(0)
     truth = [random.integers(0, 4, 300) for _ in range(6)]
     centres = random.normal(0, 10, (4, 5))
@@ -147,8 +148,8 @@ def test_clusters_find_what_is_there() -> None:
         cluster(features, 6, 4000, 0, 1.0, 3)
 
 
-def test_labels_of_a_killed_run_are_not_taken_for_whole_ones(manifest: Manifest, tmp_path: Path) -> None:
-    """Killed while it writes: train.km is there only when all of it is, and the next run makes it."""
+def test_labels_of_a_killed_run_are_made_again(manifest: Manifest, tmp_path: Path) -> None:
+    """Killed while it writes: train.km does not exist until it is complete, and the next run makes it."""
     arguments = ["labels", "mfcc", "--manifest", str(manifest.root / "train.tsv"), "--clusters", "5", "--out"]
     whole = superbit(*arguments, tmp_path / "whole")
     assert whole.returncode == 0, whole.stderr
@@ -176,19 +177,23 @@ def test_finished_labels_of_another_frame_rate_are_refused(manifest: Manifest, t
     assert superbit(*arguments).returncode == 0
     made = (tmp_path / "train.km").read_bytes()
     done = superbit(*arguments, "--subsampling", "2")
-    assert done.returncode == 2 and "has a label every 40 ms, but one every 20 ms is wanted" in done.stderr
+    assert done.returncode == 2 and "has a label every 40 ms, but one every 20 ms is needed" in done.stderr
     assert superbit(*arguments).returncode == 0 and (tmp_path / "train.km").read_bytes() == made
 
 
-def test_labels_of_files_that_changed_are_refused(tmp_path: Path) -> None:
+def test_labels_have_the_length_that_the_manifest_states(tmp_path: Path) -> None:
     path = write_corpus(tmp_path / "audio")
     lines = path.read_text().splitlines()
     lines[3] = lines[3].split("\t")[0] + "\t999"
     path.write_text("\n".join(lines) + "\n")
-    write_labels(Manifest.read(path), tmp_path / "labels", 5, 0, 1.0, 4)
+    made = write_labels(Manifest.read(path), tmp_path / "labels", clusters=5, seed=0, fraction=1.0, subsampling=4)
+    assert len(made.read_text().splitlines()[2].split()) == 2  # 999 samples begin two frames of 640
+
+
+def test_too_little_audio_for_the_clusters_is_refused(tmp_path: Path) -> None:
     broken = Manifest.read(write_corpus(tmp_path / "none", 3, corrupt=(0, 1, 2)))
     with pytest.raises(UserError, match="too few"):
-        write_labels(broken, tmp_path / "no labels", 5, 0, 1.0, 4)
+        write_labels(broken, tmp_path / "no labels", clusters=5, seed=0, fraction=1.0, subsampling=4)
     assert not (tmp_path / "no labels/train.km").exists()
 
 
@@ -198,8 +203,8 @@ def km(path: Path, lines: Sequence[Sequence[int] | str]) -> Path:
     return path
 
 
-def test_labels_of_fairseqs_rates_are_read(manifest: Manifest, tmp_path: Path) -> None:
-    """50 Hz labels have as many frames as HuBERT's convolutions give, one less than the audio over 320."""
+def test_labels_at_fairseqs_rate_are_read(manifest: Manifest, tmp_path: Path) -> None:
+    """50 Hz labels have the number of frames of HuBERT's convolutions: samples / 320, minus one."""
     count = [n // 320 - 1 for n in manifest.samples]
     path = km(tmp_path / "train.km", [range(n) for n in count])
     labels = read_labels(path, manifest, HOP, label_rate=50)
@@ -208,7 +213,7 @@ def test_labels_of_fairseqs_rates_are_read(manifest: Manifest, tmp_path: Path) -
     assert [ids.tolist() for ids in read_labels(path, manifest, 320)] == [list(range(n)) for n in count]
 
 
-def test_labels_that_do_not_fit_are_refused_before_training(manifest: Manifest, tmp_path: Path) -> None:
+def test_labels_that_do_not_match_the_audio_are_refused(manifest: Manifest, tmp_path: Path) -> None:
     good = [[0] * -(-n // HOP) for n in manifest.samples]
     (tmp_path / "dict.km.txt").write_text("0 1\n1 1\n")
 
@@ -228,7 +233,7 @@ def test_labels_that_do_not_fit_are_refused_before_training(manifest: Manifest, 
     assert len(read_labels(km(tmp_path / "train.km", [*good[:2], [], *good[3:]]), manifest, HOP)[2]) == 0
 
 
-def test_purity_is_that_of_a_table_made_by_hand(tmp_path: Path) -> None:
+def test_purity_of_a_small_table(tmp_path: Path) -> None:
     """Phones at twice the labels' rate. Frames: 3 of (0, a), 1 of (0, b), 2 of (1, b), 2 of (2, b)."""
     labels = km(tmp_path / "train.km", [[0, 0, 0, 0], [1, 1, 2, 2], [9], []])
     reference = km(tmp_path / "train.phn", ["a a a a a a b b", "b b b b b b b b", "", "c"])

@@ -1,0 +1,119 @@
+"""Features that are clustered: MFCC, or a hidden state of a model.
+
+They are computed anew in every pass and never stored, so that memory does not grow with the corpus.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from pretrain.audio.manifest import Manifest, load_audio
+from upstreams.config import HOP, WINDOW
+from upstreams.errors import UserError
+from upstreams.model import AudioEncoder
+
+WINDOW_SIZE, BATCH_SIZE = 1024, 32  # utterances: those that are sorted by length, and those that are computed together
+
+Features = Callable[[Sequence[int]], Iterator[NDArray[np.float32]]]  # numbers of utterances -> (frames, dim) of each
+
+
+def mfcc(audio: Tensor) -> Tensor:
+    """Return Kaldi's 13 MFCC with first and second differences (HuBERT, section 4.2).
+
+    audio: (samples,) -> (frames at 100 Hz, 39).
+    """
+    from upstreams.s3prl import compat as s3prl_compat  # noqa: F401  (makes torchaudio importable)
+
+    import torchaudio  # isort: skip
+
+    # The same number of frames as the front-end's: one for every 10 ms begun.
+    audio = torch.nn.functional.pad(audio, (0, -len(audio) % HOP + WINDOW - HOP))
+    # Kaldi expects the scale of 16-bit integers. Without dither the labels are reproducible.
+    cepstra = torchaudio.compliance.kaldi.mfcc(audio[None] * 32768, use_energy=False, dither=0.0).T
+    first = torchaudio.functional.compute_deltas(cepstra)
+    return torch.cat([cepstra, first, torchaudio.functional.compute_deltas(first)]).T
+
+
+class Utterances(Dataset[NDArray[np.float32]]):
+    """Features of each utterance: `transform` of its audio.
+
+    An unreadable file is reported, and its features are an array of shape `empty`.
+    """
+
+    def __init__(self, manifest: Manifest, transform: Callable[[Tensor], Tensor], empty: tuple[int, ...]) -> None:
+        self.manifest, self.transform, self.empty = manifest, transform, empty
+
+    def __len__(self) -> int:
+        return len(self.manifest)
+
+    def __getitem__(self, index: int) -> NDArray[np.float32]:
+        path, samples = self.manifest.root / self.manifest.paths[index], self.manifest.samples[index]
+        try:
+            return self.transform(torch.from_numpy(load_audio(path, samples=samples))).numpy()
+        except UserError as error:
+            tqdm.write(f"skipped: {error}")
+            return np.zeros(self.empty, np.float32)
+
+    def read(self, indices: Sequence[int], workers: int) -> Iterator[NDArray[np.float32]]:
+        """Yield the features of the utterances `indices`, computed by `workers` processes (0: by this one)."""
+        options: dict[str, Any] = {"num_workers": min(workers, len(indices)), "batch_size": None, "sampler": indices}
+        yield from DataLoader(self, collate_fn=_unchanged, **options)
+
+
+def _unchanged(item: Any) -> Any:
+    return item
+
+
+def mfcc_features(manifest: Manifest, subsampling: int, workers: int) -> Features:
+    """Return features (frames, 39) of utterances: MFCC of the middle 10 ms of each encoder frame."""
+    utterances = Utterances(manifest, functools.partial(middle_mfcc, subsampling), (0, 39))
+    return lambda indices: utterances.read(indices, workers)
+
+
+def middle_mfcc(subsampling: int, audio: Tensor) -> Tensor:
+    """Return the middle one of each `subsampling` frames of MFCC: (samples,) -> (encoder frames, 39)."""
+    features = mfcc(audio)
+    middle = torch.arange(0, len(features), subsampling) + subsampling // 2
+    return features[middle.clamp_max(len(features) - 1)]
+
+
+def layer_features(manifest: Manifest, model: AudioEncoder, layer: int, workers: int) -> Features:
+    """Return features (frames, dim) of utterances: hidden state `layer` of `model`, computed on the model's device.
+
+    The utterances of a window of the manifest are sorted by length, so that batches have little padding.
+    """
+    utterances = Utterances(manifest, torch.Tensor.contiguous, (0,))
+    device = next(model.parameters()).device
+
+    @torch.no_grad()
+    def features(indices: Sequence[int]) -> Iterator[NDArray[np.float32]]:
+        model.eval()
+        windows = [indices[start : start + WINDOW_SIZE] for start in range(0, len(indices), WINDOW_SIZE)]
+        ordered = [sorted(window, key=lambda index: manifest.samples[index]) for window in windows]
+        audio = utterances.read([index for window in ordered for index in window], workers)
+        for window, by_length in zip(windows, ordered, strict=True):
+            found = dict.fromkeys(window, np.zeros((0, model.config.encoder.dim), np.float32))
+            for first in range(0, len(by_length), BATCH_SIZE):
+                batch = {index: torch.from_numpy(next(audio)) for index in by_length[first : first + BATCH_SIZE]}
+                batch = {index: waveform for index, waveform in batch.items() if len(waveform)}
+                if not batch:
+                    continue
+                lengths = torch.tensor([len(waveform) for waveform in batch.values()], device=device)
+                waveforms = pad_sequence(list(batch.values()), True).to(device)
+                # As in HuBERT: the encoder's states, without the output map that forward applies for heads.
+                states = model.encoder(*model.embed(waveforms, lengths), layer)[layer].cpu()
+                for index, state, frames in zip(batch, states, model.frame_count(lengths).tolist(), strict=True):
+                    found[index] = state[:frames].numpy()
+            yield from (found[index] for index in window)
+
+    return features
