@@ -1,4 +1,4 @@
-"""What is said of a feature store before torch is imported."""
+"""Feature-store settings, importable without torch."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ DTYPES = ("fp16", "int8", "fp32")
 
 @dataclass(frozen=True)
 class StoreSettings:
-    """Where hidden states are kept, how many bytes of them in all, and as what numbers."""
+    """Where hidden states are stored, how many bytes they may take in all, and their number format."""
 
     folder: Path
     max_bytes: int
-    dtype: str = "fp16"
+    dtype: str = "fp16"  # one of DTYPES
