@@ -1,14 +1,19 @@
-"""How long a SUPERB head takes to train on a frozen upstream: s3prl as it is, and with the feature store.
+"""Time to train a SUPERB head on a frozen upstream: plain s3prl against the feature store.
 
     python benchmarks/downstream.py --corpora data/mini --out runs/bench ks ic er pr
 
-Four modes a task, each a process with one thread and no data loading workers, official batch sizes, one evaluation on
-dev at the end: `plain` is s3prl's own loop; `cold` starts with an empty store; `warm` repeats the same training (other
-learning rates of a grid draw the same batches); `new-seed` trains with another seed on the full store, where random
-crops (KS's silence) are new. The table is in processor seconds of the whole process, imports included: with one
-thread that is the time on an idle machine, and other people's work does not add to it; wall-clock seconds are in the
-JSON files. With --plain-steps below --steps, `plain` runs that many and its time is scaled; the table says so. The dev
-metrics of `plain` and of a stored training of as many steps stand beside each other.
+Each task is trained in four modes, each in its own process with one thread, without data-loader workers, with official
+batch sizes, and with one evaluation on dev at the end:
+
+- `plain`: s3prl's own loop.
+- `cold`: starts with an empty store.
+- `warm`: repeats the same training on the full store. Trials of other learning rates draw the same batches.
+- `new-seed`: trains with another seed on the full store; random crops (silence in KS) are new.
+
+The table shows CPU seconds of the whole process, imports included. With one thread, this is the time on an idle
+machine, and other processes do not add to it. Wall-clock seconds are in the JSON files. If --plain-steps is less than
+--steps, `plain` runs that many steps and its time is scaled, which the table notes. A fifth mode, `numbers`, trains
+with the store for as many steps as `plain`: the dev metrics of both are printed side by side.
 """
 
 from __future__ import annotations
@@ -30,13 +35,13 @@ SEED = 0
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("tasks", nargs="+")
-    parser.add_argument("--corpora", type=Path, required=True)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--preset", default="transformer_base", help="its untrained copy is the upstream")
-    parser.add_argument("--steps", type=int, default=1000)
-    parser.add_argument("--plain-steps", type=int, default=1000)
-    parser.add_argument("--modes", nargs="+", choices=MODES, default=MODES)
+    parser.add_argument("tasks", nargs="+", help="names of tasks, such as ks ic er pr")
+    parser.add_argument("--corpora", type=Path, required=True, help="folder of the corpora")
+    parser.add_argument("--out", type=Path, required=True, help="folder for trainings, stores and measurements")
+    parser.add_argument("--preset", default="transformer_base", help="preset whose untrained copy is the upstream")
+    parser.add_argument("--steps", type=int, default=1000, help="steps with the store")
+    parser.add_argument("--plain-steps", type=int, default=1000, help="steps without the store")
+    parser.add_argument("--modes", nargs="+", choices=MODES, default=MODES, help="modes to run")
     options = parser.parse_args()
     checkpoint = options.out / f"{options.preset}_untrained.safetensors"
     if not checkpoint.exists():
@@ -44,12 +49,13 @@ def main() -> None:
     for task in options.tasks:
         for mode in options.modes:
             steps = options.plain_steps if mode in ("plain", "numbers") else options.steps
-            measured = measure(task, mode, steps, checkpoint, options.corpora, options.out)
+            measured = measure(task, mode, steps=steps, checkpoint=checkpoint, corpora=options.corpora, out=options.out)
             (options.out / f"{task}-{mode}.json").write_text(json.dumps(measured, indent=1) + "\n")
     print(table(options.out, options.steps))
 
 
 def write_untrained(preset: str, path: Path) -> None:
+    """Write a checkpoint with random weights."""
     import torch
 
     from upstreams.config import preset as read_preset
@@ -59,8 +65,8 @@ def write_untrained(preset: str, path: Path) -> None:
     checkpoint.save(path, checkpoint.build(read_preset(preset)), None, {"stage": "untrained"})
 
 
-def measure(task: str, mode: str, steps: int, checkpoint: Path, corpora: Path, out: Path) -> dict[str, Any]:
-    """One training in a process of its own."""
+def measure(task: str, mode: str, *, steps: int, checkpoint: Path, corpora: Path, out: Path) -> dict[str, Any]:
+    """Train in a process of its own; return its times in seconds and its dev metrics."""
     store, expdir = out / f"features-{task}", out / f"{task}-{mode}"
     shutil.rmtree(expdir, ignore_errors=True)
     if mode == "cold":
@@ -87,26 +93,26 @@ def measure(task: str, mode: str, steps: int, checkpoint: Path, corpora: Path, o
         [sys.executable, "-c", script, json.dumps(arguments)], stdout=subprocess.PIPE, text=True, env=environment
     )
     assert process.stdout is not None
-    said = process.stdout.read()
+    output = process.stdout.read()
     _, status, usage = os.wait4(process.pid, 0)
     ended = time.time()
     if status != 0:
-        raise SystemExit(f"{task} {mode} failed:\n{said[-2000:]}")
-    whole = usage.ru_utime + usage.ru_stime
-    first, last = json.loads(said[said.index("STEPS ") :].partition(" ")[2].splitlines()[0])
+        raise SystemExit(f"{task} {mode} failed:\n{output[-2000:]}")
+    cpu_seconds = usage.ru_utime + usage.ru_stime
+    first, last = json.loads(output[output.index("STEPS ") :].partition(" ")[2].splitlines()[0])
     return {
         "steps": steps,
         "wall_seconds": ended - started,
-        "seconds": whole,
+        "seconds": cpu_seconds,
         "start_seconds": first,
         "step_seconds": (last - first) / max(1, steps - 1),
-        "end_seconds": whole - last,
-        "dev": {name: float(value) for name, value in re.findall(r"^dev ([\w-]+): ([-\d.e]+)", said, re.MULTILINE)},
+        "end_seconds": cpu_seconds - last,
+        "dev": {name: float(value) for name, value in re.findall(r"^dev ([\w-]+): ([-\d.e]+)", output, re.MULTILINE)},
     }
 
 
 def table(out: Path, steps: int) -> str:
-    """What has been measured so far, as Markdown."""
+    """Return a Markdown table of everything in the folder that has been measured."""
     lines = [
         "| task | s3prl | cold store | warm store | new seed | s3prl / cold | s3prl / warm | s3prl / new seed |",
         "|:--|--:|--:|--:|--:|--:|--:|--:|",
@@ -120,15 +126,15 @@ def table(out: Path, steps: int) -> str:
             if (out / f"{task}-{mode}.json").exists()
         }
         plain = found["plain"]
-        whole = plain["start_seconds"] + plain["step_seconds"] * (steps - 1) + plain["end_seconds"]
-        mark = "" if plain["steps"] == steps else f" (from {plain['steps']} steps)"
+        plain_seconds = plain["start_seconds"] + plain["step_seconds"] * (steps - 1) + plain["end_seconds"]
+        note = "" if plain["steps"] == steps else f" (from {plain['steps']} steps)"
         stored = [found.get(mode) for mode in ("cold", "warm", "new-seed")]
-        cells = [f"{run['seconds']:.0f} s" if run else "not run" for run in stored]
-        ratios = [f"{whole / run['seconds']:.1f}" if run else "not run" for run in stored]
-        lines.append(f"| {task} | {whole:.0f} s{mark} | {' | '.join(cells)} | {' | '.join(ratios)} |")
+        times = [f"{run['seconds']:.0f} s" if run else "not run" for run in stored]
+        ratios = [f"{plain_seconds / run['seconds']:.1f}" if run else "not run" for run in stored]
+        lines.append(f"| {task} | {plain_seconds:.0f} s{note} | {' | '.join(times)} | {' | '.join(ratios)} |")
         if "numbers" in found:
             notes.append(
-                f"{task}, dev after {plain['steps']} steps: s3prl {plain['dev']}, stored {found['numbers']['dev']}"
+                f"{task}, dev after {plain['steps']} steps: s3prl {plain['dev']}, store {found['numbers']['dev']}"
             )
     return "\n".join([*lines, "", *notes])
 
