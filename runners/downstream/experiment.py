@@ -16,7 +16,7 @@ from torch import distributed
 from runners.downstream.runner import MetricRecorder, Runner
 from runners.downstream.scoring.external import SCORERS
 from runners.downstream.settings import Settings
-from runners.features import store as feature_store
+from runners.features.audio_cache import cached_audio
 from runners.tasks import Task
 from upstreams.errors import UserError
 from upstreams.files import atomic_write
@@ -54,7 +54,7 @@ def _run_s3prl(settings: Settings, recorder: MetricRecorder, on_step: Callable[[
     runner = functools.partial(Runner, store=settings.store, recorder=recorder, on_step=on_step)
     try:
         with (
-            contextlib.nullcontext() if settings.store is None else feature_store.waveforms_kept(),
+            contextlib.nullcontext() if settings.store is None else cached_audio(),
             replaced(run_downstream, "Runner", runner),
             replaced(run_downstream, "get_downstream_args", lambda: (settings.args, settings.config, [])),
         ):

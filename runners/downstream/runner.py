@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from runners.downstream.ctc_targets import count_targets
-from runners.features import store as feature_store
 from runners.features.settings import StoreSettings
+from runners.features.store import FeatureStore, open_store, weighted_sum
 from upstreams import registry
 from upstreams.s3prl import compat  # noqa: F401  (makes s3prl importable)
 
@@ -58,16 +58,21 @@ class Runner(S3prlRunner):
         entry = super()._get_upstream()
         if self.store is not None:
             crop = self.config["downstream_expert"].get("datarc", {}).get("max_timestep")  # of speaker identification
-            entry.model = feature_store.open_store(
-                entry.model, self.store, self.args.upstream, _upstream_files(self.args), self.args.device, crop
+            entry.model = open_store(
+                entry.model,
+                self.store,
+                name=self.args.upstream,
+                files=_upstream_files(self.args),
+                device=self.args.device,
+                crop_samples=crop,
             )
         return entry
 
     def _get_featurizer(self) -> Any:
         entry = super()._get_featurizer()
         featurizer = getattr(entry.model, "module", entry.model)  # inside DDP
-        if isinstance(self.upstream.model, feature_store.FeatureStore) and not featurizer.normalize:
-            featurizer._weighted_sum = lambda states: feature_store.weighted_sum(featurizer.weights, states)
+        if isinstance(self.upstream.model, FeatureStore) and not featurizer.normalize:
+            featurizer._weighted_sum = lambda states: weighted_sum(featurizer.weights, states)
         return entry
 
     def _get_optimizer(self, models: Any) -> Any:
