@@ -16,8 +16,9 @@ from torch import nn
 from benchmarks.timing import interleaved
 from runners.analysis.costs import processor
 from upstreams.config import preset
-from upstreams.encoders.attention import ScaledDotProduct, local_attention
+from upstreams.encoders.attention import ScaledDotProduct
 from upstreams.encoders.convolution import DepthwiseConvolution, FrameConvolution
+from upstreams.encoders.sparseformer import local_attention
 from upstreams.formats import checkpoint
 from upstreams.s3prl import compat as s3prl_compat  # noqa: F401  (lets transformers import)
 

@@ -18,6 +18,7 @@ from upstreams.config import SAMPLE_RATE
 from upstreams.encoders.attention import Attention
 from upstreams.encoders.convolution import ConvolutionModule
 from upstreams.encoders.feed_forward import FeedForward
+from upstreams.encoders.sparseformer import LocalAttention
 from upstreams.errors import UserError
 from upstreams.formats import checkpoint
 from upstreams.model import AudioEncoder
@@ -28,6 +29,7 @@ from upstreams.quantization.quantizers import Quantizer
 # The parts of a block: each is a whole branch of the residual stream, with all its quantized modules.
 PARTS: dict[type[nn.Module], str] = {
     Attention: "attention",
+    LocalAttention: "attention",
     ConvolutionModule: "convolution",
     FeedForward: "feed_forward",
 }

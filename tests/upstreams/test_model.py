@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from upstreams.config import preset, preset_names
-from upstreams.encoders.attention import ScaledDotProduct, local_attention
+from upstreams.encoders.attention import ScaledDotProduct
+from upstreams.encoders.sparseformer import local_attention
 from upstreams.errors import UserError
 from upstreams.formats.checkpoint import build
 from upstreams.frontend import LogMel, mel_filters

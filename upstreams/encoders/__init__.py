@@ -1,4 +1,4 @@
-"""Encoders: frames -> hidden states. `build_encoder` reads the configuration; the classes take plain arguments."""
+"""Encoders map frames to hidden states. `build_encoder` reads the configuration; the classes take plain arguments."""
 
 from __future__ import annotations
 
@@ -10,27 +10,26 @@ from upstreams.encoders.conformer import ConformerBlock
 from upstreams.encoders.convolution import ConvolutionModule
 from upstreams.encoders.feed_forward import FeedForward
 from upstreams.encoders.positions import ConvPositions, RelativePositions, Rotary
+from upstreams.encoders.sparseformer import LocalAttention, SparseformerBlock
 from upstreams.encoders.squeezeformer import Squeezeformer, SqueezeformerBlock
 from upstreams.encoders.stack import Encoder
-from upstreams.encoders.transformer import PostNormBlock, PreNormBlock
+from upstreams.encoders.transformer import TransformerBlock
 
 
 def build_encoder(config: EncoderConfig) -> Encoder:
-    """The encoder of that configuration, randomly initialised.
+    """Return the encoder of `config`, randomly initialised."""
+    dim, pre_norm = config.dim, config.norm == "pre"
 
-    A Sparseformer is the Transformer's stack with attention confined to a local window: nothing but self-attention and
-    feed-forward, which is what sets it apart from Conformer and Squeezeformer.
-    """
-    dim = config.dim
-
-    def attention() -> Attention:
-        radius = config.radius if config.kind == "sparseformer" else None
+    def attention_positions() -> RelativePositions | Rotary | None:
         match config.positions:
             case "relative":
-                return Attention(dim, config.heads, radius, RelativePositions(dim, config.heads))
+                return RelativePositions(dim, config.heads)
             case "rotary":
-                return Attention(dim, config.heads, radius, Rotary())
-        return Attention(dim, config.heads, radius)
+                return Rotary()
+        return None
+
+    def attention() -> Attention:
+        return Attention(dim, config.heads, attention_positions())
 
     def feed_forward() -> FeedForward:
         return FeedForward(dim, config.feed_forward_dim, config.activation)
@@ -47,9 +46,10 @@ def build_encoder(config: EncoderConfig) -> Encoder:
                 return SqueezeformerBlock(
                     attention(), feed_forward(), convolution(), feed_forward(), dim, config.dropout
                 )
-            case _:
-                kind = PreNormBlock if config.norm == "pre" else PostNormBlock
-                return kind(attention(), feed_forward(), dim, config.dropout)
+            case "sparseformer":
+                local = LocalAttention(dim, config.heads, config.radius, attention_positions())
+                return SparseformerBlock(local, feed_forward(), dim, config.dropout, pre_norm)
+        return TransformerBlock(attention(), feed_forward(), dim, config.dropout, pre_norm)
 
     blocks = [block() for _ in range(config.layers)]
     positions = None
@@ -57,10 +57,10 @@ def build_encoder(config: EncoderConfig) -> Encoder:
         positions = ConvPositions(dim, config.position_kernel, config.position_groups)
     if config.kind == "squeezeformer":
         return Squeezeformer(blocks, dim, config.reduce, config.recover, positions, config.layerdrop)
-    if config.kind == "conformer":  # each block ends in a norm of its own
+    if config.kind == "conformer":  # each block ends with a norm
         return Encoder(blocks, positions, layerdrop=config.layerdrop)
     norm = nn.LayerNorm(dim)
-    if config.norm == "pre":
+    if pre_norm:
         return Encoder(blocks, positions, norm=norm, layerdrop=config.layerdrop)
     return Encoder(blocks, positions, input_norm=norm, layerdrop=config.layerdrop)
 

@@ -11,7 +11,10 @@ from upstreams.frontend import padding_mask
 
 
 class ConformerBlock(nn.Module):
-    """Pre-norm modules, each added to its input: 1/2 feed-forward, attention, convolution, 1/2 feed-forward; a norm."""
+    """Pre-norm modules, each added to its input, and a final norm.
+
+    The modules: feed-forward (first), attention, convolution, feed-forward (second). Both feed-forwards count half.
+    """
 
     def __init__(
         self,
@@ -35,7 +38,7 @@ class ConformerBlock(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
-        """(batch, frames, dim), (batch,) frames -> (batch, frames, dim)."""
+        """Map x (batch, frames, dim), with (batch,) lengths in frames, to (batch, frames, dim)."""
         padded = padding_mask(lengths, x.shape[1])[..., None]
         x = x + 0.5 * self.dropout(self.first(self.first_norm(x)))
         x = x + self.dropout(self.attention(self.attention_norm(x), lengths))

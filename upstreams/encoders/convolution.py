@@ -9,11 +9,11 @@ from torch import Tensor, nn
 def convolve_frames(
     x: Tensor, weight: Tensor, bias: Tensor | None, stride: tuple[int, int], padding: tuple[int, int], groups: int
 ) -> Tensor:
-    """nn.functional.conv2d with a kernel of (frames, 1) over (batch, channels, frames, 1), by the faster of equal ways.
+    """Return nn.functional.conv2d of x (batch, channels, frames, 1) with a kernel of (frames, 1), computed faster.
 
-    With a filter a channel, frames go along the width in channels_last memory, where PyTorch's CPU kernels are 30
-    times faster than in 1-D and several times faster than along the height; with fewer groups 1-D is the fastest
-    (benchmarks/encoders.py).
+    A depthwise convolution runs in channels_last memory with frames along the width: there PyTorch's CPU kernels are 30
+    times faster than in 1-D, and several times faster than with frames along the height. With fewer groups 1-D is
+    fastest (benchmarks/encoders.py).
     """
     x, weight = x.squeeze(-1), weight.squeeze(-1)
     if groups == x.shape[1]:
@@ -29,13 +29,13 @@ class FrameConvolution(nn.Conv2d):
     """A convolution with a kernel of (frames, 1) over (batch, channels, frames, 1)."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """(batch, channels, frames, 1) -> the same, with the frames that stride and padding leave."""
+        """Map (batch, channels, frames, 1) to (batch, outputs, frames, 1), fewer frames with a stride above 1."""
         stride, padding = (self.stride[0], 1), (int(self.padding[0]), 0)
         return convolve_frames(x, self.weight, self.bias, stride, padding, self.groups)
 
 
 class DepthwiseConvolution(nn.Module):
-    """One filter a channel along the frames, centred; with stride 2, ceil(frames / 2) of them."""
+    """One centred filter for each channel, along the frames."""
 
     def __init__(self, dim: int, kernel: int, stride: int = 1) -> None:
         super().__init__()
@@ -44,15 +44,15 @@ class DepthwiseConvolution(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """(batch, frames, dim), zero where padded -> (batch, ceil(frames / stride), dim)."""
+        """Map (batch, frames, dim), zero where padded, to (batch, ceil(frames / stride), dim)."""
         return self.convolution(x.transpose(1, 2).unsqueeze(-1)).squeeze(-1).transpose(1, 2)
 
 
 class BatchNorm(nn.BatchNorm1d):
-    """Batch normalisation over valid frames only: padding touches neither the statistics nor their count."""
+    """Batch normalisation whose statistics cover valid frames only, without padding."""
 
     def forward(self, x: Tensor, padded: Tensor) -> Tensor:  # type: ignore[override]
-        """(batch, frames, dim), (batch, frames, 1) True where padded -> (batch, frames, dim)."""
+        """Map x (batch, frames, dim), with padded (batch, frames, 1) True where padded, to (batch, frames, dim)."""
         if not self.training:
             return nn.functional.batch_norm(
                 x.flatten(0, 1), self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps
@@ -64,8 +64,8 @@ class BatchNorm(nn.BatchNorm1d):
 class ConvolutionModule(nn.Module):
     """Pointwise, depthwise, BatchNorm, Swish, pointwise.
 
-    gated: Conformer's, where the first pointwise layer's 2 * dim channels are halved by a GLU; otherwise
-    Squeezeformer's, where Swish follows it and all 2 * dim channels go on.
+    gated: a GLU halves the 2 * dim channels of the first pointwise layer, as in a Conformer. Otherwise Swish follows
+    that layer and the module keeps all 2 * dim channels, as in a Squeezeformer.
     """
 
     def __init__(self, dim: int, kernel: int, gated: bool) -> None:
@@ -79,7 +79,7 @@ class ConvolutionModule(nn.Module):
         self.contract = nn.Linear(inner, dim)
 
     def forward(self, x: Tensor, padded: Tensor) -> Tensor:
-        """(batch, frames, dim), (batch, frames, 1) True where padded -> (batch, frames, dim)."""
-        # The depthwise filters see what lies behind an utterance's end: there must be nothing.
+        """Map x (batch, frames, dim), with padded (batch, frames, 1) True where padded, to (batch, frames, dim)."""
+        # The depthwise filters reach past the end of an utterance: the frames there must be zero.
         x = self.gate(self.expand(x)).masked_fill(padded, 0.0)
         return self.contract(self.activation(self.norm(self.depthwise(x), padded)))

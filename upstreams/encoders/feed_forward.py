@@ -8,7 +8,7 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "gelu": nn.GELU, "sw
 
 
 class FeedForward(nn.Module):
-    """dim -> hidden -> dim with relu, gelu or swish between."""
+    """Two linear layers, dim to hidden to dim, with relu, gelu or swish between them."""
 
     def __init__(self, dim: int, hidden: int, activation: str) -> None:
         super().__init__()
@@ -17,5 +17,5 @@ class FeedForward(nn.Module):
         self.contract = nn.Linear(hidden, dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., dim) -> (..., dim)."""
+        """Map (..., dim) to (..., dim)."""
         return self.contract(self.activation(self.expand(x)))

@@ -1,4 +1,4 @@
-"""Squeezeformer (arXiv 2206.00888, section 3): attention, convolution, feed-forward after each; temporal U-Net."""
+"""Squeezeformer (arXiv 2206.00888, section 3): a feed-forward after each attention and convolution; a U-Net in time."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from upstreams.frontend import padding_mask
 
 
 class ScaleAndBias(nn.Module):
-    """A learned scale and bias a channel, which stand in for pre-norm (section 3.1.3)."""
+    """A learned scale and bias for each channel, in place of the pre-norm (section 3.1.3)."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -24,12 +24,12 @@ class ScaleAndBias(nn.Module):
         self.bias = nn.Parameter(torch.zeros(dim))
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., dim) -> (..., dim)."""
+        """Map (..., dim) to (..., dim)."""
         return x * self.scale + self.bias
 
 
 class SqueezeformerBlock(nn.Module):
-    """Post-norm modules: attention, feed-forward, convolution, feed-forward."""
+    """Post-norm modules, each added to its input: attention, feed-forward, convolution, feed-forward."""
 
     def __init__(
         self,
@@ -50,7 +50,7 @@ class SqueezeformerBlock(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
-        """(batch, frames, dim), (batch,) frames -> (batch, frames, dim)."""
+        """Map x (batch, frames, dim), with (batch,) lengths in frames, to (batch, frames, dim)."""
         padded = padding_mask(lengths, x.shape[1])[..., None]
         x = self.norms[0](x + self.dropout(self.attention(self.scales[0](x), lengths)))
         x = self.norms[1](x + self.dropout(self.first(self.scales[1](x))))
@@ -59,7 +59,7 @@ class SqueezeformerBlock(nn.Module):
 
 
 class Squeezeformer(Encoder):
-    """Blocks `reduce` to `recover` - 1 run at half the frame rate (section 3.1.1)."""
+    """An encoder whose blocks `reduce` to `recover` - 1 run at half the frame rate (section 3.1.1)."""
 
     def __init__(
         self,
@@ -77,24 +77,24 @@ class Squeezeformer(Encoder):
         self.recover = nn.Linear(dim, dim)
 
     def forward(self, x: Tensor, lengths: Tensor, layers: int | None = None) -> tuple[Tensor, ...]:
-        """As every encoder's; states at half the frame rate are repeated to the full one."""
+        """Return hidden states as `Encoder.forward`; each frame of the states at half the frame rate is repeated."""
         frames = x.shape[1]
         padded = padding_mask(lengths, frames)[..., None]
         x = self.enter(x, padded)
         states = [x]
         skip = x
-        at = lengths
+        current = lengths  # at the current frame rate
         for number in range(len(self.blocks) if layers is None else layers):
             if number == self.reduce_at:
-                skip, at = x, (lengths + 1) // 2
+                skip, current = x, (lengths + 1) // 2
                 x = self.reduce_pointwise(self.reduce_depthwise(x.masked_fill(padded, 0.0)))
             if number == self.recover_at:
-                x, at = skip + self.recover(repeated(x, frames)), lengths
-            x = self.run(number, x, at)
+                x, current = skip + self.recover(repeated(x, frames)), lengths
+            x = self.run(number, x, current)
             states.append(repeated(x, frames) if self.reduce_at <= number < self.recover_at else x)
         return tuple(state.masked_fill(padded, 0.0) for state in states)
 
 
 def repeated(x: Tensor, frames: int) -> Tensor:
-    """(batch, ceil(frames / 2), dim) -> (batch, frames, dim), every frame twice."""
+    """Repeat each frame of x (batch, ceil(frames / 2), dim); return (batch, frames, dim)."""
     return x.repeat_interleave(2, dim=1)[:, :frames]

@@ -1,4 +1,4 @@
-"""What every encoder is: a stack of blocks over frames that returns the state after each."""
+"""The stack of blocks that all encoders share; it returns the hidden state after each block."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from upstreams.frontend import padding_mask
 class Encoder(nn.Module):
     """Positions, a norm of the input, blocks, and a norm of the last block's output.
 
-    blocks: modules (x (batch, frames, dim), lengths (batch,) frames) -> like x. positions None: the blocks' attention
-    has its own, or none. layerdrop: in training, the probability of leaving out a block. Setting `checkpointing` keeps
-    only the blocks' inputs for the backward pass and computes the rest again.
+    blocks: modules that map x (batch, frames, dim) and lengths (batch,) in frames to a tensor like x. positions: None
+    if the blocks' attention has its own positions, or none. layerdrop: probability of skipping a block in training.
+    With `checkpointing` set, only the blocks' inputs are kept for the backward pass, which computes the rest again.
     """
 
     def __init__(
@@ -37,9 +37,9 @@ class Encoder(nn.Module):
         self.checkpointing = False
 
     def forward(self, x: Tensor, lengths: Tensor, layers: int | None = None) -> tuple[Tensor, ...]:
-        """(batch, frames, dim), (batch,) frames -> layers + 1 hidden states (batch, frames, dim), input first.
+        """Return layers + 1 hidden states (batch, frames, dim), zero where padded; the first is the input of block 0.
 
-        layers: how many blocks to run, all when None. States are zero where padded.
+        x: (batch, frames, dim). lengths: (batch,) frames. layers: number of blocks to run; None: all.
         """
         padded = padding_mask(lengths, x.shape[1])[..., None]
         x = self.enter(x, padded)
@@ -52,14 +52,14 @@ class Encoder(nn.Module):
         return tuple(state.masked_fill(padded, 0.0) for state in states)
 
     def enter(self, x: Tensor, padded: Tensor) -> Tensor:
-        """What the first block is given: x with positions, normalised."""
-        x = x.masked_fill(padded, 0.0)  # the positions' convolution looks across an utterance's end
+        """Return the first block's input: x with positions, normalised."""
+        x = x.masked_fill(padded, 0.0)  # the positions' convolution reaches past the end of an utterance
         if self.positions is not None:
             x = x + self.positions(x)
         return self.input_norm(x)
 
     def run(self, number: int, x: Tensor, lengths: Tensor) -> Tensor:
-        """Block `number` of x, unless layerdrop leaves it out."""
+        """Return the output of block `number` for x, or x itself if layerdrop skips the block."""
         if self.training and self.layerdrop and float(torch.rand(())) < self.layerdrop:
             return x
         if self.checkpointing and torch.is_grad_enabled():

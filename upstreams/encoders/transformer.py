@@ -1,4 +1,4 @@
-"""Transformer blocks (arXiv 1706.03762): HuBERT's with full attention, a Sparseformer's with a local window."""
+"""The Transformer block (arXiv 1706.03762) of HuBERT: full attention and feed-forward."""
 
 from __future__ import annotations
 
@@ -8,27 +8,27 @@ from upstreams.encoders.attention import Attention
 from upstreams.encoders.feed_forward import FeedForward
 
 
-class PreNormBlock(nn.Module):
-    """x + attention(norm(x)), then x + feed_forward(norm(x)), as HuBERT Large."""
+class TransformerBlock(nn.Module):
+    """Attention and feed-forward, each added to its input.
 
-    def __init__(self, attention: Attention, feed_forward: FeedForward, dim: int, dropout: float) -> None:
+    pre_norm: normalise the input of each module, as HuBERT Large does. Otherwise normalise each sum, as HuBERT Base.
+    """
+
+    def __init__(
+        self, attention: Attention, feed_forward: FeedForward, dim: int, dropout: float, pre_norm: bool
+    ) -> None:
         super().__init__()
         self.attention_norm = nn.LayerNorm(dim)
         self.attention = attention
         self.feed_forward_norm = nn.LayerNorm(dim)
         self.feed_forward = feed_forward
         self.dropout = nn.Dropout(dropout)
+        self.pre_norm = pre_norm
 
     def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
-        """(batch, frames, dim), (batch,) frames -> (batch, frames, dim)."""
-        x = x + self.dropout(self.attention(self.attention_norm(x), lengths))
-        return x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))
-
-
-class PostNormBlock(PreNormBlock):
-    """norm(x + attention(x)), then norm(x + feed_forward(x)), as HuBERT Base."""
-
-    def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
-        """(batch, frames, dim), (batch,) frames -> (batch, frames, dim)."""
+        """Map x (batch, frames, dim), with (batch,) lengths in frames, to (batch, frames, dim)."""
+        if self.pre_norm:
+            x = x + self.dropout(self.attention(self.attention_norm(x), lengths))
+            return x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))
         x = self.attention_norm(x + self.dropout(self.attention(x, lengths)))
         return self.feed_forward_norm(x + self.dropout(self.feed_forward(x)))

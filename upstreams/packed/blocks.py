@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from upstreams.encoders.attention import Attention
 from upstreams.encoders.feed_forward import FeedForward
 from upstreams.encoders.positions import ConvPositions, RelativePositions, Rotary
+from upstreams.encoders.sparseformer import LocalAttention
 from upstreams.model import AudioEncoder, checked
 from upstreams.packed.file import Layer, MemoryTensors, PackedFile
 from upstreams.packed.layout import Floats
@@ -69,7 +70,7 @@ class PackedAttention(Attention):
 
     def __init__(self, module: Attention) -> None:
         nn.Module.__init__(self)
-        self.heads, self.radius, self.positions = module.heads, module.radius, module.positions
+        self.heads, self.positions = module.heads, module.positions
         self.query, self.key, self.value = module.query, module.key, module.value
         self.product, self.output = module.product, module.output
         self._native: dict[str, BinaryBits] = {}
@@ -125,6 +126,14 @@ class PackedAttention(Attention):
         if isinstance(product, PackedMatmul):
             y = whole_numbers(y, product.bits, True, getattr(product, name), torch)
         return y.contiguous().numpy(), relative
+
+
+class PackedLocalAttention(PackedAttention, LocalAttention):
+    """Local attention of packed layers."""
+
+    def __init__(self, module: LocalAttention) -> None:
+        super().__init__(module)
+        self.radius = module.radius
 
 
 class PackedPositions(ConvPositions):

@@ -16,6 +16,7 @@ from upstreams.config import ModelConfig
 from upstreams.encoders.attention import Attention
 from upstreams.encoders.feed_forward import FeedForward
 from upstreams.encoders.positions import ConvPositions
+from upstreams.encoders.sparseformer import LocalAttention
 from upstreams.errors import UserError
 from upstreams.files import sha256
 from upstreams.formats import checkpoint
@@ -25,6 +26,7 @@ from upstreams.packed.blocks import (
     PackedAttention,
     PackedAudioEncoder,
     PackedFeedForward,
+    PackedLocalAttention,
     PackedPositions,
     layer_table,
     stored_tensors,
@@ -72,6 +74,7 @@ def packed_module(module: QuantLinear | QuantConv1d | QuantMatmul) -> nn.Module:
 BLOCKS: dict[type[nn.Module], Callable[[Any], nn.Module]] = {
     FeedForward: PackedFeedForward,
     Attention: PackedAttention,
+    LocalAttention: PackedLocalAttention,
     ConvPositions: PackedPositions,
 }
 

@@ -23,6 +23,7 @@ from upstreams.encoders.attention import Attention, ScaledDotProduct
 from upstreams.encoders.convolution import ConvolutionModule, DepthwiseConvolution
 from upstreams.encoders.feed_forward import FeedForward
 from upstreams.encoders.positions import ConvPositions, RelativePositions
+from upstreams.encoders.sparseformer import LocalAttention
 from upstreams.errors import UserError, nearest
 from upstreams.frontend import ConvolutionStem, LogMelFrontEnd
 from upstreams.quantization.modules import QuantConv1d, QuantLinear, QuantMatmul
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 # The kind of what lies inside; of nested ones the innermost counts.
 _KINDS: dict[type[nn.Module], str] = {
     Attention: "attention",
+    LocalAttention: "attention",
     FeedForward: "feed_forward",
     ConvolutionModule: "convolution",
     DepthwiseConvolution: "depthwise",

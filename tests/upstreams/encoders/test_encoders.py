@@ -19,6 +19,7 @@ from upstreams.encoders import build_encoder
 from upstreams.encoders.attention import Attention
 from upstreams.encoders.convolution import BatchNorm, DepthwiseConvolution
 from upstreams.encoders.positions import RelativePositions, Rotary
+from upstreams.encoders.sparseformer import LocalAttention
 from upstreams.encoders.squeezeformer import ScaleAndBias
 from upstreams.formats.checkpoint import build
 from upstreams.model import AudioEncoder
@@ -72,10 +73,9 @@ def test_padding_does_not_leak(kind: str, positions: str) -> None:
 def test_relative_positions_against_loops(radius: int | None) -> None:
     """Transformer-XL's four terms, one pair of frames at a time, in float64."""
     dim, heads, frames = 8, 2, 11
-    attention = Attention(dim, heads, radius, RelativePositions(dim, heads)).double()
-    scramble(attention)
-    relative = attention.positions
-    assert isinstance(relative, RelativePositions)
+    relative = RelativePositions(dim, heads)
+    attention = Attention(dim, heads, relative) if radius is None else LocalAttention(dim, heads, radius, relative)
+    scramble(attention.double())
     x = torch.randn(1, frames, dim, dtype=torch.float64)
     q, k, v = (linear(x)[0].view(frames, heads, -1) for linear in (attention.query, attention.key, attention.value))
     u, w = relative.content_bias.view(heads, -1), relative.position_bias.view(heads, -1)
