@@ -38,6 +38,7 @@ from benchmarks.timing import interleaved
 from upstreams.config import SAMPLE_RATE
 from upstreams.errors import UserError
 from upstreams.packed import kernels
+from upstreams.packed.linear import ONE_BIT, BinaryLinear, LayerTensors
 from upstreams.packed.native import LEVELS, Native
 
 PEAK_ROUNDS = 2_000_000
@@ -46,14 +47,11 @@ OPERATIONS = 12 * 16 * 32 * 2  # of a peak round: XOR and popcount, counted as m
 
 def kernel_figures(kernel: Native) -> dict[str, float]:
     """Return the speed in GOP/s of the 1-bit product 768 -> 3072 of 1000 rows; with AVX-512 also the popcount peak."""
-    from upstreams.packed.linear import BinaryLinear, LayerTensors
-    from upstreams.quantization.spec import Bits
-
     rng = np.random.default_rng(0)
     codes = rng.integers(0, 256, (3072, 96), dtype=np.uint8)
     floats = np.ones(3072, np.float32)
     one = np.ones((), np.float32)
-    layer = BinaryLinear(LayerTensors(Bits(1, 1), 768, codes, floats, floats, one, np.zeros(768, np.float32), False))
+    layer = BinaryLinear(LayerTensors(ONE_BIT, 768, codes, floats, floats, one, np.zeros(768, np.float32), False))
     bits = layer.binarize(rng.standard_normal((1000, 768)).astype(np.float32), kernel)
     limit = np.full(3072, 384, np.int32)
     functions: dict[str, Callable[[], object]] = {

@@ -9,13 +9,10 @@ import numpy as np
 
 from upstreams.config import EncoderConfig
 from upstreams.packed.layout import Array, Floats
-from upstreams.packed.linear import BinaryBits, FloatLinear
+from upstreams.packed.linear import ONE_BIT, BinaryBits, FloatLinear
 from upstreams.packed.native import Native
 from upstreams.packed.tensors import AnyLinear, TensorReader
 from upstreams.quantization.levels import whole_numbers
-from upstreams.quantization.spec import Bits
-
-ONE_BIT = Bits(1, 1)
 
 
 @dataclass

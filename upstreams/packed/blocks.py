@@ -19,9 +19,8 @@ from upstreams.encoders.sparseformer import LocalAttention
 from upstreams.model import AudioEncoder, checked
 from upstreams.packed.file import Layer, MemoryTensors, PackedFile
 from upstreams.packed.layout import Floats
-from upstreams.packed.linear import BinaryBits, BinaryFeedForward, FloatConvolution, FloatLinear
+from upstreams.packed.linear import ONE_BIT, BinaryBits, BinaryFeedForward, FloatConvolution, FloatLinear
 from upstreams.packed.modules import (
-    ONE_BIT,
     PackedLayer,
     PackedLinear,
     PackedMatmul,
@@ -94,12 +93,12 @@ class PackedAttention(Attention):
             scales = (1 / math.sqrt(dim), 1.0, 0, 1.0)
             context = kernel.float_attention(query, key, value, scales=scales, **window)
         else:
-            of_scores, of_probabilities, of_context = self.product.scales(dim)
+            score_scale, probability_scale, context_scale = self.product.scales(dim)
             if self.product.bits == 1:
-                limits = (of_scores, of_probabilities / 2, of_context)
+                limits = (score_scale, probability_scale / 2, context_scale)
                 context = kernel.binary_attention(query, key, value, dim=dim, scales=limits, **window)
             else:
-                scales = (of_scores, of_probabilities, 2**self.product.bits - 1, of_context)
+                scales = (score_scale, probability_scale, 2**self.product.bits - 1, context_scale)
                 context = kernel.float_attention(query, key, value, scales=scales, **window)
         return self.output(torch.from_numpy(context).flatten(2))
 
@@ -159,9 +158,9 @@ class PackedPositions(ConvPositions):
             weight = convolution.weight.detach().squeeze(-1).numpy()
             self._native = FloatConvolution(weight, convolution.bias.detach().numpy(), convolution.groups)
         before, taps = convolution.kernel_size[0] // 2, convolution.kernel_size[0]
-        around = before, taps - 1 - before
-        padded = nn.functional.pad(x, (0, 0, *around))
-        y = torch.stack([torch.from_numpy(self._native(rows_of(utterance), kernel, around)) for utterance in padded])
+        padding = before, taps - 1 - before
+        padded = nn.functional.pad(x, (0, 0, *padding))
+        y = torch.stack([torch.from_numpy(self._native(rows_of(utterance), kernel, padding)) for utterance in padded])
         return nn.functional.gelu(y)
 
 
@@ -228,8 +227,8 @@ def stored_tensors(model: nn.Module) -> dict[str, Tensor]:
 
     This includes constants that the front-end computes, because other libraries would round them differently.
     """
-    everything = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-    return {name: t for name, t in everything.items() if not name.endswith("num_batches_tracked")}
+    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    return {name: t for name, t in tensors.items() if not name.endswith("num_batches_tracked")}
 
 
 def layer_table(model: nn.Module) -> dict[str, Layer]:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from upstreams.config import EncoderConfig, ModelConfig
-from upstreams.packed.attention import ONE_BIT, Attention, Operands
+from upstreams.packed.attention import Attention, Operands
 from upstreams.packed.layout import Floats
-from upstreams.packed.linear import BinaryFeedForward, FloatConvolution
+from upstreams.packed.linear import ONE_BIT, BinaryFeedForward, FloatConvolution
 from upstreams.packed.native import Native
 from upstreams.packed.tensors import AnyLinear, TensorReader
 

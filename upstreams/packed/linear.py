@@ -22,6 +22,8 @@ from upstreams.packed.layout import (
 from upstreams.packed.native import Native
 from upstreams.quantization.spec import Bits
 
+ONE_BIT = Bits(1, 1)
+
 
 @dataclass(frozen=True)
 class LayerTensors:
@@ -213,7 +215,7 @@ class FloatConvolution:
 Linear = BinaryLinear | ByteLinear | SignLinear
 # Bit widths that the native kernel computes.
 NATIVE: dict[Bits, type[BinaryLinear] | type[ByteLinear] | type[SignLinear]] = {
-    Bits(1, 1): BinaryLinear,
+    ONE_BIT: BinaryLinear,
     Bits(1, 8): ByteLinear,
     Bits(1, 32): SignLinear,
 }

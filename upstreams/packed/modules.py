@@ -16,12 +16,10 @@ from torch import Tensor, nn
 from upstreams.packed import kernels
 from upstreams.packed.codes import unpack_codes
 from upstreams.packed.file import code_bytes
-from upstreams.packed.linear import NATIVE, LayerTensors, Linear
+from upstreams.packed.linear import NATIVE, ONE_BIT, LayerTensors, Linear
 from upstreams.packed.native import LEVELS, Native
 from upstreams.quantization.levels import whole_numbers
 from upstreams.quantization.spec import Bits
-
-ONE_BIT = Bits(1, 1)
 
 
 def pack_codes(whole: Tensor, bits: int) -> Tensor:

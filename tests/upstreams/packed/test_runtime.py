@@ -65,7 +65,8 @@ def test_hidden_states_equal_those_of_the_quantized_model(
     model = quantized(*CASES[case])
     convert.save(tmp_path / "packed.safetensors", convert.pack(copy.deepcopy(model)), {})
     runtime = Runtime(tmp_path / "packed.safetensors")
-    few_bits = any(text in case for text in ("a8", "a4", "front-end"))
+    # With several levels, or a quantized front-end, a rounding error may move an input by one step.
+    allowed = 0.2 if any(text in case for text in ("a8", "a4", "front-end")) else 0
     for samples in (1, 401, 31_217):
         waveform = noise(1, samples)
         embedded, frames = model.embed(waveform)
@@ -74,9 +75,9 @@ def test_hidden_states_equal_those_of_the_quantized_model(
         assert len(ours) == int(frames) == runtime.frame_count(samples)
         states, reference = runtime.encode(embedded[0].numpy()), model(waveform)
         assert len(states) == len(reference)
-        for state, wanted in zip(states, reference, strict=True):
-            wrong = np.abs(state - wanted[0].numpy()).max(1) > 1e-3
-            assert wrong.mean() <= (0.2 if few_bits else 0)
+        for state, expected in zip(states, reference, strict=True):
+            wrong = np.abs(state - expected[0].numpy()).max(1) > 1e-3
+            assert wrong.mean() <= allowed
         assert len(runtime(waveform[0].numpy())[-1]) == int(frames)
 
 

@@ -26,7 +26,8 @@ struct BinaryAttention {
         std::vector<uint32_t> k(words * padded), v(key_words * channels), selected(key_words);
         std::vector<float> score(padded);
         std::vector<uint32_t> sum(channels), count(padded);
-        std::vector<float> table(std::max<i64>(64, dim + 1));  // exp(score - highest) by the number of additional differing bits
+        // exp(score - highest score) by the number of additional differing bits
+        std::vector<float> table(std::max<i64>(64, dim + 1));
         for (i64 n = 0; n <= dim; ++n) table[n] = exponential(-2.0f * score_scale * float(n));
         for (i64 item = begin; item < end; ++item) {
             i64 batch = item / heads, head = item % heads;
@@ -105,7 +106,7 @@ struct BinaryAttention {
 namespace generic {
 
 struct Attention {
-    static constexpr bool SELECTS_BY_COUNT = false;  // has `select_keys` and `sum_values` of its own
+    static constexpr bool SELECTS_BY_COUNT = false;  // true: provides `select_keys` and `sum_values`
 };
 
 }  // namespace generic

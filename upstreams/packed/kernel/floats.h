@@ -19,7 +19,7 @@ struct Floats {
 
 }  // namespace generic
 
-// As many floats as a register of the architecture holds, and how many those are.
+// The vector type of an architecture, one register wide, and its number of floats.
 template <class Arch>
 using VectorOf = typename Arch::Vector;
 template <class Arch>
@@ -90,7 +90,8 @@ struct FloatProduct {
         const f32* w = weights + (block * panel + k) * LANES;
         const f32* from = x + row * stride + k;
         // Inputs that are zero in all of the rows are skipped: they leave the sums as they are.
-        const i64 begin = std::max<i64>(0, first - (row + rows - 1) * stride - k), end = std::min(count, last - row * stride - k);
+        const i64 begin = std::max<i64>(0, first - (row + rows - 1) * stride - k);
+        const i64 end = std::min(count, last - row * stride - k);
         for (i64 i = begin; i < end; ++i) {
             Vector weight[group * parts];
 #pragma GCC unroll 4

@@ -1,4 +1,4 @@
-// The C interface of the kernel, which Python calls through ctypes. It knows nothing of Python or torch.
+// The C interface of the kernel, which Python calls through ctypes. It depends on neither Python nor torch.
 //
 // Every function takes the level (0 scalar, 1 AVX2, 2 AVX-512; at most superbit_best_level()) and the number of threads.
 // Pointers may have any alignment.
