@@ -1,8 +1,8 @@
-"""Loss curves of pre-training runs side by side: `python -m benchmarks.curves runs/minis --out docs/pretraining.png`.
+"""Loss curves of several pre-training runs: `python -m benchmarks.curves runs/minis --out docs/pretraining.png`.
 
-Reads the TensorBoard events of every recipe in RUNS/pretrain, which were trained with `superbit pretrain --valid`.
-Prints the last validation loss and accuracy of each iteration beside what guessing by frequency alone would have (the
-entropy of the labels and the share of the commonest), and draws training and validation loss over the steps.
+Reads the TensorBoard events of every recipe in RUNS/pretrain. The runs must have used `superbit pretrain --valid`.
+Prints the last validation loss and accuracy of each iteration, and those of guessing by frequency (the entropy of the
+labels and the share of the most frequent label). Draws training and validation loss over the steps.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ import matplotlib.pyplot as plt
 import numpy as np
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-SMOOTHING = 0.8  # of the training loss, as TensorBoard's slider
+SMOOTHING = 0.8  # of the training loss, as set by TensorBoard's slider
 
 
 def scalars(folder: Path, name: str) -> tuple[list[int], list[float]]:
-    """Steps and values."""
+    """Return the steps and values of a scalar in a folder's TensorBoard events."""
     events = EventAccumulator(str(folder))
     events.Reload()
     found = events.Scalars(name)
@@ -27,7 +27,7 @@ def scalars(folder: Path, name: str) -> tuple[list[int], list[float]]:
 
 
 def smoothed(values: list[float]) -> list[float]:
-    """Exponential moving average, started without bias."""
+    """Return the exponential moving average, corrected for the bias of its start."""
     mean, weight, result = 0.0, 0.0, []
     for value in values:
         mean, weight = SMOOTHING * mean + (1 - SMOOTHING) * value, SMOOTHING * weight + 1 - SMOOTHING
@@ -36,14 +36,14 @@ def smoothed(values: list[float]) -> list[float]:
 
 
 def by_frequency(labels: Path) -> tuple[float, float]:
-    """Cross-entropy and accuracy of guessing by the labels' frequency alone."""
+    """Return cross-entropy and accuracy of guessing by the frequency of the labels."""
     _, counts = np.unique(labels.read_text(encoding="utf-8").split(), return_counts=True)
     share = counts / counts.sum()
     return -float((share * np.log(share)).sum()), float(share.max())
 
 
 def main() -> None:
-    """Print a table and write a picture."""
+    """Print a table and draw the curves."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", type=Path, help="folder that `superbit pretrain --out` wrote to")
     parser.add_argument("--out", type=Path, required=True, help="PNG")
@@ -61,10 +61,10 @@ def main() -> None:
             steps_trained, trained = scalars(folder, "loss_masked")
             panel.plot(steps_trained, smoothed(trained), color=f"C{number}", linewidth=0.7, alpha=0.5)
             labels = next(iter(recipe.glob(f"labels{iteration}_*")), arguments.runs / "labels" / "mfcc100")
-            entropy, commonest = by_frequency(labels / "valid.km")
+            entropy, most_frequent = by_frequency(labels / "valid.km")
             print(
                 f"| {recipe.name} | {iteration} | {steps[-1]} | {losses[-1]:.3f} | {100 * accuracies[-1]:.1f} % | "
-                f"{entropy:.3f} | {100 * commonest:.1f} % |"
+                f"{entropy:.3f} | {100 * most_frequent:.1f} % |"
             )
     for iteration, panel in enumerate(axes, start=1):
         panel.set(title=f"iteration {iteration}", xlabel="step", ylabel="cross-entropy of masked frames")

@@ -1,12 +1,12 @@
-"""k-means of more features than memory should hold, and how well labels agree with aligned phones.
+"""Memory and time of k-means, and phones to compare labels with.
 
     python -m benchmarks.labels memory                                   # 10 h of 768 features at 50 Hz, 500 clusters
     python -m benchmarks.labels phones data/mini/manifest/train.tsv OUT  # OUT/train.phn, by forced alignment
     superbit labels purity --labels runs/my/labels/mfcc100/train.km --reference OUT/train.phn
 
-`memory` makes features up (noise around 500 points), so that the figure is that of clustering alone, and prints the
-process's peak. `phones` aligns every utterance of LibriSpeech's layout that has a transcript with its phones, 100 a
-second, by pocketsphinx (the extra `corpora`); utterances without one get an empty line.
+`memory` clusters synthetic features (noise around random points), so that it measures the clustering alone, and prints
+the peak memory of the process. `phones` aligns every utterance in LibriSpeech's layout with the phones of its
+transcript, 100 per second, with pocketsphinx (extra `corpora`); utterances without a transcript get an empty line.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-SECONDS = 10  # of an utterance
-FRAMES = SECONDS * 50
+SECONDS = 10  # length of an utterance
+FRAMES = SECONDS * 50  # at 50 Hz
 
 
 def memory(hours: float, dim: int, clusters: int, n_init: int) -> dict[str, float]:
-    """Cluster that much and assign it all; seconds, and megabytes that the process took at most."""
+    """Cluster features of that many hours, assign a tenth of them, and return time in s and memory in MB."""
     from pretrain.targets.labels import cluster
 
     centres = np.random.default_rng(0).normal(0, 1, (clusters, dim)).astype(np.float32)
@@ -53,7 +53,7 @@ def memory(hours: float, dim: int, clusters: int, n_init: int) -> dict[str, floa
 
 
 def phones(manifest_path: Path, out: Path) -> None:
-    """Write OUT/train.phn: a line an utterance of the manifest, its phones at 100 Hz."""
+    """Write OUT/train.phn with a line for each utterance of the manifest: its phones at 100 Hz."""
     from pretrain.audio.manifest import Manifest, load_audio
     from upstreams.files import atomic_write
 
@@ -68,7 +68,7 @@ def phones(manifest_path: Path, out: Path) -> None:
 
 
 def transcript(path: Path) -> str:
-    """The words of an utterance in LibriSpeech's layout, "" where there are none."""
+    """Return the words of an utterance in LibriSpeech's layout, "" if it has no transcript."""
     words = path.parent / f"{path.stem.rpartition('-')[0]}.trans.txt"
     if not words.is_file():
         return ""
@@ -77,14 +77,14 @@ def transcript(path: Path) -> str:
 
 
 def aligned(audio: np.ndarray, text: str) -> list[str]:
-    """A phone for each 10 ms; none where the alignment fails or a word is in no lexicon."""
+    """Return a phone for each 10 ms; an empty list if the alignment fails or the lexicon lacks a word."""
     from pocketsphinx import Decoder
 
     samples = (audio * 32767).astype(np.int16).tobytes()
     decoder = Decoder(lm=None, loglevel="FATAL")
     try:
         decoder.set_align_text(text)
-        for _ in range(2):  # words, then the phones in them
+        for _ in range(2):  # aligns the words, then their phones
             decoder.start_utt()
             decoder.process_raw(samples, full_utt=True)
             decoder.end_utt()
@@ -96,7 +96,7 @@ def aligned(audio: np.ndarray, text: str) -> list[str]:
 
 
 def main() -> None:
-    """Read the command line, measure, print."""
+    """Run the part that the command line names."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parts = parser.add_subparsers(dest="part", required=True)
     part = parts.add_parser("memory")

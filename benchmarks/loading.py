@@ -1,10 +1,9 @@
-"""Whether reading audio holds training up: pre-training steps on real audio against the same steps on made-up tensors.
+"""Cost of reading audio: pre-training steps on audio files, compared with the same steps on random tensors.
 
     python -m benchmarks.loading data/mini/manifest/train.tsv --workers 0 1
 
-A step is forward, backward and the update of a model on one torch thread. Both kinds take the very same shapes, step by
-step in turn: one on batches that worker processes read ahead from the manifest's files, one on random numbers. Figures
-are medians over the steps.
+A step is the forward and backward pass and the update of a model, on one torch thread. Steps on batches that worker
+processes read ahead alternate with steps on random tensors of the same shapes. Figures are medians over the steps.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ CLUSTERS = 100
 
 
 def measure(manifest: Manifest, name: str, workers: int, steps: int, batch_seconds: float, crop: float) -> list[float]:
-    """Milliseconds of a step on made-up tensors and on real audio, waiting for it included."""
+    """Return the median time of a step in ms: on random tensors, and on audio, including the time of waiting for it."""
     torch.manual_seed(0)
     config = preset(name)
     model = HubertPretraining(AudioEncoder(config), CLUSTERS, Objective(utterance_weight=0.0)).train()
@@ -54,7 +53,8 @@ def measure(manifest: Manifest, name: str, workers: int, steps: int, batch_secon
         batch = next(batches)
         waited = time.perf_counter() - started
         noise = Batch(torch.randn_like(batch.waveforms) * 0.1, batch.lengths, batch.labels, 0)
-        # The first of two steps of one shape is the slower: kernels are made for it. So they take turns at being first.
+        # The first step with a new shape is slower, since kernels are prepared for it. So the two kinds alternate in
+        # which runs first.
         for kind in (0, 1) if number % 2 else (1, 0):
             started = time.perf_counter()
             step((noise, batch)[kind], number)
@@ -63,7 +63,7 @@ def measure(manifest: Manifest, name: str, workers: int, steps: int, batch_secon
 
 
 def main() -> None:
-    """Read the command line, measure, print."""
+    """Print a table with a row for each number of workers."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("manifest", type=Path)
     parser.add_argument("--model", default="sparseformer_dn_mini")
@@ -74,11 +74,11 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     manifest = Manifest.read(arguments.manifest)
-    print("| workers | made-up tensors, ms a step | real audio, ms a step | ratio |\n|---|---|---|---|")
+    print("| workers | random tensors, ms per step | audio files, ms per step | ratio |\n|---|---|---|---|")
     for workers in arguments.workers:
         settings = (arguments.model, workers, arguments.steps, arguments.batch_seconds, arguments.crop_seconds)
-        made_up, real = measure(manifest, *settings)
-        print(f"| {workers} | {made_up:.1f} | {real:.1f} | {real / made_up:.3f} |")
+        random, audio = measure(manifest, *settings)
+        print(f"| {workers} | {random:.1f} | {audio:.1f} | {audio / random:.3f} |")
 
 
 if __name__ == "__main__":

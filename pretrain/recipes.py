@@ -1,4 +1,4 @@
-"""Recipes: YAML files that say how a model is pre-trained; packaged ones in pretrain/configs."""
+"""Recipes: YAML files with the settings of a pre-training. The packaged ones are in pretrain/configs."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from upstreams.quantization.spec import FLOAT, Bits
 
 @dataclass(frozen=True)
 class Iteration:
-    """One round of masked prediction: targets by k-means of `layer` of the round before (0: of MFCC)."""
+    """One round of masked prediction. Its targets are k-means clusters of `layer` of the round before (0: of MFCC)."""
 
     layer: int
     clusters: int
     steps: int
-    from_scratch: bool = False  # start from the initialisation, not from the round before (as HuBERT does)
+    from_scratch: bool = False  # start from the initial weights, as HuBERT, instead of those of the round before
 
 
 @dataclass(frozen=True)
@@ -41,16 +41,16 @@ class Teacher:
 
 @dataclass(frozen=True)
 class Expectation:
-    """What a recipe is for, costs and gives; "not run" where nobody has run it."""
+    """Data, cost and result of a recipe; "not run" if unknown."""
 
     audio_hours: float = 0.0
     gpu_hours: str = "not run"
-    loss: str = "not run"  # of the masked frames at the end of each iteration
+    loss: str = "not run"  # of masked frames, at the end of each iteration
 
 
 @dataclass(frozen=True)
 class FromScratch:
-    """Quantization from the first step of pre-training on, for comparison with distillation."""
+    """Quantization from the first step of pre-training, for comparison with distillation."""
 
     bits: str = "w32a32"
     config: QuantizationConfig = field(default_factory=QuantizationConfig)
@@ -58,29 +58,29 @@ class FromScratch:
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe(Training):
-    """Everything that `superbit pretrain` needs besides data, folder and seed."""
+    """All settings of `superbit pretrain` except data, folder and seed."""
 
     model: str
-    encoder: dict[str, Any] = field(default_factory=dict)  # keys of the preset's encoder to change
+    encoder: dict[str, Any] = field(default_factory=dict)  # keys that replace those of the preset's encoder
     iterations: tuple[Iteration, ...] = ()
     teacher: Teacher = field(default_factory=Teacher)
     source: str = ""
     expected: Expectation = field(default_factory=Expectation)
-    views: int = 2  # crops of an utterance in a batch; with 2 they are paired for the utterance loss
+    views: int = 2  # crops of each utterance in a batch; the utterance loss needs 2
     cluster_fraction: float = 0.2  # of the utterances, to fit k-means on
-    cluster_starts: int = 20  # initialisations of k-means that are tried
+    cluster_starts: int = 20  # initialisations of k-means
     objective: Objective = field(default_factory=Objective)
     quantization: FromScratch = field(default_factory=FromScratch)
 
     @property
     def name(self) -> str:
-        """Of the checkpoint: the model's, with its bits when it is quantized."""
+        """Name of the checkpoint: the model's, followed by the bit widths if it is quantized."""
         bits = self.quantization.bits
         return self.model if Bits.parse(bits) == FLOAT else f"{self.model}_{bits}"
 
     @cached_property
     def config(self) -> ModelConfig:
-        """The model that is pre-trained, in float."""
+        """Configuration of the model in full precision."""
         config = preset(self.model)
         if not self.encoder:
             return config
@@ -89,7 +89,7 @@ class Recipe(Training):
 
 
 def recipe_names() -> list[str]:
-    """The packaged recipes."""
+    """Return the names of the packaged recipes."""
     return sorted(
         p.name.removesuffix(".yaml")
         for p in (resources.files("pretrain") / "configs").iterdir()
@@ -98,17 +98,17 @@ def recipe_names() -> list[str]:
 
 
 def read_recipe(name: str, settings: Sequence[str] = ()) -> Recipe:
-    """The packaged recipe of that name, or the YAML file at that path, with `settings` (KEY=VALUE) put into it.
+    """Return the packaged recipe `name`, or the one in the YAML file at that path, after applying `settings`.
 
-    A key may reach inside: objective.mask_prob=0.8, iterations.0.steps=10. Raises UserError when there is no such
-    recipe, on keys that it does not have and on values that are impossible.
+    settings: KEY=VALUE with dotted keys, such as objective.mask_prob=0.8 or iterations.0.steps=10. Raises UserError for
+    an unknown recipe, unknown keys and impossible values.
     """
     if name in recipe_names():
         text = (resources.files("pretrain") / "configs" / f"{name}.yaml").read_text(encoding="utf-8")
     elif Path(name).is_file():
         text = Path(name).read_text(encoding="utf-8")
     else:
-        raise UserError(f"no recipe or file is called {name!r}: {nearest(name, recipe_names())}")
+        raise UserError(f"there is no recipe or file {name!r}: {nearest(name, recipe_names())}")
     values = with_settings(parsed(text, f"recipe {name}"), settings)
     recipe = from_dict(Recipe, values, f"recipe {name}")
     recipe.check(f"recipe {name}")
@@ -116,12 +116,12 @@ def read_recipe(name: str, settings: Sequence[str] = ()) -> Recipe:
     layers = recipe.config.encoder.layers
     recipe.objective.check(layers, f"recipe {name}")
     if not recipe.iterations and not recipe.teacher.name:
-        raise UserError(f"recipe {name} has no iterations and no teacher: it needs one of them")
+        raise UserError(f"recipe {name} has neither iterations nor a teacher: it needs one of them")
     for number, iteration in enumerate(recipe.iterations):
         if not 0 <= iteration.layer <= layers or (number == 0 and iteration.layer):
             raise UserError(
                 f"iterations[{number}].layer is {iteration.layer} in recipe {name}, but must be 0 (MFCC)"
-                + (f" or a layer of {recipe.model}, 1 to {layers}" if number else ", as nothing has been trained yet")
+                + (f" or a layer of {recipe.model}, 1 to {layers}" if number else " in the first iteration")
             )
         if iteration.steps < 1 or iteration.clusters < 2:
             raise UserError(f"iterations[{number}] of recipe {name} needs at least 1 step and 2 clusters")
@@ -131,15 +131,15 @@ def read_recipe(name: str, settings: Sequence[str] = ()) -> Recipe:
 
 
 def parsed(text: str, where: str) -> Any:
-    """The contents of YAML text. Raises UserError where it is none."""
+    """Return the content of YAML text; raise UserError if it is not valid. where: its name in the message."""
     try:
         return yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise UserError(f"{where} is no valid YAML: {error}") from error
+        raise UserError(f"{where} is not valid YAML: {error}") from error
 
 
 def with_settings(values: Any, settings: Sequence[str]) -> Any:
-    """`values` of a YAML file with KEY=VALUE settings put into it; the value is YAML as well.
+    """Apply settings KEY=VALUE to the content of a YAML file, and return it. A VALUE is YAML, too.
 
     >>> with_settings({"a": {"b": 1}, "c": [{"d": 2}]}, ["a.b=3", "c.0.d=[4]"])
     {'a': {'b': 3}, 'c': [{'d': [4]}]}
@@ -147,7 +147,7 @@ def with_settings(values: Any, settings: Sequence[str]) -> Any:
     for setting in settings:
         key, equals, value = setting.partition("=")
         if not equals or not key:
-            raise UserError(f"--set {setting} is no KEY=VALUE, such as batch_seconds=6 or iterations.0.steps=10")
+            raise UserError(f"--set {setting} is not KEY=VALUE, such as batch_seconds=6 or iterations.0.steps=10")
         *path, last = key.split(".")
         place = values
         for part in path:
@@ -161,5 +161,5 @@ def with_settings(values: Any, settings: Sequence[str]) -> Any:
 
 def _index(place: Any, part: str, setting: str) -> int:
     if not isinstance(place, list) or not part.isdigit() or int(part) >= len(place):
-        raise UserError(f"--set {setting}: the recipe has no {part!r} there")
+        raise UserError(f"--set {setting}: the recipe has no {part!r} at that place")
     return int(part)

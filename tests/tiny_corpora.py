@@ -1,4 +1,4 @@
-"""A few short sounds for each of the seven tasks, laid out on disk exactly as the real corpora are."""
+"""Tiny corpora of the seven tasks: a few short sounds in the layouts of the real corpora."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SPEAKERS = {"train": "Ivy", "valid": "Aditi", "test": "Brian"}
 
 
 class Sounds:
-    """Noisy tones, each another one, the same in every run."""
+    """Writer of noisy tones. All tones differ, and they are the same in every run."""
 
     def __init__(self, seed: int):
         self.random = np.random.default_rng(seed)
@@ -35,7 +35,7 @@ class Sounds:
 
 
 def build(root: Path) -> Path:
-    """Write all seven corpora below `root`; return it."""
+    """Write all seven corpora below `root`; return `root`."""
     sounds = Sounds(0)
     librispeech(root, sounds)
     speech_commands(root, sounds)
@@ -47,7 +47,7 @@ def build(root: Path) -> Path:
 
 
 def librispeech(root: Path, sounds: Sounds) -> None:
-    """Three utterances of two chapters a set, the lexicon, and the bucket files."""
+    """Write three sets with two chapters of three utterances, the lexicon, and the lists of lengths."""
     sentences = ["THE CAT SAT", "A DOG", "THE ZOO SAT A DOG"]
     for number, name in enumerate(LIBRISPEECH_SETS.values()):
         for chapter in (1, 2):
@@ -65,7 +65,7 @@ def librispeech(root: Path, sounds: Sounds) -> None:
 
 
 def _names(part: str, number: int) -> Iterable[str]:
-    """File names that Speech Commands' hash puts into train or valid."""
+    """Yield file names that Speech Commands assigns to the split `part` by their hash."""
     found = 0
     for index in range(10_000):
         speaker = hashlib.md5(f"{part}{index}".encode()).hexdigest()[:8]
@@ -76,7 +76,7 @@ def _names(part: str, number: int) -> Iterable[str]:
 
 
 def speech_commands(root: Path, sounds: Sounds) -> None:
-    """Ten keywords, one other word, background noise; the test set's twelve folders."""
+    """Write ten keywords, one other word, background noise, and the twelve folders of the test set."""
     train, test = root / "speech_commands_v0.01", root / "speech_commands_test_set_v0.01"
     names = [*_names("train", 2), *_names("valid", 1)]
     for index, word in enumerate((*KEYWORDS, "cat")):
@@ -88,7 +88,7 @@ def speech_commands(root: Path, sounds: Sounds) -> None:
 
 
 def voxceleb(root: Path, sounds: Sounds) -> None:
-    """Two speakers, one of them below test/wav."""
+    """Write two speakers, one of them below test/wav."""
     lines = []
     for half, speaker in (("dev", "id10001"), ("test", "id10270")):
         for index, split in enumerate((1, 1, 2, 3)):
@@ -99,7 +99,7 @@ def voxceleb(root: Path, sounds: Sounds) -> None:
 
 
 def iemocap(root: Path, sounds: Sounds) -> None:
-    """Two sessions, each the test of its fold and the training of the other's."""
+    """Write two sessions; each is the test set of its fold and the training set of the other fold."""
     rows: dict[int, list[dict[str, str]]] = {}
     for session in (1, 2):
         rows[session] = []
@@ -117,7 +117,7 @@ def iemocap(root: Path, sounds: Sounds) -> None:
 
 
 def fluent_speech_commands(root: Path, sounds: Sounds) -> None:
-    """Two intents, four utterances of them in each split."""
+    """Write four utterances of two intents for each split."""
     folder = root / "fluent_speech_commands_dataset"
     intents = [("activate", "lights", "kitchen"), ("increase", "volume", "none")]
     (folder / "data").mkdir(parents=True)
@@ -132,7 +132,7 @@ def fluent_speech_commands(root: Path, sounds: Sounds) -> None:
 
 
 def snips(root: Path, sounds: Sounds) -> None:
-    """One speaker a split, sentences with one slot each; the slot list ends with a newline."""
+    """Write one speaker for each split, whose sentences have one slot; the list of slots ends with a newline."""
     folder = root / "SNIPS"
     sentences = [
         "BOS PLAY JAZZ NOW EOS\tO O genre O PlayMusic",

@@ -1,4 +1,4 @@
-"""A few sounds for query-by-example, speaker verification and diarization, laid out as their real corpora are."""
+"""Tiny corpora of query-by-example, speaker verification and diarization, in the layouts of the real corpora."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.tiny_corpora import RATE, Sounds
 
 
 def build(root: Path) -> Path:
-    """Write all three below `root`; return it."""
+    """Write all three corpora below `root`; return `root`."""
     quesst(root / "quesst14Database")
     verification(root / "VoxCeleb1", Sounds(5))
     mixtures(root / "Libri2Mix_diarization")
@@ -25,7 +25,7 @@ def _tones(pitches: tuple[int, ...], seed: int, rate: int = 8000) -> np.ndarray:
 
 
 def quesst(root: Path) -> None:
-    """Six utterances of melodies at 8 kHz, two queries a split, each in one of them; another language's files."""
+    """Write six utterances of melodies at 8 kHz, two queries for each split, and a file of another language."""
     melodies = {"a": (400, 900, 1500, 600), "b": (1700, 300, 800, 2500), "c": (500, 2200, 350, 1200)}
     documents = ("a", "b", "c", "ab", "cb", "cc")
     queries = {"dev": ("a", "b"), "eval": ("c", "b")}
@@ -60,7 +60,7 @@ def quesst(root: Path) -> None:
 
 
 def verification(root: Path, sounds: Sounds) -> None:
-    """Two speakers to train on and two to tell apart, with trials of both kinds."""
+    """Write two speakers for training and two for test, with trials of the same and of different speakers."""
     for half, speakers in (("dev", ("id10001", "id10002")), ("test", ("id10270", "id10271"))):
         for tone, speaker in enumerate(speakers):
             for video in range(2):
@@ -72,7 +72,7 @@ def verification(root: Path, sounds: Sounds) -> None:
 
 
 def mixtures(root: Path) -> None:
-    """Two mixtures of two speakers a split, as Kaldi's files describe them."""
+    """Write two mixtures of two speakers for each split, with Kaldi's files."""
     time = np.arange(RATE) / RATE
     for split in ("train", "dev", "test"):
         folder = root / split

@@ -1,6 +1,6 @@
 """Features that are clustered: MFCC, or a hidden state of a model.
 
-They are computed anew in every pass and never stored, so that memory does not grow with the corpus.
+They are computed again in every pass and never stored, so that memory does not grow with the corpus.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Packaged recipes: each takes a few steps, shrunk by --set, through the command line; bad input is refused."""
+"""Packaged recipes: each trains a few steps, reduced by --set, through the command line; bad input is refused."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ def run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
     return int(stopped.value.code or 0)
 
 
-def shrunk(name: str, teacher: Path) -> list[str]:
-    """Settings that make a recipe one of seconds: two or four blocks, two steps an iteration."""
+def reduced(name: str, teacher: Path) -> list[str]:
+    """Return settings that reduce a recipe to seconds: two or four blocks, two steps in each iteration."""
     recipe = read_recipe(name)
     blocks = (
         {"layers": 4, "reduce": 1, "recover": 3} if recipe.config.encoder.kind == "squeezeformer" else {"layers": 2}
@@ -44,11 +44,9 @@ def shrunk(name: str, teacher: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("name", recipe_names())
-def test_every_packaged_recipe_takes_steps(
-    name: str, work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_every_packaged_recipe_trains(name: str, work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     teacher = work / "run/checkpoints/sparseformer_dn_mini.safetensors"
-    where = ["--manifest", work / "audio/train.tsv", "--out", tmp_path, *shrunk(name, teacher)]
+    where = ["--manifest", work / "audio/train.tsv", "--out", tmp_path, *reduced(name, teacher)]
     assert run(monkeypatch, "pretrain", name, *where) == 0
     recipe = read_recipe(name)
     final = tmp_path / f"checkpoints/{recipe.name}.safetensors"
@@ -58,13 +56,13 @@ def test_every_packaged_recipe_takes_steps(
 
 
 def test_a_teacher_of_s3prl(work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    where = ["--manifest", work / "audio/train.tsv", "--out", tmp_path, *shrunk("distil_mini", Path("fbank"))]
+    where = ["--manifest", work / "audio/train.tsv", "--out", tmp_path, *reduced("distil_mini", Path("fbank"))]
     assert run(monkeypatch, "pretrain", "distil_mini", *where, "--set", "teacher.layers=[0]") == 0
     assert len(weights(tmp_path / "checkpoints/sparseformer_dn_mini.safetensors")) > 20
 
 
-def test_labels_come_from_layers_of_the_whole_frame_rate() -> None:
-    """A Squeezeformer's inner blocks see every second frame: labels of theirs would each stand twice."""
+def test_targets_are_of_layers_with_the_full_frame_rate() -> None:
+    """A Squeezeformer's inner blocks have half of the frames, so that each of their labels would be repeated."""
     recipes = [r for r in map(read_recipe, recipe_names()) if r.config.encoder.kind == "squeezeformer"]
     assert len(recipes) >= 3
     for recipe in recipes:
@@ -87,18 +85,18 @@ def test_a_stage_alone(work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     ("settings", "message"),
     [
         (["--set", "batch_secs=3"], "did you mean 'batch_seconds'"),
-        (["--set", "batch_seconds"], "is no KEY=VALUE"),
-        (["--set", "iterations.7.steps=3"], "the recipe has no '7' there"),
+        (["--set", "batch_seconds"], "is not KEY=VALUE"),
+        (["--set", "iterations.7.steps=3"], "the recipe has no '7' at that place"),
         (["--set", "iterations.1.layer=99"], "must be 0 (MFCC) or a layer of sparseformer_dn_mini, 1 to 8"),
         (["--set", "objective.head=square"], "must be cosine or linear"),
         (["--set", "objective.layers=[8]"], "inner layers are 1 to 7"),
-        (["--set", "iterations=[]"], "no iterations and no teacher"),
+        (["--set", "iterations=[]"], "neither iterations nor a teacher"),
         (["--stage", "labels9"], "the recipe has no stage 'labels9'"),
         (["--set", "batch_seconds=1000000000"], "GB are free on cpu: set micro_batch_seconds to"),
         (["--set", "teacher={name: no_such, steps: 1}", "--set", "iterations=[]"], "no teacher is called 'no_such'"),
     ],
 )
-def test_bad_input_ends_before_training(
+def test_bad_input_is_refused_before_training(
     settings: list[str],
     message: str,
     work: Path,
@@ -112,21 +110,24 @@ def test_bad_input_ends_before_training(
     assert not list((tmp_path / "x").rglob("step_*"))
 
 
-def test_a_run_of_other_settings_is_not_gone_on_from(
+def test_a_run_with_other_settings_is_not_resumed(
     work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     where = ["pretrain", work / "recipe.yaml", "--manifest", work / "audio/train.tsv", "--out", tmp_path]
     assert run(monkeypatch, *where, "--stage", "iteration1") == 0
     assert run(monkeypatch, *where, "--set", "lr=0.1") == 2
     assert "holds a run of another recipe" in capsys.readouterr().err
-    assert run(monkeypatch, *where, "--set", "save_every=3") == 0  # changes no weight
+    assert run(monkeypatch, *where, "--set", "save_every=3") == 0  # it does not influence the weights
 
 
-def test_memory_grows_with_audio_and_model() -> None:
+def test_memory_grows_with_the_model() -> None:
     small, large = (memory.needs(read_recipe(name).config, 4.0) for name in ("sparseformer_dn_mini", "hubert_base"))
     assert large[0] == pytest.approx(16 * 94.4e6, rel=0.01)
     assert 10 * small[1] < large[1]
-    with pytest.raises(UserError, match="is no KEY=VALUE"):
+
+
+def test_a_setting_must_be_key_and_value() -> None:
+    with pytest.raises(UserError, match="is not KEY=VALUE"):
         with_settings({}, ["x.y"])
 
 

@@ -1,8 +1,8 @@
-"""SUPERB's official settings, s3prl's YAML files of its tasks, without the paths in them.
+"""SUPERB's official settings: s3prl's YAML files of the tasks, without paths.
 
 From s3prl at ec8064b: s3prl/downstream/{asr,speech_commands,voxceleb1,emotion,fluent_commands,quesst14_dtw,
-sv_voxceleb1,diarization}/config.yaml and ctc/{libriphone,snips}.yaml. In asr's, `unk_weight` is the text "-math.inf",
-which s3prl never reads as a number.
+sv_voxceleb1,diarization}/config.yaml and ctc/{libriphone,snips}.yaml. The `unk_weight` of asr is the text "-math.inf"
+there, which s3prl never reads as a number.
 """
 
 from __future__ import annotations

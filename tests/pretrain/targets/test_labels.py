@@ -224,9 +224,9 @@ def test_labels_that_do_not_match_the_audio_are_refused(manifest: Manifest, tmp_
 
     assert "has 11 lines, but the manifest has 12 utterances" in refused(good[:-1])
     assert "has 13 lines, but the manifest has 12 utterances" in refused([*good, [0]])
-    said = refused([*good[:5], good[5][:10], *good[6:]])
-    assert "line 6 of" in said and "has 10 labels" in said and f"{manifest.samples[5]} samples" in said
-    assert "line 3 of" in (said := refused([*good[:2], [2, *good[2][1:]], *good[3:]])) and "label 2" in said
+    message = refused([*good[:5], good[5][:10], *good[6:]])
+    assert "line 6 of" in message and "has 10 labels" in message and f"{manifest.samples[5]} samples" in message
+    assert "line 3 of" in (message := refused([*good[:2], [2, *good[2][1:]], *good[3:]])) and "label 2" in message
     assert "whole numbers, not '0 a'" in refused([*good[:2], "0 a", *good[3:]])
     with pytest.raises(UserError, match=r"the label file .* is missing"):
         read_labels(tmp_path / "missing.km", manifest, HOP)

@@ -1,4 +1,4 @@
-"""A few sounds in exactly the structure in which each real corpus is published, with all that is not audio."""
+"""Tiny corpora in the structure of the published downloads, including their files that are not audio."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ A-F1:\tval 3; act 2; dom  1;\t()
 
 
 def build(root: Path) -> Path:
-    """Write all of them below `root`, none of what s3prl's scripts make; return it."""
+    """Write all corpora below `root`, without the files that s3prl's scripts make; return `root`."""
     sounds = Sounds(1)
     tiny_corpora.librispeech(root, sounds)
     shutil.rmtree(root / "len_for_bucket")
@@ -55,7 +55,7 @@ def build(root: Path) -> Path:
 
 
 def iemocap(root: Path, sounds: Sounds) -> None:
-    """Five sessions of two dialogs; emotions that count and others, and what macOS left in the archive."""
+    """Write five sessions of two dialogs with SUPERB's emotions and others, and files of macOS."""
     emotions = ("neu", "hap", "exc", "ang", "sad", "fru", "xxx")
     for session in range(1, 6):
         for dialog in (f"Ses0{session}F_impro01", f"Ses0{session}M_script01_1"):

@@ -1,4 +1,4 @@
-"""Checks of the corpora: what is damaged is named."""
+"""Checks of the corpora: the error names what is damaged."""
 
 from __future__ import annotations
 

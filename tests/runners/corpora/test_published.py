@@ -1,4 +1,4 @@
-"""The real corpora's published structures, from the download to a number: check, prepare, check, train, evaluate."""
+"""Corpora as published, from the download to a result: check, prepare, check, train, evaluate."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from tests.runners.corpora import published_corpora
 from tests.runners.downstream.experiments import overrides, train
 from upstreams.errors import UserError
 
-# What of each download is not there before `prepare`, and what it makes.
+# The first error before `prepare`, and a file that `prepare` makes.
 MADE = {
     "asr": (r"test-clean.csv is missing; `superbit corpus prepare asr`", "len_for_bucket/dev-clean.csv"),
     "sid": ("veri_test_class.txt is missing; `superbit corpus prepare sid`", "VoxCeleb1/veri_test_class.txt"),
     "er": ("is missing; `superbit corpus prepare er`", "IEMOCAP/meta_data/Session5/train_meta_data.json"),
     "sf": ("slots.txt is missing; `superbit corpus prepare sf`", "SNIPS/slots.txt"),
 }
-# The first file that each task misses when its corpus is damaged, and how.
+# The file or folder that is removed from each task's corpus.
 DAMAGES = {
     "asr": "LibriSpeech/test-clean/102/1/102-1-0000.flac",
     "pr": "LibriSpeech/test-clean/102/1/102-1.trans.txt",
@@ -33,7 +33,7 @@ DAMAGES = {
     "sid": "VoxCeleb1/dev/wav/id10001/video0/00001.wav",
     "er": "IEMOCAP/Session4/sentences/wav/Ses04M_script01_1/Ses04M_script01_1_F000.wav",
     "ic": "fluent_speech_commands_dataset/wavs/speakers/testspeaker/3.wav",
-    "sf": "SNIPS/test",  # its files are what the folder holds
+    "sf": "SNIPS/test",  # s3prl uses the files that the folder holds
 }
 
 
@@ -61,11 +61,11 @@ def refused(done: Result) -> str:
 
 
 @pytest.mark.parametrize("task", SEVEN)
-def test_from_the_download_to_a_number(task: str, downloaded: Path, prepared: Path, tmp_path: Path) -> None:
+def test_from_the_download_to_a_result(task: str, downloaded: Path, prepared: Path, tmp_path: Path) -> None:
     if task in MADE:
-        said, path = MADE[task]
+        reason, path = MADE[task]
         message = refused(superbit("check", task, downloaded, "--any-size"))
-        assert said.removeprefix("test-clean") in message and f"The layout expected for {task}" in message
+        assert reason.removeprefix("test-clean") in message and f"The layout expected for {task}" in message
         assert not (downloaded / path).exists() and (prepared / path).is_file()
     done = superbit("check", task, prepared, "--any-size")
     assert done.exit_code == 0 and "every file is there" in done.stdout, done.exception
@@ -86,7 +86,7 @@ def test_a_corpus_of_another_size_is_refused(task: str, prepared: Path) -> None:
 
 
 @pytest.mark.parametrize("task", SEVEN)
-def test_the_first_missing_file_is_named(task: str, prepared: Path, tmp_path: Path) -> None:
+def test_the_error_names_the_missing_file(task: str, prepared: Path, tmp_path: Path) -> None:
     root = tmp_path / "corpora"
     shutil.copytree(prepared, root)
     path = root / DAMAGES[task]
@@ -95,8 +95,8 @@ def test_the_first_missing_file_is_named(task: str, prepared: Path, tmp_path: Pa
     assert str(path) in message and f"The layout expected for {task}" in message and "\n" not in message
 
 
-def test_emotions_are_those_of_the_evaluations(prepared: Path) -> None:
-    """Of each session 2 dialogs x (neutral, happy, excited, angry, sad); frustration, no agreement, no audio: not."""
+def test_labels_of_emotions_come_from_the_evaluations(prepared: Path) -> None:
+    """Two dialogs in each session x (neutral, happy, excited, angry, sad); no others, and none without audio."""
     for session in range(1, 6):
         folder = prepared / f"IEMOCAP/meta_data/Session{session}"
         test, others = (json.loads((folder / f"{kind}_meta_data.json").read_text()) for kind in ("test", "train"))
@@ -109,17 +109,17 @@ def test_emotions_are_those_of_the_evaluations(prepared: Path) -> None:
         assert not any(row["path"].startswith(f"Session{session}/") for row in others["meta_data"])
 
 
-def test_the_prepared_lists(prepared: Path) -> None:
+def test_the_content_of_the_prepared_lists(prepared: Path) -> None:
     assert (prepared / "SNIPS/slots.txt").read_text() == "O\nartist\ncity\ngenre"
     official = (prepared / "VoxCeleb1/iden_split.txt").read_text().split("\n")
     assert (prepared / "VoxCeleb1/veri_test_class.txt").read_text().splitlines() == [line for line in official if line]
 
 
-def test_what_cannot_be_made_says_where_it_comes_from(downloaded: Path, tmp_path: Path) -> None:
+def test_the_error_tells_where_to_get_a_missing_source(downloaded: Path, tmp_path: Path) -> None:
     root = tmp_path / "corpora"
     shutil.copytree(downloaded, root)
     (root / "VoxCeleb1/iden_split.txt").unlink()
-    assert "vox" in (said := refused(superbit("prepare", "sid", root))) and "iden_split.txt" in said
+    assert "vox" in (message := refused(superbit("prepare", "sid", root))) and "iden_split.txt" in message
     lexicon = root / "lexicon/librispeech-lexicon.txt"
     lexicon.write_text(lexicon.read_text().replace("ZOO", "ZU"))
     assert "lacks 1 words of the transcripts, such as 'ZOO'" in refused(superbit("prepare", "pr", root))
@@ -134,7 +134,7 @@ def test_what_cannot_be_made_says_where_it_comes_from(downloaded: Path, tmp_path
     assert "did you mean 'er'" in refused(superbit("check", "err", root))
 
 
-def test_both_versions_of_speech_commands_are_right(prepared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_both_versions_of_speech_commands_are_as_published(prepared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from runners.corpora import counts as corpus_counts
 
     for published in COUNTS["ks"]:

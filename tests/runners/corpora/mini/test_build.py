@@ -130,8 +130,8 @@ def test_recorded_speech_is_used_and_stated(recorded):
         "sf": "synthetic",
     }  # fmt: skip
     assert "synthetic" in summary["tasks"]["er"]["label"]
-    heard = {**manifest(recorded, "train"), **manifest(recorded, "valid")}
-    assert any(path.startswith("pretrain/prompts/ru_RU_f_IvrvoiceRU/digits-one") for path in heard)
+    manifests = {**manifest(recorded, "train"), **manifest(recorded, "valid")}
+    assert any(path.startswith("pretrain/prompts/ru_RU_f_IvrvoiceRU/digits-one") for path in manifests)
     for path in (recorded / "LibriSpeech").rglob("*.flac"):
         info = soundfile.info(path)
         assert info.samplerate == 16_000 and info.channels == 1 and abs(info.duration - game.SECONDS) < 0.2

@@ -47,9 +47,9 @@ def test_a_dialogue_is_in_one_split(counts, expected):
 
 
 def test_sid_splits_share_no_dialogue_and_are_balanced_over_speakers():
-    heard = dialogues({"a": 90, "b": 30, "c": 9}, "BOB") + dialogues({"d": 40, "e": 28}, "TAM")
-    heard += [utterance("short", "BOB", "b", seconds=0.6), utterance("cut", None, "c10a")]
-    clips, sessions = voxceleb.plan(heard, {"train": 100.0, "dev": 10.0, "test": 60.0}, 0)
+    utterances = dialogues({"a": 90, "b": 30, "c": 9}, "BOB") + dialogues({"d": 40, "e": 28}, "TAM")
+    utterances += [utterance("short", "BOB", "b", seconds=0.6), utterance("cut", None, "c10a")]
+    clips, sessions = voxceleb.plan(utterances, {"train": 100.0, "dev": 10.0, "test": 60.0}, 0)
     for split, count in (("train", 50), ("dev", 5), ("test", 30)):
         assert sum(clip.split == split for clip in clips) == count
     train = [clip.speaker for clip in clips if clip.split == "train"]
@@ -64,46 +64,46 @@ def test_sid_splits_share_no_dialogue_and_are_balanced_over_speakers():
 
 
 def test_asr_speakers_are_in_one_split_and_texts_fit_their_durations():
-    heard = [utterance(f"t{i}", "JOE", "bob1") for i in range(50)]
-    heard += [utterance(f"e{i}", "FRANK", "frank", "test") for i in range(9)]
-    heard += [utterance(f"d{i}", "IAN", "ian1", "dev") for i in range(9)]
+    utterances = [utterance(f"t{i}", "JOE", "bob1") for i in range(50)]
+    utterances += [utterance(f"e{i}", "FRANK", "frank", "test") for i in range(9)]
+    utterances += [utterance(f"d{i}", "IAN", "ian1", "dev") for i in range(9)]
     bad = [
         utterance("fast", "JOE", "bob1", seconds=0.6),
         utterance("slow", "JOE", "bob1", text="NO"),
         utterance("untranscribed", "JOE", "bob1", text=None),
         utterance("unknown", None, "c10a", None),
     ]
-    clips = librispeech.plan([*bad, *heard], {"train": 1e6, "dev": 1e6, "test": 1e6}, 0)
-    assert {clip.recording for clip in clips} == {u.recording for u in heard}
+    clips = librispeech.plan([*bad, *utterances], {"train": 1e6, "dev": 1e6, "test": 1e6}, 0)
+    assert {clip.recording for clip in clips} == {u.recording for u in utterances}
     speakers = {split: {c.path.split("/")[2] for c in clips if c.split == split} for split in ("train", "dev", "test")}
     assert sum(map(len, speakers.values())) == len(set.union(*speakers.values())) == 3
 
 
 def test_pretraining_uses_nothing_that_is_held_out():
-    heard = dialogues({"a": 60, "b": 30, "c": 9}, "BOB")
-    heard += [utterance(f"frank{i}", "FRANK", "frank", "test") for i in range(5)]
-    heard += [utterance(f"cut{i}", None, "c10a", None, text=None) for i in range(5)]
-    clips, sessions = voxceleb.plan(heard, {"train": 20.0, "dev": 2.0, "test": 4.0}, 0)
+    utterances = dialogues({"a": 60, "b": 30, "c": 9}, "BOB")
+    utterances += [utterance(f"frank{i}", "FRANK", "frank", "test") for i in range(5)]
+    utterances += [utterance(f"cut{i}", None, "c10a", None, text=None) for i in range(5)]
+    clips, sessions = voxceleb.plan(utterances, {"train": 20.0, "dev": 2.0, "test": 4.0}, 0)
     command = Clip("ic/1.wav", "ic/1.wav", SILENCE, ("ic",), "train", "x")
     emotion = Clip("er/1.wav", "er/1.wav", SILENCE, ("er",), "session2", "x")
     tested = Clip("ic/2.wav", "ic/2.wav", SILENCE, ("ic",), "test", "x")
     tasks = [*clips, command, emotion, tested]
-    held = pretraining.held_out(heard, tasks, sessions)
-    planned = pretraining.plan(heard, tasks, held, 1e6, 0)
+    held = pretraining.held_out(utterances, tasks, sessions)
+    planned = pretraining.plan(utterances, tasks, held, 1e6, 0)
     recordings = [clip.recording for clip in planned]
     # The whole of BOB's test and dev dialogues is held out, though few of their lines are in the splits.
-    expected = {u.recording for u in heard if u.speaker is None or u.session == "a"} | {"ic/1.wav"}
+    expected = {u.recording for u in utterances if u.speaker is None or u.session == "a"} | {"ic/1.wav"}
     assert set(recordings) == expected and len(recordings) == len(expected)
     shared = {clip.path for clip in planned if clip.path.startswith("VoxCeleb1")}
     assert len(shared) == 10  # a recording that is a clip of a task is not written twice
-    few = pretraining.plan(heard, tasks, held, 20.0, 0)
+    few = pretraining.plan(utterances, tasks, held, 20.0, 0)
     assert len(few) == 10 + 1
 
 
 def test_selection_depends_only_on_names_and_seed():
-    heard = dialogues({"a": 30, "b": 10})
-    assert shuffled(heard, [1]) == shuffled(reversed(heard), [1]) != shuffled(heard, [2])
-    assert len(take(heard, 7.0, 0)) == 4 and len(take(heard, 7.0, 6)) == 6 and take([], 7.0, 6) == []
+    utterances = dialogues({"a": 30, "b": 10})
+    assert shuffled(utterances, [1]) == shuffled(reversed(utterances), [1]) != shuffled(utterances, [2])
+    assert len(take(utterances, 7.0, 0)) == 4 and len(take(utterances, 7.0, 6)) == 6 and take([], 7.0, 6) == []
     mixed = round_robin([*dialogues({"a": 3}, "A"), *dialogues({"b": 1}, "B")])
     assert [u.speaker for u in mixed] == ["A", "B", "A", "A"] and round_robin([]) == []
 
