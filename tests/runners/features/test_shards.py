@@ -51,8 +51,8 @@ def test_damaged_records_are_computed_again(tmp_path: Path, damage: str, capsys:
     assert_same(store_in(tmp_path, upstream), Counting(), wavs)
     lost = {"payload": 1, "header": 5, "cut": 1, "cut in a header": 5, "empty": 6, "another file": 6}[damage]
     assert upstream.utterances == lost
-    said = capsys.readouterr().out
-    assert ("is damaged at byte" in said) is (damage in ("payload", "header", "another file"))
+    printed = capsys.readouterr().out
+    assert ("is damaged at byte" in printed) is (damage in ("payload", "header", "another file"))
     # What was computed again is stored beside the damaged shard.
     later = Counting()
     assert_same(store_in(tmp_path, later), Counting(), wavs)

@@ -128,8 +128,8 @@ def test_runners_and_workers_killed_at_random_moments(tiny_corpora: Path, tmp_pa
         if process.poll() is None:
             os.kill(chance.choice(victims) if victims else process.pid, signal.SIGKILL)
             killed += 1
-        said, _ = process.communicate(timeout=900)
-        assert "Traceback" not in said
+        printed, _ = process.communicate(timeout=900)
+        assert "Traceback" not in printed
         if victims and process.returncode != -signal.SIGKILL:
             assert process.returncode in (0, 1)
         now = contents(runs)
@@ -157,8 +157,8 @@ def test_runners_and_workers_killed_at_random_moments(tiny_corpora: Path, tmp_pa
 def test_two_runners_on_one_folder_share_the_trainings(tiny_corpora: Path, tmp_path: Path) -> None:
     file, runs, alone = write_matrix(tmp_path / "m.yaml"), tmp_path / "runs", tmp_path / "alone"
     both = [runner(file, tiny_corpora, runs) for _ in range(2)]
-    said = [process.communicate(timeout=300)[0] for process in both]
-    assert [process.returncode for process in both] == [0, 0], said
+    printed = [process.communicate(timeout=300)[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0], printed
     # Four trainings at two learning rates, two at one; four tests.
     assert models_built(runs) == 6 + 4
     assert matrix.evaluate(file, tiny_corpora, alone, jobs=2) == 0

@@ -100,11 +100,11 @@ def test_five_folds_give_mean_and_deviation(iemocap: Path, tmp_path: Path, fake:
     assert "er is the mean over folds. Standard deviations over the folds: fbank_no_cmvn 15.81 (5 folds, seed 1)" in (
         as_markdown(table, [runs])
     )
-    said: list[str] = []
-    write_submission(runs, "fbank_no_cmvn", tmp_path / "out", None, said.append)
+    printed: list[str] = []
+    write_submission(runs, "fbank_no_cmvn", tmp_path / "out", None, printed.append)
     for fold in FOLDS:
         assert (tmp_path / f"out/predict/er_{fold}_public/predict.txt").read_text() == fold
-    assert not any("of 5 folds" in line for line in said)
+    assert not any("of 5 folds" in line for line in printed)
 
     # Stopped between the last fold and the mean, it writes the mean and trains nothing.
     mean(runs).unlink()
