@@ -18,8 +18,10 @@ from tqdm import tqdm
 from pretrain.audio.manifest import Manifest
 from pretrain.targets.features import Features, layer_features, mfcc_features
 from pretrain.targets.kmeans import Assignment, Reservoir, fit
+from upstreams.config import HOP
 from upstreams.errors import UserError
 from upstreams.files import atomic_write
+from upstreams.formats import checkpoint
 from upstreams.model import AudioEncoder
 
 CENTROIDS = "kmeans.safetensors"
@@ -102,6 +104,39 @@ def write_labels(
             temporary_summary.write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
     _to_tensorboard(out, summary, counts)
     return path
+
+
+def write_hidden_state_labels(
+    manifest: Manifest,
+    out: Path,
+    checkpoint_path: Path,
+    layer: int,
+    *,
+    clusters: int,
+    seed: int,
+    fraction: float,
+    n_init: int = FIT_STARTS,
+    workers: int = 0,
+) -> Path:
+    """Cluster hidden state `layer` of a checkpoint's model, on the GPU if there is one; return the path of the labels.
+
+    The other arguments and files are those of `write_labels`. Raises UserError if the model has no such layer.
+    """
+    model = checkpoint.load(checkpoint_path)
+    if layer > model.config.encoder.layers:
+        raise UserError(f"layer is {layer}, but {checkpoint_path} has layers 0 to {model.config.encoder.layers}")
+    return write_labels(
+        manifest,
+        out,
+        clusters=clusters,
+        seed=seed,
+        fraction=fraction,
+        subsampling=model.config.downsample_rate // HOP,
+        model=model.to("cuda" if torch.cuda.is_available() else "cpu"),
+        layer=layer,
+        n_init=n_init,
+        workers=workers,
+    )
 
 
 def write_valid_labels(

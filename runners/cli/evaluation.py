@@ -50,7 +50,7 @@ def evaluate(
         bool, typer.Option("--no-feature-store", help="Compute features at every step, as s3prl does.")
     ] = False,
     feature_store_gb: Annotated[
-        float | None, typer.Option(help="Largest size of the features in GB.", min=0, show_default="the matrix's")
+        float | None, typer.Option(help="Largest size of the feature store in GiB.", min=0, show_default="the matrix's")
     ] = None,
     feature_store_dtype: Annotated[
         str | None, typer.Option(help="Numbers kept on disk: fp16, int8 or fp32.", show_default="the matrix's")

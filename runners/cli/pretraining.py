@@ -99,27 +99,18 @@ def features(
     threads: Threads = 1,
 ) -> None:
     """Cluster a model's hidden states: the targets of a later iteration."""
-    import torch
-
     from pretrain.audio.manifest import Manifest as ReadManifest
-    from pretrain.targets.labels import write_labels
-    from upstreams.formats import checkpoint as checkpoints
+    from pretrain.targets.labels import write_hidden_state_labels
 
     use_threads(threads)
-    model = checkpoints.load(checkpoint)
-    if layer > model.config.encoder.layers:
-        raise UserError(f"--layer is {layer}, but {checkpoint} has layers 0 to {model.config.encoder.layers}")
-    model.to("cuda" if torch.cuda.is_available() else "cpu")
-    audio, subsampling = ReadManifest.read(manifest), model.config.downsample_rate // 160
-    path = write_labels(
-        audio,
+    path = write_hidden_state_labels(
+        ReadManifest.read(manifest),
         out,
+        checkpoint,
+        layer,
         clusters=clusters,
         seed=seed,
         fraction=fraction,
-        subsampling=subsampling,
-        model=model,
-        layer=layer,
         n_init=n_init,
         workers=workers,
     )
@@ -150,7 +141,7 @@ def pretrain(
     ] = None,
     settings: Annotated[
         list[str] | None,
-        typer.Option("--set", help="Change a value of the recipe: KEY=VALUE, iterations.0.steps=10. Repeatable."),
+        typer.Option("--set", help="Change a value of the recipe, such as iterations.0.steps=10. Repeatable."),
     ] = None,
     stage: Annotated[
         str | None, typer.Option(help="Stop after this stage: labels1, iteration1, labels2, ..., teacher, export.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Sequence
 
@@ -42,7 +43,8 @@ class Board:
 
     def watch(self, running: Sequence[Training]) -> None:
         """Show these trainings as running."""
-        if self.console.is_terminal and time.monotonic() - self._drawn > 0.4:
+        hidden = not self.console.is_terminal or os.environ.get("TQDM_DISABLE")
+        if not hidden and time.monotonic() - self._drawn > 0.4:
             self._drawn = time.monotonic()
             self._live.update(self._render(running), refresh=True)
 
