@@ -1,16 +1,16 @@
-"""What distillation reaches at each bit-width, and whether steps on the way help: losses over seeds, in one table.
+"""Distillation losses at each bit width, over seeds: do intermediate steps of the schedule help?
 
     python -m benchmarks.binarization --teachers runs/superb --manifest data/mini/manifest/train.tsv \\
         --out runs/binarization
 
-From one float checkpoint of each encoder, for each seed: w8a8 alone; w1a32 -> w1a2 -> w1a1, each step the next one's
-teacher; and w1a1 in one step of as many training steps as the three together. A float checkpoint that is not among
-the teachers is pre-trained by its packaged recipe. Each encoder is a process of one thread; everything that is
-finished is kept, and what was interrupted goes on.
+From one float checkpoint of each encoder, for each seed: w8a8 alone; w1a32 -> w1a2 -> w1a1, where each student teaches
+the next; and w1a1 in one step with as many training steps as the three together. A missing float checkpoint is
+pre-trained by its packaged recipe. Each encoder runs in its own process with one thread. Finished runs are kept, and
+interrupted runs resume.
 
-The figure is the distillation loss against the float checkpoint on utterances that no student saw: sum of the hidden
-states' mean squared errors plus soft cross-entropy, with the float checkpoint's output map, so that all runs have one
-measure. The loss that training itself ends at, against each step's own teacher, stands beside it.
+The figure is the distillation loss against the float checkpoint on held-out utterances: the sum of the hidden states'
+mean squared errors plus the soft cross-entropy. All runs use the float checkpoint's output map, so the figures are
+comparable. The table also shows the loss at the end of training, against each step's own teacher.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from pretrain.audio.data import BatchOrder, Crops, loader
 from pretrain.audio.manifest import Manifest
-from pretrain.distill import Distillation, load_with_head, quantize_checkpoint
+from pretrain.distill import DistillationSettings, quantize_checkpoint
+from pretrain.objectives.distillation import distillation_loss, load_with_head
 from pretrain.pretraining import pretrain
 from pretrain.recipes import read_recipe
 from upstreams.errors import UserError
@@ -41,26 +42,26 @@ from upstreams.files import atomic_write, sha256
 
 ENCODERS = ("sparseformer_dn_mini", "conformer_mini")
 CHAIN = ("w1a32", "w1a2", "w1a1")
-ORDER = ("w8a8", *CHAIN)  # the claim: losses rise in this order
+ORDER = ("w8a8", *CHAIN)  # claim: the losses rise in this order
 ONE_STEP = "w1a1 in one step"
-HELD_OUT = 20  # one utterance in so many is kept from the students
-BATCHES = 8  # of those, to measure on
+HELD_OUT = 20  # every 20th utterance is held out
+BATCHES = 8  # batches of held-out utterances to measure on
 FIELDS = ("encoder", "seed", "run", "held_out_loss", "hidden_error", "divergence", "training_loss")
 
 
 class Plan(NamedTuple):
-    """What one encoder's process needs."""
+    """Arguments of one encoder's process."""
 
     encoder: str
     teachers: Path
     manifest: Path
     out: Path
     seeds: list[int]
-    settings: Distillation
+    settings: DistillationSettings
 
 
 def split_manifest(path: Path, out: Path) -> tuple[Path, Path]:
-    """Write the manifests of training and of held-out utterances, the same ones always; return their paths."""
+    """Write the manifests of training and held-out utterances, the same split every time; return their paths."""
     manifest = Manifest.read(path)
     parts = out / "train.tsv", out / "held_out.tsv"
     for number, part in enumerate(parts):
@@ -74,13 +75,19 @@ def split_manifest(path: Path, out: Path) -> tuple[Path, Path]:
 
 
 def run_encoder(plan: Plan) -> list[dict[str, Any]]:
-    """Everything of one encoder; one row for each seed and run."""
+    """Run everything of one encoder; return one row for each seed and run."""
     torch.set_num_threads(1)
     folder = plan.out / plan.encoder
     train, held_out = split_manifest(plan.manifest, folder)
     teacher = plan.teachers / "checkpoints" / f"{plan.encoder}.safetensors"
     if not teacher.is_file():
-        teacher = pretrain(read_recipe(plan.encoder), plan.manifest, folder / "teacher", folder / "labels", seed=0)
+        teacher = pretrain(
+            read_recipe(plan.encoder),
+            manifest_path=plan.manifest,
+            out=folder / "teacher",
+            labels=folder / "labels",
+            seed=0,
+        )
     one_step = dataclasses.replace(plan.settings, steps=len(CHAIN) * plan.settings.steps)
     rows = []
     for seed in plan.seeds:
@@ -90,29 +97,29 @@ def run_encoder(plan: Plan) -> list[dict[str, Any]]:
             ("one_step", ("w1a1",), one_step),
         ):
             out = folder / f"seed{seed}" / name
-            quantize_checkpoint(teacher, list(schedule), train, out, seed, settings)
+            quantize_checkpoint(teacher, list(schedule), manifest_path=train, out=out, seed=seed, settings=settings)
             for bits in schedule:
                 run = ONE_STEP if name == "one_step" else bits
-                losses = measured(teacher, out, bits, held_out)
+                losses = measure(teacher, out, bits, held_out)
                 rows.append({"encoder": plan.encoder, "seed": seed, "run": run, **losses})
     return rows
 
 
-def measured(teacher_path: Path, out: Path, bits: str, held_out: Path) -> dict[str, float]:
-    """The losses of a finished step: on held-out utterances against the float teacher, and at the end of training."""
+def measure(teacher_path: Path, out: Path, bits: str, held_out: Path) -> dict[str, float]:
+    """Return a finished run's losses: on held-out utterances against the float teacher, and at the end of training."""
     teacher = load_with_head(teacher_path).eval()
     name = teacher.model.config.name
     path = out / "checkpoints" / f"{name}_{bits}.safetensors"
-    kept = path.with_suffix(".json")
+    cached = path.with_suffix(".json")
     digests = {"checkpoint": sha256(path), "teacher": sha256(teacher_path)}
-    if kept.is_file():
-        found = json.loads(kept.read_text(encoding="utf-8"))
+    if cached.is_file():
+        found = json.loads(cached.read_text(encoding="utf-8"))
         if found["digests"] == digests:
             return found["losses"]
     student = load_with_head(path).eval()
     for buffer in ("output_mean", "output_std", "output_rotation"):
         getattr(student.model, buffer).copy_(getattr(teacher.model, buffer))
-    settings, manifest, hop = Distillation(), Manifest.read(held_out), teacher.model.config.downsample_rate
+    settings, manifest, hop = DistillationSettings(), Manifest.read(held_out), teacher.model.config.downsample_rate
     order = BatchOrder(manifest, hop, settings.batch_seconds, settings.crop_seconds, seed=0)
     sums: dict[str, float] = defaultdict(float)
     frames = 0
@@ -120,7 +127,8 @@ def measured(teacher_path: Path, out: Path, bits: str, held_out: Path) -> dict[s
         for batch in loader(Crops(manifest, None, hop), order, 0, min(BATCHES, order.batches_per_epoch)):
             count = int(teacher.model.frame_count(batch.lengths).sum())
             frames += count
-            for key, value in student(teacher, batch)[1].items():
+            loss, values = distillation_loss(student, teacher, batch)
+            for key, value in (values | {"loss": loss}).items():
                 sums[key] += count * float(value)
     losses = {"held_out_loss": sums["loss"], "hidden_error": sums["hidden_error"], "divergence": sums["divergence"]}
     losses = {key: value / frames for key, value in losses.items()}
@@ -128,13 +136,13 @@ def measured(teacher_path: Path, out: Path, bits: str, held_out: Path) -> dict[s
     events.Reload()
     curve = [event.value for event in events.Scalars("loss")]
     losses["training_loss"] = statistics.fmean(curve[-max(1, len(curve) // 5) :])
-    with atomic_write(kept) as temporary:
+    with atomic_write(cached) as temporary:
         temporary.write_text(json.dumps({"digests": digests, "losses": losses}) + "\n", encoding="utf-8")
     return losses
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """Markdown: mean and sample deviation over seeds of every run, then what the claims come to."""
+    """Return Markdown: mean and sample deviation over seeds of every run, then whether each claim holds."""
     by_run: dict[tuple[str, str], dict[int, dict[str, Any]]] = defaultdict(dict)
     for row in rows:
         by_run[row["encoder"], row["run"]][row["seed"]] = row
@@ -162,28 +170,30 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 
 def mean_and_deviation(values: list[float]) -> str:
-    """Such as 1.234 ± 0.056; one value has no deviation."""
+    """Return a text such as 1.234 ± 0.056; one value has no deviation."""
     deviation = f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else ""
     return f"{statistics.fmean(values):.3f}{deviation}"
 
 
 def main() -> None:
-    """Run what is missing, then write and print the table."""
+    """Run what is missing; write and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--teachers", type=Path, required=True, help="run folder of the float checkpoints")
     parser.add_argument("--manifest", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--encoders", nargs="+", default=list(ENCODERS))
-    parser.add_argument("--steps", type=int, default=Distillation().steps, help="of training, for each bit-width")
-    parser.add_argument("--batch-seconds", type=float, default=Distillation().batch_seconds)
+    parser.add_argument(
+        "--steps", type=int, default=DistillationSettings().steps, help="training steps for each bit width"
+    )
+    parser.add_argument("--batch-seconds", type=float, default=DistillationSettings().batch_seconds)
     arguments = parser.parse_args()
-    settings = Distillation(steps=arguments.steps, batch_seconds=arguments.batch_seconds)
+    settings = DistillationSettings(steps=arguments.steps, batch_seconds=arguments.batch_seconds)
     plans = [
         Plan(encoder, arguments.teachers, arguments.manifest, arguments.out, arguments.seeds, settings)
         for encoder in arguments.encoders
     ]
-    # A process an encoder, each of one thread: models of this size gain little from more.
+    # One process per encoder, with one thread: models of this size gain little from more threads.
     with ProcessPoolExecutor(len(plans), get_context("spawn")) as pool:
         rows = [row for part in pool.map(run_encoder, plans) for row in part]
     with atomic_write(arguments.out / "losses.csv") as temporary, temporary.open("w", newline="") as file:
@@ -202,4 +212,4 @@ if __name__ == "__main__":
     except UserError as error:
         sys.exit(f"binarization: {error}")
     except KeyboardInterrupt:
-        sys.exit("binarization: stopped; the same command goes on")
+        sys.exit("binarization: stopped; run the same command again to resume")

@@ -19,7 +19,8 @@ from pretrain.audio.data import Batch, BatchOrder, Crops, loader
 from pretrain.audio.manifest import Manifest
 from pretrain.objectives.hubert import HubertPretraining, Objective, with_mask
 from pretrain.objectives.masking import span_mask
-from pretrain.training.loop import Training, optimizers
+from pretrain.training.optimizers import build_optimizers
+from pretrain.training.settings import TrainingSettings
 from upstreams.config import preset
 from upstreams.cpu_training.fast_training import FastTraining
 from upstreams.model import AudioEncoder
@@ -32,7 +33,7 @@ def measure(manifest: Manifest, name: str, workers: int, steps: int, batch_secon
     torch.manual_seed(0)
     config = preset(name)
     model = HubertPretraining(AudioEncoder(config), CLUSTERS, Objective(utterance_weight=0.0)).train()
-    updates = optimizers(model, Training(lr=1e-4, matrix_lr=1e-4), model.model.encoder.blocks)
+    optimizers = build_optimizers(model, TrainingSettings(lr=1e-4, matrix_lr=1e-4), model.model.encoder.blocks)
     order = BatchOrder(manifest, config.downsample_rate, batch_seconds, crop, seed=0)
     batches = iter(loader(Crops(manifest, None, config.downsample_rate), order, 0, steps, workers=workers))
 
@@ -43,9 +44,9 @@ def measure(manifest: Manifest, name: str, workers: int, steps: int, batch_secon
         with FastTraining():
             loss, _ = model(with_mask(labelled, mask, frames, paired=False))
         loss.backward()
-        for update in updates:
-            update.step()
-            update.zero_grad(set_to_none=True)
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
 
     times: list[list[float]] = [[], []]
     for number in range(steps):

@@ -1,8 +1,8 @@
-"""A step of HuBERT's pre-training against transformers' and torchaudio's: `python -m benchmarks.pretraining`.
+"""Time of a HuBERT pre-training step, compared with transformers and torchaudio: `python -m benchmarks.pretraining`.
 
 HuBERT Base with its waveform convolutions, and the same encoder over log-mel at 40 ms, on the same audio in the same
-precision: masking, encoder, head, loss, backward pass, fused AdamW. All have dropout 0.1 of what blocks add up, none of
-attention, and no layerdrop. They take turns in one process; figures are medians.
+precision: masking, encoder, head, loss, backward pass, fused AdamW. All have dropout 0.1 in the residual branches, no
+dropout of attention weights, and no layerdrop. They alternate in one process; the figures are medians.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from benchmarks.timing import interleaved
 from pretrain.audio.data import Batch
 from pretrain.objectives.hubert import CodewordHead, HubertPretraining, Objective, with_mask
 from pretrain.objectives.masking import span_mask
-from pretrain.training.loop import Training, optimizers
+from pretrain.training.optimizers import build_optimizers
+from pretrain.training.settings import TrainingSettings
 from pretrain.training.throughput import matmul_peak, step_flops
 from runners.analysis.costs import processor
 from upstreams.config import SAMPLE_RATE, preset
@@ -31,24 +32,24 @@ from upstreams.frontend import padding_mask
 from upstreams.s3prl import compat as s3prl_compat  # noqa: F401  (lets transformers import)
 
 CLUSTERS = 500
-SECONDS = (15.6, 15.2)  # crops as HuBERT's, of like length as in the batches that everybody sorts them into
+SECONDS = (15.6, 15.2)  # crops as long as HuBERT's; of similar length, as in batches sorted by length
 
 
 def audio(seconds: tuple[float, ...], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Noise: (batch, samples) padded with zeros, (batch,) samples."""
+    """Return noise (batch, samples), padded with zeros, and its lengths (batch,) in samples."""
     lengths = torch.tensor([int(s * SAMPLE_RATE) for s in seconds], device=device)
     waveforms = 0.1 * torch.randn(len(seconds), int(lengths.max()), device=device)
     return waveforms.masked_fill(padding_mask(lengths, waveforms.shape[1]), 0.0), lengths
 
 
-def ours(name: str, waveforms: Tensor, lengths: Tensor, half: bool) -> tuple[Callable[[], None], float]:
-    """A step of this project's pre-training, and its FLOPs."""
+def superbit_step(name: str, waveforms: Tensor, lengths: Tensor, half: bool) -> tuple[Callable[[], None], float]:
+    """Return a superbit pre-training step, and its FLOPs."""
     config = preset(name)
     model = checkpoint.build(replace(config, encoder=replace(config.encoder, layerdrop=0.0)))
     length = 10 if config.front_end.kind == "waveform" else 5
     objective = Objective(mask_prob=0.8, mask_length=length, code_dim=256, unmasked_weight=0.0, utterance_weight=0.0)
     module = HubertPretraining(model, CLUSTERS, objective).to(waveforms.device).train()
-    updates = optimizers(module, Training(optimizer="adamw", lr=1e-4), model.encoder.blocks)
+    optimizers = build_optimizers(module, TrainingSettings(optimizer="adamw", lr=1e-4), model.encoder.blocks)
     frames = model.frame_count(lengths.cpu())
     labels = torch.randint(0, CLUSTERS, (len(lengths), int(frames.max())))
     mask = span_mask(frames.tolist(), 0.8, length, seed=0)
@@ -57,13 +58,13 @@ def ours(name: str, waveforms: Tensor, lengths: Tensor, half: bool) -> tuple[Cal
     def step() -> None:
         with torch.autocast(waveforms.device.type, torch.bfloat16, enabled=half), FastTraining():
             loss, _ = module(batch)
-        _update(loss, module, updates)
+        _update(loss, module, optimizers)
 
     return step, step_flops(model, int(lengths.max()))(lengths.tolist())
 
 
-def of_transformers(waveforms: Tensor, lengths: Tensor, half: bool) -> Callable[[], None]:
-    """HubertModel, which has no pre-training head: with HuBERT's, its loss and its penalty of the features."""
+def transformers_step(waveforms: Tensor, lengths: Tensor, half: bool) -> Callable[[], None]:
+    """Return a step of transformers' HubertModel, with the head, loss and feature penalty of HuBERT that it lacks."""
     from transformers import HubertConfig, HubertModel
 
     config = HubertConfig(
@@ -98,8 +99,8 @@ def of_transformers(waveforms: Tensor, lengths: Tensor, half: bool) -> Callable[
     return step
 
 
-def of_torchaudio(waveforms: Tensor, lengths: Tensor, half: bool) -> Callable[[], None]:
-    """hubert_pretrain_base, which masks, and gives the logits of masked frames and the penalty of the features."""
+def torchaudio_step(waveforms: Tensor, lengths: Tensor, half: bool) -> Callable[[], None]:
+    """Return a step of torchaudio's hubert_pretrain_base, which masks and returns logits and the feature penalty."""
     from torchaudio.models import hubert_pretrain_base
 
     module = (
@@ -115,7 +116,7 @@ def of_torchaudio(waveforms: Tensor, lengths: Tensor, half: bool) -> Callable[[]
     def step() -> None:
         with torch.autocast(waveforms.device.type, torch.bfloat16, enabled=half):
             logits, _, penalty = module(waveforms, labels, lengths)
-            # Its logits hold the cosine with the true codeword first (the recipe's hubert_loss).
+            # The first logit is the cosine with the true codeword, as in hubert_loss of torchaudio's recipe.
             loss = nn.functional.cross_entropy(logits, logits.new_zeros(len(logits), dtype=torch.long))
             loss = loss + 10 * penalty
         _update(loss, module, [optimizer])
@@ -123,26 +124,26 @@ def of_torchaudio(waveforms: Tensor, lengths: Tensor, half: bool) -> Callable[[]
     return step
 
 
-def _update(loss: Tensor, module: nn.Module, updates: list[torch.optim.Optimizer]) -> None:
+def _update(loss: Tensor, module: nn.Module, optimizers: list[torch.optim.Optimizer]) -> None:
     loss.backward()
     nn.utils.clip_grad_norm_(module.parameters(), 10.0)
-    for update in updates:
-        update.step()
-        update.zero_grad(set_to_none=True)
+    for optimizer in optimizers:
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
     if loss.is_cuda:
         torch.cuda.synchronize()
 
 
 def main() -> None:
-    """Print a table; --out keeps it as JSON."""
+    """Measure, print a table, and write --out."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seconds", type=float, nargs="+", default=list(SECONDS), help="lengths of the utterances")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--bfloat16", action="store_true", help="autocast, all of them")
-    parser.add_argument("--mkl", action="store_true", help="PyTorch's own matrix products for ours as well")
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--bfloat16", action="store_true", help="bfloat16 autocast for all of them")
+    parser.add_argument("--mkl", action="store_true", help="use PyTorch's MKL matrix products for superbit as well")
+    parser.add_argument("--out", type=Path, help="JSON file to write the figures to")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     if arguments.mkl:
@@ -153,9 +154,9 @@ def main() -> None:
     seconds = float(lengths.sum()) / SAMPLE_RATE
     steps, flops = {}, {}
     for name in ("hubert_base", "transformer_base"):
-        steps[name], flops[name] = ours(name, waveforms, lengths, half)
-    steps["transformers"] = of_transformers(waveforms, lengths, half)
-    steps["torchaudio"] = of_torchaudio(waveforms, lengths, half)
+        steps[name], flops[name] = superbit_step(name, waveforms, lengths, half)
+    steps["transformers"] = transformers_step(waveforms, lengths, half)
+    steps["torchaudio"] = torchaudio_step(waveforms, lengths, half)
     peak = matmul_peak(device, torch.bfloat16 if half else torch.float32)
     times = interleaved(steps, arguments.repeats, warm_up=1)
     print(
@@ -165,7 +166,7 @@ def main() -> None:
     print("| | seconds a step | seconds of audio a second | MFU | times transformers | times torchaudio |")
     print("|---|---|---|---|---|---|")
     for name, time in times.items():
-        # The rivals of HuBERT Base compute the same model.
+        # transformers and torchaudio compute the same model as hubert_base.
         mfu = flops.get(name, flops["hubert_base"]) / time / peak
         ratios = " | ".join(f"{times[rival] / time:.2f}" for rival in ("transformers", "torchaudio"))
         print(f"| {name} | {time:.2f} | {seconds / time:.1f} | {100 * mfu:.0f} % | {ratios} |")

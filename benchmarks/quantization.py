@@ -1,11 +1,11 @@
-"""What quantizers cost in training: a step of the quantized model against the float step of the same model.
+"""Training time of a quantized model, relative to the float model.
 
     python -m benchmarks.quantization --threads 1
     python -m benchmarks.quantization --models transformer_base conformer_m --compile     # on a GPU
 
-A step is forward, backward and both optimizers' update on random audio; on a GPU under bfloat16 autocast, as
-distillation runs there. Float and quantized steps take turns, so that whatever else the machine does falls on both; the
-figures are medians. --compile runs the encoders' blocks through torch.compile.
+A step is the forward pass, the backward pass and the update by both optimizers, on random audio. On a GPU it runs under
+bfloat16 autocast, as distillation does. Float and quantized steps alternate, so that other load on the machine affects
+both; the figures are medians. --compile applies torch.compile to the encoders' blocks.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from collections.abc import Callable
 
 import torch
 
-from pretrain.training.loop import Training, optimizers
+from pretrain.training.optimizers import build_optimizers
+from pretrain.training.settings import TrainingSettings
 from upstreams.config import SAMPLE_RATE, preset
 from upstreams.model import AudioEncoder
 from upstreams.quantization.convert import calibrate, quantize
@@ -26,7 +27,7 @@ from upstreams.quantization.convert import calibrate, quantize
 def training_step(
     name: str, bits: str, utterances: int, seconds: float, device: torch.device, compiled: bool
 ) -> Callable[[], None]:
-    """A function that takes one training step of that model."""
+    """Return a function that runs one training step of the model."""
     torch.manual_seed(0)
     model = AudioEncoder(preset(name)).to(device)
     waveforms = 0.1 * torch.randn(utterances, int(seconds * SAMPLE_RATE), device=device)
@@ -35,7 +36,9 @@ def training_step(
     model.to(device)
     calibrate(model, waveforms[:1], lengths[:1])
     model.train()
-    updates = optimizers(model, Training(lr=1e-4, matrix_lr=1e-4, weight_decay=0.0), model.encoder.blocks)
+    optimizers = build_optimizers(
+        model, TrainingSettings(lr=1e-4, matrix_lr=1e-4, weight_decay=0.0), model.encoder.blocks
+    )
     if compiled:
         for block in model.encoder.blocks:
             block.compile()
@@ -45,15 +48,15 @@ def training_step(
             states = model(waveforms, lengths)
             loss = torch.stack([state.float().square().mean() for state in states]).sum()
         loss.backward()
-        for update in updates:
-            update.step()
-            update.zero_grad(set_to_none=True)
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
 
     return step
 
 
 def seconds_of(step: Callable[[], None], device: torch.device) -> float:
-    """Wall-clock seconds of one call, the device's work included."""
+    """Return the wall-clock seconds of one call, including the work on the device."""
     if device.type == "cuda":
         torch.cuda.synchronize()
     start = time.perf_counter()
@@ -64,14 +67,14 @@ def seconds_of(step: Callable[[], None], device: torch.device) -> float:
 
 
 def main() -> None:
-    """Measure and print one row a model and bit-width."""
+    """Measure, and print one row for each model and bit width."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", default=["sparseformer_dn_mini", "conformer_mini"])
     parser.add_argument("--bits", nargs="+", default=["w1a32", "w1a1", "w8a8"])
     parser.add_argument("--utterances", type=int, default=15)
-    parser.add_argument("--seconds", type=float, default=4.0, help="of each utterance")
+    parser.add_argument("--seconds", type=float, default=4.0, help="length of each utterance")
     parser.add_argument("--repeats", type=int, default=10)
-    parser.add_argument("--threads", type=int, default=1, help="on a CPU")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads")
     parser.add_argument("--compile", action="store_true")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
@@ -86,7 +89,7 @@ def main() -> None:
         for repeat in range(arguments.repeats + 3):
             for bits, step in steps.items():
                 taken = seconds_of(step, device)
-                if repeat >= 3:  # the first ones compile, and warm caches up
+                if repeat >= 3:  # the first steps compile and fill caches
                     times[bits].append(taken)
         plain = statistics.median(times["w32a32"])
         for bits in arguments.bits:

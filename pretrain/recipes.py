@@ -13,7 +13,8 @@ from typing import Any
 import yaml
 
 from pretrain.objectives.hubert import Objective
-from pretrain.training.loop import Training
+from pretrain.objectives.teacher import TeacherSettings
+from pretrain.training.settings import TrainingSettings
 from upstreams.config import EncoderConfig, ModelConfig, QuantizationConfig, from_dict, preset
 from upstreams.errors import UserError, nearest
 from upstreams.quantization.spec import FLOAT, Bits
@@ -27,16 +28,6 @@ class Iteration:
     clusters: int
     steps: int
     from_scratch: bool = False  # start from the initial weights, as HuBERT, instead of those of the round before
-
-
-@dataclass(frozen=True)
-class Teacher:
-    """Distillation after the iterations: predict a teacher's layers, by L1 and cosine (DistilHuBERT, 2110.01900)."""
-
-    name: str = ""  # a checkpoint of this project, one of its names, or any upstream of s3prl; none when empty
-    layers: tuple[int, ...] = (4, 8, 12)  # hidden states of the teacher, 0 its input
-    steps: int = 0
-    cosine_weight: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -57,13 +48,13 @@ class FromScratch:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recipe(Training):
+class Recipe(TrainingSettings):
     """All settings of `superbit pretrain` except data, folder and seed."""
 
     model: str
     encoder: dict[str, Any] = field(default_factory=dict)  # keys that replace those of the preset's encoder
     iterations: tuple[Iteration, ...] = ()
-    teacher: Teacher = field(default_factory=Teacher)
+    teacher: TeacherSettings = field(default_factory=TeacherSettings)
     source: str = ""
     expected: Expectation = field(default_factory=Expectation)
     views: int = 2  # crops of each utterance in a batch; the utterance loss needs 2

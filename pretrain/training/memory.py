@@ -1,4 +1,4 @@
-"""Whether a recipe fits the device, told before training begins."""
+"""Memory that a training needs, checked before it begins."""
 
 from __future__ import annotations
 
@@ -8,39 +8,40 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from pretrain.training.loop import Training
+from pretrain.training.settings import TrainingSettings
 from upstreams.config import SAMPLE_RATE, ModelConfig
 from upstreams.errors import UserError
 from upstreams.model import AudioEncoder
 
-# fp32: weight, gradient, AdamW's two moments; Muon keeps one.
-BYTES_OF_A_WEIGHT = 16
+# fp32: weight, gradient and AdamW's two moments. Muon has one moment less.
+BYTES_PER_WEIGHT = 16
 
 
-def check(config: ModelConfig, training: Training, device: torch.device) -> None:
-    """Raise UserError when weights, optimizer and a micro-batch's activations exceed the device's free memory."""
-    weights, second = needs(config, training.crop_seconds)
-    if training.dtype(device) == torch.bfloat16:
-        second /= 2
-    wanted, there = weights + second * training.seconds_at_once, free(device)
-    if wanted <= there:
+def check(config: ModelConfig, settings: TrainingSettings, device: torch.device) -> None:
+    """Raise UserError if weights, optimizer and a micro-batch's activations exceed the device's free memory."""
+    weights, per_second = required_bytes(config, settings.crop_seconds)
+    if settings.compute_dtype(device) == torch.bfloat16:
+        per_second /= 2
+    seconds = settings.seconds_per_micro_batch
+    required, free = weights + per_second * seconds, free_bytes(device)
+    if required <= free:
         return
-    fits = int((there - weights) / second)
-    advice = f"set micro_batch_seconds to {fits} or less" if fits >= training.crop_seconds else "take a smaller model"
+    fits = int((free - weights) / per_second)
+    advice = f"set micro_batch_seconds to {fits} or less" if fits >= settings.crop_seconds else "use a smaller model"
     raise UserError(
-        f"{config.name} needs about {wanted / 1e9:.1f} GB to train on {training.seconds_at_once:g} s of audio at once, "
-        f"but {there / 1e9:.1f} GB are free on {device}: {advice}"
+        f"{config.name} needs about {required / 1e9:.1f} GB to train on {seconds:g} s of audio at once, "
+        f"but {free / 1e9:.1f} GB are free on {device}: {advice}"
     )
 
 
-def needs(config: ModelConfig, crop_seconds: float) -> tuple[float, float]:
-    """Bytes of weights and optimizer, and bytes of activations kept for the backward pass a second of audio, in fp32.
+def required_bytes(config: ModelConfig, crop_seconds: float) -> tuple[float, float]:
+    """Return the bytes of weights with optimizer, and the bytes of activations per second of audio, in fp32.
 
-    Counted on the meta device: what autograd saves of one crop.
+    The activations are the tensors that autograd saves for the backward pass of one crop, on the meta device.
     """
     with torch.device("meta"):
         model = AudioEncoder(config)
-    model.eval()  # batch normalisation in training picks out valid frames, which have no number there
+    model.eval()  # in train mode batch normalisation selects valid frames, whose number the meta device does not know
     own = {tensor.untyped_storage()._cdata for tensor in [*model.parameters(), *model.buffers()]}
     kept: dict[int, torch.UntypedStorage] = {}
 
@@ -56,12 +57,12 @@ def needs(config: ModelConfig, crop_seconds: float) -> tuple[float, float]:
             torch.empty(1, samples, device="meta"), torch.empty(1, dtype=torch.long, device="meta")
         )
         model.encoder(embedded, frames)
-    weights = BYTES_OF_A_WEIGHT * sum(p.numel() for p in model.parameters())
+    weights = BYTES_PER_WEIGHT * sum(p.numel() for p in model.parameters())
     return float(weights), sum(storage.nbytes() for storage in kept.values()) / crop_seconds
 
 
-def free(device: torch.device) -> float:
-    """Bytes of memory that can be had; the machine's are shared by the processes that torchrun starts on it."""
+def free_bytes(device: torch.device) -> float:
+    """Return the free memory of a GPU, or this rank's share of the machine's available memory."""
     if device.type == "cuda":
         return float(torch.cuda.mem_get_info(device)[0])
     for line in Path("/proc/meminfo").read_text(encoding="utf-8").splitlines():

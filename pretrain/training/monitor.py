@@ -1,4 +1,4 @@
-"""What is logged of a quantized model while it is trained: its scales, and how many weights change their sign."""
+"""Logged values of a quantized model in training: its scales, and how many 1-bit weights change their sign."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from upstreams.quantization.quantizers import Quantizer, WeightBinarizer
 
 
 def scales(model: AudioEncoder) -> dict[str, Tensor]:
-    """scale/<module> of every quantizer; the mean where it has one for each channel."""
+    """Return scale/<module> of every quantizer; the mean over channels if it has one scale for each channel."""
     return {
         f"scale/{name}": module.alpha.detach().mean()
         for name, module in model.named_modules()
@@ -23,9 +23,9 @@ def scales(model: AudioEncoder) -> dict[str, Tensor]:
 
 
 class SignFlips:
-    """The fraction of 1-bit weights whose sign differs from that at the call before, for each kind of module.
+    """Fraction of 1-bit weights whose sign differs from that at the previous call, for each kind of module.
 
-    Called after every step, it tells weights that have settled from weights that swing about their threshold.
+    Called after every step, it tells settled weights from weights that oscillate about their threshold.
     """
 
     def __init__(self, model: AudioEncoder) -> None:
@@ -34,14 +34,14 @@ class SignFlips:
             module = model.get_submodule(name)
             if isinstance(module, (QuantLinear, QuantConv1d)) and isinstance(module.weight_quantizer, WeightBinarizer):
                 self.binary.append((kind, module, module.weight_quantizer))
-        self.before: list[Tensor] = []
+        self.previous: list[Tensor] = []
 
     @torch.no_grad()
     def __call__(self) -> dict[str, Tensor]:
-        """sign_flips/<kind>, scalars; nothing at the first call."""
-        now = [quantizer.positive(module.weight) for _, module, quantizer in self.binary]
+        """Return sign_flips/<kind>, scalars; an empty dictionary at the first call."""
+        current = [quantizer.positive(module.weight) for _, module, quantizer in self.binary]
         flipped: dict[str, list[Tensor]] = defaultdict(list)
-        for (kind, _, _), old, new in zip(self.binary, self.before, now, strict=False):
+        for (kind, _, _), old, new in zip(self.binary, self.previous, current, strict=False):
             flipped[kind].append((old != new).flatten())
-        self.before = now
+        self.previous = current
         return {f"sign_flips/{kind}": torch.cat(parts).float().mean() for kind, parts in flipped.items()}

@@ -1,7 +1,7 @@
 """Muon (Jordan, 2024; arXiv 2502.16982) in the gradient's own precision.
 
-torch.optim.Muon orthogonalises in bfloat16 always, which a processor without instructions for it computes an order of
-magnitude more slowly than float32. The update is the same but for rounding; matrices of one shape are one batch.
+torch.optim.Muon always orthogonalises in bfloat16. A processor without bfloat16 instructions computes that ten times
+more slowly than float32. The update is equal up to rounding; matrices of equal shape are orthogonalised as one batch.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ ITERATIONS = 5
 
 
 def orthogonalise(matrices: Tensor) -> Tensor:
-    """(n, rows, columns) -> the same shape, each matrix U S V^T replaced by about U V^T (singular values 0.7 to 1.2).
+    """Return each matrix U S V^T approximately as U V^T (singular values 0.7 to 1.2), (n, rows, columns).
 
-    Newton-Schulz iteration of degree five, as the algorithm's author tuned it: never exact, and need not be.
+    Newton-Schulz iteration of degree five with the author's coefficients, which trade exactness for speed.
     """
     a, b, c = COEFFICIENTS
     tall = matrices.shape[1] > matrices.shape[2]
@@ -34,7 +34,7 @@ def orthogonalise(matrices: Tensor) -> Tensor:
 
 
 class Muon(torch.optim.Optimizer):
-    """Nesterov momentum whose update of a matrix is orthogonalised; `lr` is in units of AdamW's update size.
+    """Nesterov momentum with orthogonalised updates of matrices; `lr` is in units of AdamW's update size.
 
     params: matrices only. The root mean square of an update is 0.2 lr (arXiv 2502.16982, section 2.2).
     """
@@ -44,7 +44,7 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
-        """One update of every matrix that has a gradient."""
+        """Update every matrix that has a gradient."""
         for group in self.param_groups:
             same_shape: dict[torch.Size, list[Tensor]] = defaultdict(list)
             for parameter in group["params"]:

@@ -1,4 +1,4 @@
-"""States of training on disk: written whole, checked by digest, the last few and the best kept."""
+"""Training states on disk: written atomically, verified by digest; the newest ones and the best one are kept."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ NAME = re.compile(r"step_(?P<step>\d{8})_loss_(?P<loss>[-\w.+]+)_(?P<digest>[0-9
 
 
 @dataclass(frozen=True)
-class Saved:
-    """One state: its file's name says the next step, the mean loss since the state before, and the digest."""
+class SavedState:
+    """One file, whose name holds the next step, the loss by which states are compared, and the file's digest."""
 
     path: Path
     step: int
@@ -32,29 +32,29 @@ class Saved:
 
 
 class States:
-    """The states of one run in `folder`; the newest `keep` and the one of lowest loss stay."""
+    """The states of one run in `folder`. The newest `keep` and the one of lowest loss are kept."""
 
     def __init__(self, folder: Path, keep: int = 2) -> None:
         self.folder = folder
         self.keep = keep
 
-    def saved(self) -> list[Saved]:
-        """What is there, oldest first."""
+    def saved(self) -> list[SavedState]:
+        """Return the states in the folder, oldest first."""
         matches = ((path, NAME.fullmatch(path.name)) for path in self.folder.glob("step_*.pt"))
-        found = [Saved(p, int(m["step"]), float(m["loss"]), m["digest"]) for p, m in matches if m]
+        found = [SavedState(p, int(m["step"]), float(m["loss"]), m["digest"]) for p, m in matches if m]
         return sorted(found, key=lambda saved: saved.step)
 
     def newest(self) -> Path | None:
-        """The newest intact state. One that is damaged is named, in a line, and removed."""
+        """Return the newest intact state, or None. Damaged states are reported and removed."""
         for saved in reversed(self.saved()):
             if sha256(saved.path).startswith(saved.digest):
                 return saved.path
-            tqdm.write(f"{saved.path} is damaged (it does not fit its digest): going on from the state before it")
+            tqdm.write(f"{saved.path} is damaged (its digest does not match): resuming from the state before it")
             saved.path.unlink()
         return None
 
     def write(self, step: int, loss: float, state: dict[str, Any]) -> None:
-        """Write the state from which step `step` is next, then remove what is not to be kept."""
+        """Write the state before step number `step`, then remove the states that are not kept."""
         buffer = io.BytesIO()
         torch.save(state, buffer)
         content = buffer.getbuffer()
@@ -69,11 +69,11 @@ class States:
                 old.path.unlink(missing_ok=True)
 
     @contextmanager
-    def claimed(self) -> Iterator[None]:
-        """Inside it no other process may train in the folder. Raises UserError when one does.
+    def locked(self) -> Iterator[None]:
+        """Lock the folder against other processes. Raises UserError if another process trains in it.
 
-        A process that torchrun started outlives a torchrun that was killed: two would write one run's states. The claim
-        ends with the process, however that ends.
+        If torchrun is killed, a process that it started may live on and write states into the same folder. The lock
+        ends with the process, however the process ends.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         with (self.folder / ".lock").open("w") as file:
@@ -86,16 +86,16 @@ class States:
             yield
 
     def clear(self) -> None:
-        """Forget all states."""
+        """Remove all states."""
         for saved in self.saved():
             saved.path.unlink()
 
-    def remove_leftovers(self) -> None:
-        """Remove what a process that was killed while it wrote has left."""
+    def remove_temporary_files(self) -> None:
+        """Remove the temporary files of a process that was killed while it wrote a state."""
         for path in self.folder.glob(".step_*.tmp"):
             path.unlink()
 
 
 def load(path: Path) -> dict[str, Any]:
-    """A state's contents, on the CPU."""
+    """Return the contents of a state, on the CPU."""
     return torch.load(path, weights_only=True, map_location="cpu")

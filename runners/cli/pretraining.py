@@ -157,7 +157,15 @@ def pretrain(
     from pretrain.recipes import read_recipe
 
     use_threads(threads)
-    path = run(read_recipe(recipe, settings or []), manifest, out, label_sets or out / "labels", seed, stage, valid)
+    path = run(
+        read_recipe(recipe, settings or []),
+        manifest_path=manifest,
+        out=out,
+        labels=label_sets or out / "labels",
+        seed=seed,
+        stage=stage,
+        valid_path=valid,
+    )
     typer.echo(f"{'checkpoint' if stage in (None, 'export') else stage}: {path}")
 
 
@@ -189,13 +197,14 @@ def quantize(
     """Quantize a checkpoint by BiT's distillation. Each bit width of the schedule gets a checkpoint."""
     import dataclasses
 
-    from pretrain.distill import Distillation, quantize_checkpoint, read_distillation
+    from pretrain.distill import DistillationSettings, quantize_checkpoint, read_distillation_settings
 
     use_threads(threads)
     stages = schedule.split(",") if schedule else [bits]
     if stages[-1] != bits:
         raise UserError(f"--schedule {schedule} ends at {stages[-1]}, but --bits is {bits}")
-    distillation = Distillation() if recipe is None else read_distillation(recipe)
+    distillation = DistillationSettings() if recipe is None else read_distillation_settings(recipe)
     if steps is not None:
         distillation = dataclasses.replace(distillation, steps=steps)
-    typer.echo(f"checkpoint: {quantize_checkpoint(checkpoint, stages, manifest, out, seed, distillation)}")
+    path = quantize_checkpoint(checkpoint, stages, manifest_path=manifest, out=out, seed=seed, settings=distillation)
+    typer.echo(f"checkpoint: {path}")

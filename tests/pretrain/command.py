@@ -1,4 +1,4 @@
-"""The command line in a process of its own, and what it leaves."""
+"""Run the command line in its own process, and read the checkpoints that it writes."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from upstreams.formats import checkpoint
 
 
 def superbit(*arguments: object, **options: object) -> subprocess.CompletedProcess[str]:
-    """Run the command line and capture what it prints."""
+    """Run the command line and capture its output."""
     command = [sys.executable, "-m", "superbit", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, **options)  # type: ignore[call-overload]
 
 
 def weights(path: Path) -> dict[str, torch.Tensor]:
-    """All tensors of a checkpoint."""
+    """Return all tensors of a checkpoint."""
     return checkpoint.read(path)[1]

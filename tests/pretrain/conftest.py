@@ -1,4 +1,4 @@
-"""A tiny pre-trained checkpoint that several files of tests start from."""
+"""A tiny pre-trained checkpoint that several test files start from."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.pretrain.tiny_audio import write_corpus, write_recipe
 
 @pytest.fixture(scope="session")
 def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with audio/train.tsv, recipe.yaml and run/, whose checkpoints are not to be changed by a test."""
+    """Return a folder with audio/train.tsv, recipe.yaml and run/. Tests must not change its checkpoints."""
     folder = tmp_path_factory.mktemp("pretrain")
     write_corpus(folder / "audio", utterances=10)
     write_recipe(folder / "recipe.yaml")

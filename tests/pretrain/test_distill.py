@@ -16,12 +16,14 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from pretrain.audio.data import Batch, BatchOrder, Crops, loader
 from pretrain.audio.manifest import Manifest, load_audio
-from pretrain.distill import Distillation, Student, load_with_head, read_distillation, start_student
+from pretrain.distill import DistillationSettings, read_distillation_settings, start_student
+from pretrain.objectives.distillation import ModelWithHead, distillation_loss, load_with_head
 from pretrain.objectives.hubert import CodewordHead
 from pretrain.recipes import read_recipe
 from pretrain.training import distributed
-from pretrain.training.loop import Training, optimizers
 from pretrain.training.monitor import SignFlips
+from pretrain.training.optimizers import build_optimizers
+from pretrain.training.settings import TrainingSettings
 from pretrain.training.state import States
 from runners.cli import main
 from tests.pretrain.command import superbit, weights
@@ -187,10 +189,14 @@ def refused(arguments: list[object], monkeypatch: pytest.MonkeyPatch, capsys: py
         (["--bits", "w1a1"], "quantization: {overrides: {front_end: w5a8}}", "bits 'w5a8' are not valid"),
         (["--bits", "w1a1"], "quantisation: {}", "did you mean 'quantization'"),
         (["--bits", "w1a1"], "quantization: {weight_scales: channel}", "did you mean 'weight_scale'"),
-        (["--bits", "w1a1"], "steps: -1", "must be 0 (calibration alone) or more"),
+        (["--bits", "w1a1"], "steps: -1", "must be 0 (calibrate only) or more"),
         (["--bits", "w1a1"], "save_every: 0", "must be more than 0"),
-        (["--bits", "w1a1"], "steps: [", "no valid YAML"),
-        (["--bits", "w1a1"], "model: transformer_mini", "of another architecture than the recipe's transformer_mini"),
+        (["--bits", "w1a1"], "steps: [", "is not valid YAML"),
+        (
+            ["--bits", "w1a1"],
+            "model: transformer_mini",
+            "has another architecture than transformer_mini, the model of the recipe",
+        ),
     ],
 )
 def test_bad_input_ends_with_one_sentence(
@@ -236,15 +242,15 @@ def test_a_checkpoint_that_cannot_teach(
 
 def test_a_missing_recipe_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no distillation recipe at"):
-        read_distillation(tmp_path / "none.yaml")
+        read_distillation_settings(tmp_path / "none.yaml")
 
 
-def student_and_teacher(bits: str) -> tuple[Student, Student, Batch]:
+def student_and_teacher(bits: str) -> tuple[ModelWithHead, ModelWithHead, Batch]:
     """Of the smallest preset; a batch with padding."""
     torch.manual_seed(0)
     head = CodewordHead(256, 9)
-    teacher = Student(build(preset("sparseformer_sw_mini")), head).eval().requires_grad_(False)
-    student, _ = start_student(teacher, bits, Distillation())
+    teacher = ModelWithHead(build(preset("sparseformer_sw_mini")), head).eval().requires_grad_(False)
+    student, _ = start_student(teacher, bits, DistillationSettings())
     waveforms, lengths = torch.randn(2, 12_000) * 0.1, torch.tensor([12_000, 7_000])
     calibrate(student.model, waveforms, lengths)
     return student, teacher, Batch(waveforms, lengths, torch.zeros(0), 0)
@@ -257,7 +263,7 @@ def test_padding_takes_no_part_in_the_loss_or_its_gradients() -> None:
     results = []
     for waveforms in (batch.waveforms.double(), wide):
         student.zero_grad()
-        loss, _ = student(teacher, replace(batch, waveforms=waveforms))
+        loss, _ = distillation_loss(student, teacher, replace(batch, waveforms=waveforms))
         loss.backward()
         results.append([loss, *(p.grad for p in student.parameters() if p.grad is not None)])
     for ours, reference in zip(*results, strict=True):
@@ -268,9 +274,9 @@ def test_padding_takes_no_part_in_the_loss_or_its_gradients() -> None:
 def test_a_step_in_bfloat16_has_full_precision_gradients(bits: str) -> None:
     """As distillation runs on a GPU: the loss is close to float32's, gradients of weights and scales are float32."""
     student, teacher, batch = student_and_teacher(bits)
-    exact, _ = student(teacher, batch)
+    exact, _ = distillation_loss(student, teacher, batch)
     with torch.autocast("cpu", torch.bfloat16):
-        loss, _ = student(teacher, batch)
+        loss, _ = distillation_loss(student, teacher, batch)
     loss.backward()
     assert float((loss - exact).detach().abs()) < 0.3 * float(exact.detach())
     gradients = [p.grad for p in student.parameters() if p.grad is not None]
@@ -280,7 +286,9 @@ def test_a_step_in_bfloat16_has_full_precision_gradients(bits: str) -> None:
 
 def test_scales_have_a_rate_of_their_own_and_no_decay() -> None:
     student, _, _ = student_and_teacher("w2a2")
-    muon, adam = optimizers(student, Training(lr=1e-3, weight_decay=0.1, scale_lr=2e-5), student.model.encoder.blocks)
+    muon, adam = build_optimizers(
+        student, TrainingSettings(lr=1e-3, weight_decay=0.1, scale_lr=2e-5), student.model.encoder.blocks
+    )
     others, scales = adam.param_groups
     expected = {id(p) for m in student.modules() if isinstance(m, Quantizer) for p in m.parameters()}
     assert {id(p) for p in scales["params"]} == expected
@@ -310,10 +318,10 @@ def test_processes_share_an_epochs_batches(work: Path, monkeypatch: pytest.Monke
     manifest = Manifest.read(work / "audio/train.tsv")
     order, crops = BatchOrder(manifest, 640, 3.0, 1.0, seed=1), Crops(manifest, None, 640)
     alone = [batch.waveforms for batch in loader(crops, order, 2, 5, micro_batches=2)]
-    monkeypatch.setattr(distributed, "world", lambda: 2)
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
     for rank in range(2):
         monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
-        share = distributed.share(2)
+        share = distributed.micro_batches_of_rank(2)
         ours = [batch.waveforms for batch in loader(crops, order, 2, 5, micro_batches=2, share=share)]
         assert len(ours) == 3 and all(torch.equal(a, b) for a, b in zip(ours, alone[rank::2], strict=True))
 

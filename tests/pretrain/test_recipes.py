@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from pretrain.objectives.teacher import at_rate
+from pretrain.objectives.teacher import resample_nearest
 from pretrain.recipes import read_recipe, recipe_names, with_settings
 from pretrain.training import memory
 from runners.cli import main
@@ -93,7 +93,7 @@ def test_a_stage_alone(work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
         (["--set", "iterations=[]"], "neither iterations nor a teacher"),
         (["--stage", "labels9"], "the recipe has no stage 'labels9'"),
         (["--set", "batch_seconds=1000000000"], "GB are free on cpu: set micro_batch_seconds to"),
-        (["--set", "teacher={name: no_such, steps: 1}", "--set", "iterations=[]"], "no teacher is called 'no_such'"),
+        (["--set", "teacher={name: no_such, steps: 1}", "--set", "iterations=[]"], "teacher 'no_such' is neither"),
     ],
 )
 def test_bad_input_is_refused_before_training(
@@ -121,7 +121,8 @@ def test_a_run_with_other_settings_is_not_resumed(
 
 
 def test_memory_grows_with_the_model() -> None:
-    small, large = (memory.needs(read_recipe(name).config, 4.0) for name in ("sparseformer_dn_mini", "hubert_base"))
+    recipes = map(read_recipe, ("sparseformer_dn_mini", "hubert_base"))
+    small, large = (memory.required_bytes(recipe.config, 4.0) for recipe in recipes)
     assert large[0] == pytest.approx(16 * 94.4e6, rel=0.01)
     assert 10 * small[1] < large[1]
 
@@ -133,5 +134,7 @@ def test_a_setting_must_be_key_and_value() -> None:
 
 def test_frames_of_two_rates_meet() -> None:
     states = torch.arange(6.0)[None, :, None]
-    assert at_rate(states, torch.tensor([3]), torch.tensor([6])).flatten().tolist() == [1, 3, 5]
-    assert at_rate(states, torch.tensor([12]), torch.tensor([6])).flatten().tolist() == [k // 2 for k in range(12)]
+    assert resample_nearest(states, torch.tensor([3]), torch.tensor([6])).flatten().tolist() == [1, 3, 5]
+    assert resample_nearest(states, torch.tensor([12]), torch.tensor([6])).flatten().tolist() == [
+        k // 2 for k in range(12)
+    ]

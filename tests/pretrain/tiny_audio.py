@@ -1,4 +1,4 @@
-"""A tiny corpus for pre-training: harmonic noise whose pitch moves, so that there is something to predict."""
+"""A tiny corpus for pre-training: harmonic tones of varying pitch with noise, so that labels are predictable."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import soundfile
 
 
 def write_corpus(root: Path, utterances: int = 12, seconds: float = 1.5, corrupt: tuple[int, ...] = ()) -> Path:
-    """Write wav files and their manifest; return the manifest. Files `corrupt` hold no audio."""
+    """Write wav files and their manifest; return the manifest. corrupt: numbers of the files that hold no audio."""
     random = np.random.default_rng(0)
     root.mkdir(parents=True, exist_ok=True)
     lines = [str(root)]
@@ -40,6 +40,6 @@ cluster_fraction: 1.0
 
 
 def write_recipe(path: Path, first: int = 6, second: int = 4) -> Path:
-    """A recipe of a few steps for the tiny corpus."""
+    """Write a recipe of a few steps for the tiny corpus; return its path."""
     path.write_text(RECIPE % (first, second))
     return path

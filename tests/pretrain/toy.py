@@ -1,4 +1,4 @@
-"""A task of milliseconds for the trainer: regression through batch normalisation and dropout."""
+"""A task that trains in milliseconds: regression through batch normalisation and dropout."""
 
 from __future__ import annotations
 
@@ -10,16 +10,18 @@ import torch
 from torch import Tensor, nn
 
 from pretrain.training import distributed
-from pretrain.training.loop import Training, fit, optimizers
+from pretrain.training.loop import fit
+from pretrain.training.optimizers import build_optimizers
+from pretrain.training.settings import TrainingSettings
 
 
 @dataclass
 class Toy:
-    """`poison`: steps whose batch holds NaN; `after`: what is called with the number of each micro-batch."""
+    """A task of the training loop. nan_steps: steps whose batches hold NaN."""
 
-    config: Training
+    settings: TrainingSettings
     steps: int = 20
-    poison: range = range(0)
+    nan_steps: range = range(0)
     module: nn.Module = field(init=False)
 
     def __post_init__(self) -> None:
@@ -28,12 +30,12 @@ class Toy:
         self.module = nn.ModuleDict({"blocks": blocks, "head": nn.Linear(8, 1)})
 
     def batches(self, first: int) -> Iterable[Tensor]:
-        count = self.config.micro_batches
+        count = self.settings.micro_batches
         for step in range(first, self.steps):
-            for number in distributed.share(count):
+            for number in distributed.micro_batches_of_rank(count):
                 generator = torch.Generator().manual_seed(step * count + number)
                 x = torch.randn(5 + number, 4, generator=generator)
-                yield x * float("nan") if step in self.poison else x
+                yield x * float("nan") if step in self.nan_steps else x
 
     def prepare(self, batch: Tensor, number: int) -> tuple[Tensor, Tensor]:
         return batch, torch.tensor([len(batch)], dtype=torch.float64)
@@ -50,7 +52,8 @@ class Toy:
         return {name: float(value) for name, value in sums.items()}
 
     def run(self, folder: Path) -> dict[str, Tensor]:
-        """Train, and return the weights."""
+        """Train and return the weights."""
         blocks = self.module["blocks"]  # type: ignore[index]
-        fit(self, optimizers(self.module, self.config, blocks), self.config, self.steps, folder, seed=3)
+        optimizers = build_optimizers(self.module, self.settings, blocks)
+        fit(self, optimizers, self.settings, steps=self.steps, folder=folder, seed=3)
         return self.module.state_dict()

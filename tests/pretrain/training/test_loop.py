@@ -16,12 +16,14 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from pretrain.training import distributed, state
-from pretrain.training.loop import Training, settled, warm_up_decay
+from pretrain.training.optimizers import warm_up_decay
+from pretrain.training.provenance import with_stored_micro_batches
+from pretrain.training.settings import TrainingSettings
 from tests.pretrain.command import superbit, weights
 from tests.pretrain.toy import Toy
 from upstreams.errors import UserError
 
-CONFIG = Training(batch_seconds=4, micro_batch_seconds=1, save_every=5, lr=0.05, matrix_lr=0.05)
+CONFIG = TrainingSettings(batch_seconds=4, micro_batch_seconds=1, save_every=5, lr=0.05, matrix_lr=0.05)
 
 
 def equal(ours: dict[str, torch.Tensor], reference: dict[str, torch.Tensor]) -> bool:
@@ -36,7 +38,7 @@ def forget_from(folder: Path, step: int) -> None:
 
 
 @pytest.mark.parametrize("config", [CONFIG, replace(CONFIG, optimizer="adamw", decay="cosine", ema=0.8)])
-def test_a_resumed_run_equals_one_that_was_not_stopped(tmp_path: Path, config: Training) -> None:
+def test_a_resumed_run_equals_one_that_was_not_stopped(tmp_path: Path, config: TrainingSettings) -> None:
     whole = Toy(replace(config, keep=9)).run(tmp_path / "a")
     forget_from(tmp_path / "a", 10)
     assert equal(Toy(config).run(tmp_path / "a"), whole)
@@ -88,19 +90,21 @@ def test_the_newest_and_the_best_states_are_kept(tmp_path: Path) -> None:
 
 
 def test_steps_without_a_finite_gradient_are_skipped_and_counted(tmp_path: Path) -> None:
-    toy = Toy(replace(CONFIG, max_skipped=4), poison=range(7, 10))
+    toy = Toy(replace(CONFIG, max_skipped=4), nan_steps=range(7, 10))
     skipped = toy.run(tmp_path)
     assert all(torch.isfinite(value).all() for value in skipped.values())
     events = EventAccumulator(str(tmp_path))
     events.Reload()
     assert [e.value for e in events.Scalars("skipped_steps")] == [0, 3, 3]
     forget_from(tmp_path, 10)
-    assert equal(Toy(replace(CONFIG, max_skipped=4), poison=range(7, 10)).run(tmp_path), skipped)
+    assert equal(Toy(replace(CONFIG, max_skipped=4), nan_steps=range(7, 10)).run(tmp_path), skipped)
 
 
 def test_too_many_skipped_steps_stop_with_a_report(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"stopped at step 9 .* 4 steps in a row .* first in blocks\.0\.weight"):
-        Toy(replace(CONFIG, max_skipped=4), poison=range(6, 20)).run(tmp_path)
+    with pytest.raises(
+        UserError, match=r"stopped at step 9: 4 consecutive steps .* first bad gradient in blocks\.0\.weight"
+    ):
+        Toy(replace(CONFIG, max_skipped=4), nan_steps=range(6, 20)).run(tmp_path)
     newest = state.States(tmp_path).newest()
     assert newest is not None and state.load(newest)["step"] == 5
 
@@ -125,7 +129,7 @@ def test_learning_rates_rise_and_fall() -> None:
 )
 def test_impossible_settings_are_refused(values: dict[str, object], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        Training(**values).check("recipe r")  # type: ignore[arg-type]
+        TrainingSettings(**values).check("recipe r")  # type: ignore[arg-type]
 
 
 # ---- through the command line ------------------------------------------------------------------------------------
@@ -279,31 +283,30 @@ def test_compiled_blocks_train_alike(work: Path, tmp_path: Path) -> None:
 
 
 def test_a_folder_in_which_another_process_trains_is_refused(tmp_path: Path) -> None:
-    with state.States(tmp_path).claimed(), pytest.raises(UserError, match="another process is training in"):
+    with state.States(tmp_path).locked(), pytest.raises(UserError, match="another process is training in"):
         Toy(CONFIG).run(tmp_path)
     Toy(CONFIG).run(tmp_path)  # once the other one has ended
 
 
 def test_a_run_keeps_the_micro_batches_that_it_began_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where a recipe leaves their number to the processes, another number of them goes on with the same ones."""
-    about = tmp_path / "config.json"
-    config = Training(batch_seconds=6)
-    monkeypatch.setattr(distributed, "world", lambda: 2)
-    monkeypatch.setattr(distributed, "from_first", lambda text: text)
-    first = settled(config, about)
-    assert (first.micro_batches, first.seconds_at_once) == (2, 3.0)
-    about.write_text('{"micro_batches": 2}')
-    monkeypatch.setattr(distributed, "world", lambda: 1)
-    assert settled(config, about) == first
+    config = TrainingSettings(batch_seconds=6)
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    monkeypatch.setattr(distributed, "broadcast", lambda text: text)
+    first = with_stored_micro_batches(config, tmp_path)
+    assert (first.micro_batches, first.seconds_per_micro_batch) == (2, 3.0)
+    (tmp_path / "config.json").write_text('{"micro_batches": 2}')
+    monkeypatch.setattr(distributed, "world_size", lambda: 1)
+    assert with_stored_micro_batches(config, tmp_path) == first
     chosen = replace(config, micro_batch_seconds=1.5)
-    assert settled(chosen, about) == chosen
-    monkeypatch.setattr(distributed, "world", lambda: 4)
-    assert settled(config, about) == first
-    with pytest.raises(UserError, match="4 processes cannot share the 2 micro-batches"):
-        distributed.share(first.micro_batches)
+    assert with_stored_micro_batches(chosen, tmp_path) == chosen
+    monkeypatch.setattr(distributed, "world_size", lambda: 4)
+    assert with_stored_micro_batches(config, tmp_path) == first
+    with pytest.raises(UserError, match="has 2 micro-batches, which 4 processes cannot share"):
+        distributed.micro_batches_of_rank(first.micro_batches)
 
 
 def test_more_processes_than_micro_batches(work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(distributed, "world", lambda: 3)
-    with pytest.raises(UserError, match="3 processes cannot share the 2 micro-batches"):
-        distributed.share(2)
+    monkeypatch.setattr(distributed, "world_size", lambda: 3)
+    with pytest.raises(UserError, match="has 2 micro-batches, which 3 processes cannot share"):
+        distributed.micro_batches_of_rank(2)

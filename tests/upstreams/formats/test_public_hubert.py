@@ -233,7 +233,7 @@ def test_what_is_no_hubert_is_refused(tmp_path: Path, monkeypatch: pytest.Monkey
 @torch.no_grad()
 def test_the_command_makes_an_upstream_and_a_teacher(tmp_path: Path) -> None:
     """`superbit import` on a file of HuBERT Base's shape, read back as s3prl and distillation read it."""
-    from pretrain.distill import load_with_head
+    from pretrain.objectives.distillation import load_with_head
     from upstreams.s3prl.expert import UpstreamExpert
 
     state = {f"hubert.{k}": v.half() for k, v in transformers_model(preset("hubert_base")).state_dict().items()}

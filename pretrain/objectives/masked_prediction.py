@@ -1,0 +1,94 @@
+"""HuBERT's masked prediction as a task of the training loop, and its validation on other audio."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from pretrain.audio.data import Batch, BatchOrder, Crops, collate
+from pretrain.audio.manifest import Manifest
+from pretrain.objectives.hubert import Counts, HubertPretraining, MaskedBatch, with_mask
+from pretrain.objectives.masking import span_mask
+from pretrain.objectives.task import AudioTask
+from pretrain.targets.label_files import read_labels
+from pretrain.training import distributed
+from pretrain.training.settings import TrainingSettings
+
+
+class MaskedPrediction(AudioTask[MaskedBatch]):
+    """Prediction of the labels in a .km file. views: 2 if the crops of an utterance are paired."""
+
+    module: HubertPretraining
+
+    def __init__(
+        self,
+        module: HubertPretraining,
+        settings: TrainingSettings,
+        manifest: Manifest,
+        labels: Path,
+        *,
+        views: int,
+        steps: int,
+        seed: int,
+    ) -> None:
+        self.views = views
+        ids = read_labels(labels, manifest, module.model.config.downsample_rate)
+        super().__init__(module, module.model, settings, manifest, steps=steps, seed=seed, labels=ids, views=views)
+
+    def prepare(self, batch: Batch, number: int) -> tuple[MaskedBatch, Tensor]:
+        """Add the mask, which the seed and `number` determine."""
+        # A file that could not be read leaves a crop without its partner.
+        paired = self.views == 2 and batch.skipped == 0
+        masked = masked_batch(self.module, batch, seed=self.seed * 1_000_003 + number, paired=paired)
+        return masked, torch.tensor(masked.counts, dtype=torch.float64)
+
+    def loss(self, prepared: MaskedBatch, totals: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the micro-batch's part of the step's loss."""
+        return self.module(prepared.to(self.device), Counts(*totals.tolist()))
+
+    def summary(self, sums: dict[str, Tensor]) -> dict[str, float]:
+        """Return losses, accuracies, and the perplexity of the codewords predicted for masked frames."""
+        share = sums.pop("codewords", None)
+        values = super().summary(sums)
+        if share is not None:
+            used = share[share > 0].double()
+            values["codebook_perplexity"] = float(torch.exp(-(used * used.log()).sum()))
+        return values
+
+
+class Validation:
+    """Loss and accuracy of masked prediction on other audio, with the same crops and masks at every call."""
+
+    def __init__(self, task: MaskedPrediction, manifest: Manifest, labels: Path) -> None:
+        settings, hop = task.settings, task.hop
+        self.task = task
+        self.crops = Crops(manifest, read_labels(labels, manifest, hop), hop)
+        order = BatchOrder(manifest, hop, settings.seconds_per_micro_batch, settings.crop_seconds, seed=0)
+        batches = enumerate(order.batches(0, order.batches_per_epoch))
+        self.batches = list(batches)[distributed.rank() :: distributed.world_size()]
+
+    @torch.no_grad()
+    def __call__(self) -> dict[str, float]:
+        """Return the mean loss and accuracy of the masked frames, over the audio of all ranks."""
+        module = self.task.module
+        module.eval()
+        sums = torch.zeros(3, dtype=torch.float64)
+        for number, items in self.batches:
+            batch = collate([self.crops[item] for item in items])
+            masked = masked_batch(module, batch, seed=number, paired=False)
+            # Means over one item are sums.
+            one = Counts(masked=1.0, unmasked=0.0, crops=0.0, frames=1.0)
+            parts = module(masked.to(self.task.device), one)[1]
+            sums += torch.tensor([float(parts["loss_masked"]), float(parts["accuracy_masked"]), masked.counts.masked])
+        module.train()
+        loss, correct, count = distributed.all_reduce(sums).tolist()
+        return {"loss": loss / max(1.0, count), "accuracy": correct / max(1.0, count)}
+
+
+def masked_batch(module: HubertPretraining, batch: Batch, *, seed: int, paired: bool) -> MaskedBatch:
+    """Return the batch with spans masked as the module's objective says, drawn with `seed`."""
+    objective, frames = module.objective, module.model.frame_count(batch.lengths)
+    mask = span_mask(frames.tolist(), objective.mask_prob, objective.mask_length, seed=seed)
+    return with_mask(batch, mask, frames, paired)

@@ -1,0 +1,115 @@
+"""What the training tasks share: micro-batches of a manifest's audio, what they cost, and the call of the loop."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Generic, Protocol, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from pretrain.audio.data import Batch, BatchOrder, Crops, loader
+from pretrain.audio.manifest import Manifest
+from pretrain.training import distributed
+from pretrain.training.loop import fit
+from pretrain.training.optimizers import build_optimizers, compile_blocks
+from pretrain.training.settings import TrainingSettings
+from pretrain.training.throughput import step_flops
+from upstreams.config import SAMPLE_RATE
+from upstreams.model import AudioEncoder
+
+
+class HasLengths(Protocol):
+    """A batch that knows the lengths of its utterances, (batch,) in samples."""
+
+    @property
+    def lengths(self) -> Tensor:
+        """Lengths in samples."""
+
+
+Prepared = TypeVar("Prepared", bound=HasLengths)
+
+
+class AudioTask(ABC, Generic[Prepared]):
+    """A task of the training loop over crops of a manifest; subclasses say what is predicted.
+
+    module: what is trained, around the encoder `model`. labels: of each utterance, None if the task needs none. views:
+    crops of an utterance in a batch.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        model: AudioEncoder,
+        settings: TrainingSettings,
+        manifest: Manifest,
+        *,
+        steps: int,
+        seed: int,
+        labels: Sequence[np.ndarray] | None = None,
+        views: int = 1,
+    ) -> None:
+        self.module, self.model, self.settings, self.steps, self.seed = module, model, settings, steps, seed
+        self.hop = model.config.downsample_rate
+        self.crops = Crops(manifest, labels, self.hop)
+        seconds, crop_seconds = settings.seconds_per_micro_batch, settings.crop_seconds
+        self.order = BatchOrder(manifest, self.hop, seconds, crop_seconds, seed, views)
+        self.flops = step_flops(model, int(crop_seconds * SAMPLE_RATE))
+        compile_blocks(model.encoder.blocks, settings)
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the module."""
+        return next(self.module.parameters()).device
+
+    def batches(self, first: int) -> Iterable[Batch]:
+        """Return this rank's micro-batches, from step `first` on."""
+        count = self.settings.micro_batches
+        share = distributed.micro_batches_of_rank(count)
+        return loader(
+            self.crops,
+            self.order,
+            first,
+            self.steps,
+            micro_batches=count,
+            share=share,
+            workers=self.settings.workers,
+        )
+
+    @abstractmethod
+    def prepare(self, batch: Batch, number: int) -> tuple[Prepared, Tensor]:
+        """Prepare global micro-batch `number`; also return its item counts (a vector) for normalisation."""
+
+    @abstractmethod
+    def loss(self, prepared: Prepared, totals: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the micro-batch's part of the loss and of the logged sums. totals: item counts of the whole step."""
+
+    def work(self, prepared: Prepared) -> tuple[float, float]:
+        """Return the seconds of audio and the FLOPs of training the model on them; a teacher's are not counted."""
+        lengths = prepared.lengths.tolist()
+        return sum(lengths) / SAMPLE_RATE, self.flops(lengths)
+
+    def summary(self, sums: dict[str, Tensor]) -> dict[str, float]:
+        """Return the logged sums as numbers."""
+        return {name: float(total) for name, total in sums.items()}
+
+    def frame_total(self, batch: Batch) -> Tensor:
+        """Return the number of frames in the batch, (1,), for tasks whose means are over all frames."""
+        return self.model.frame_count(batch.lengths).sum().double()[None]
+
+    def train(self, folder: Path, *, title: str, validate: Callable[[], dict[str, float]] | None = None) -> None:
+        """Train the module in `folder`, or resume there; see `fit`."""
+        optimizers = build_optimizers(self.module, self.settings, self.model.encoder.blocks)
+        fit(
+            self,
+            optimizers,
+            self.settings,
+            steps=self.steps,
+            folder=folder,
+            seed=self.seed,
+            title=title,
+            validate=validate,
+        )
