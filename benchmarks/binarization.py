@@ -38,7 +38,7 @@ from pretrain.objectives.distillation import distillation_loss, load_with_head
 from pretrain.pretraining import pretrain
 from pretrain.recipes import read_recipe
 from upstreams.errors import UserError
-from upstreams.files import atomic_write, sha256
+from upstreams.files import atomic_write, json_text, sha256
 
 ENCODERS = ("sparseformer_dn_mini", "conformer_mini")
 CHAIN = ("w1a32", "w1a2", "w1a1")
@@ -137,7 +137,7 @@ def measure(teacher_path: Path, out: Path, bits: str, held_out: Path) -> dict[st
     curve = [event.value for event in events.Scalars("loss")]
     losses["training_loss"] = statistics.fmean(curve[-max(1, len(curve) // 5) :])
     with atomic_write(cached) as temporary:
-        temporary.write_text(json.dumps({"digests": digests, "losses": losses}) + "\n", encoding="utf-8")
+        temporary.write_text(json_text({"digests": digests, "losses": losses}) + "\n", encoding="utf-8")
     return losses
 
 

@@ -29,6 +29,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from upstreams.files import json_text
+
 MODES = ("plain", "cold", "warm", "new-seed", "numbers")
 SEED = 0
 
@@ -50,7 +52,7 @@ def main() -> None:
         for mode in options.modes:
             steps = options.plain_steps if mode in ("plain", "numbers") else options.steps
             measured = measure(task, mode, steps=steps, checkpoint=checkpoint, corpora=options.corpora, out=options.out)
-            (options.out / f"{task}-{mode}.json").write_text(json.dumps(measured, indent=1) + "\n")
+            (options.out / f"{task}-{mode}.json").write_text(json_text(measured) + "\n")
     print(table(options.out, options.steps))
 
 

@@ -6,7 +6,6 @@ Everything runs side by side in one process, in turn; figures are medians.
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,12 +13,13 @@ import torch
 from torch import nn
 
 from benchmarks.timing import interleaved
-from runners.analysis.costs import processor
 from upstreams.config import preset
 from upstreams.encoders.attention import ScaledDotProduct
 from upstreams.encoders.convolution import DepthwiseConvolution, FrameConvolution
 from upstreams.encoders.sparseformer import local_attention
+from upstreams.files import json_text
 from upstreams.formats import checkpoint
+from upstreams.machine import processor
 from upstreams.s3prl import compat as s3prl_compat  # noqa: F401  (lets transformers import)
 
 Contest = tuple[str, dict[str, Callable[[], object]]]  # a title; ours first, then what it is held against
@@ -95,7 +95,7 @@ def main() -> None:
             for name, value in seconds.items():
                 print(f"| {title}: {name} | {1000 * value:.2f} | {reference / value:.2f} |", flush=True)
     if arguments.json:
-        arguments.json.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+        arguments.json.write_text(json_text(figures) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

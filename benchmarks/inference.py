@@ -19,7 +19,6 @@ import dataclasses
 import functools
 import io
 import itertools
-import json
 import logging
 import os
 import subprocess
@@ -37,6 +36,7 @@ from benchmarks.inference_report import Row, markdown, picture
 from benchmarks.timing import interleaved
 from upstreams.config import SAMPLE_RATE
 from upstreams.errors import UserError
+from upstreams.files import json_text
 from upstreams.packed import kernels
 from upstreams.packed.linear import ONE_BIT, BinaryLinear, LayerTensors
 from upstreams.packed.native import LEVELS, Native
@@ -157,7 +157,7 @@ def main() -> None:
             rows += measured
     if arguments.json:
         content = {"kernel": level, "figures": figures, "rows": [dataclasses.asdict(row) for row in rows]}
-        arguments.json.write_text(json.dumps(content, indent=1) + "\n")
+        arguments.json.write_text(json_text(content) + "\n")
     if arguments.out and rows:
         arguments.out.mkdir(parents=True, exist_ok=True)
         (arguments.out / "inference.md").write_text(markdown(rows) + "\n")

@@ -8,7 +8,6 @@ dropout of attention weights, and no layerdrop. They alternate in one process; t
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -23,12 +22,13 @@ from pretrain.objectives.masking import span_mask
 from pretrain.training.optimizers import build_optimizers
 from pretrain.training.settings import TrainingSettings
 from pretrain.training.throughput import matmul_peak, step_flops
-from runners.analysis.costs import processor
 from upstreams.config import SAMPLE_RATE, preset
 from upstreams.cpu_training import products
 from upstreams.cpu_training.fast_training import FastTraining
+from upstreams.files import json_text
 from upstreams.formats import checkpoint
 from upstreams.frontend import padding_mask
+from upstreams.machine import processor
 from upstreams.s3prl import compat as s3prl_compat  # noqa: F401  (lets transformers import)
 
 CLUSTERS = 500
@@ -172,7 +172,7 @@ def main() -> None:
         print(f"| {name} | {time:.2f} | {seconds / time:.1f} | {100 * mfu:.0f} % | {ratios} |")
     if arguments.out:
         content = {"seconds_of_audio": seconds, "peak_flops": peak, "step_seconds": times, "step_flops": flops}
-        arguments.out.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        arguments.out.write_text(json_text(content) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

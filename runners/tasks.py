@@ -22,7 +22,7 @@ class Task:
 
     name: str
     downstream: str  # s3prl's -d
-    metric: str  # the leaderboard's, by s3prl's name; a fraction, but asr's wer is in %
+    metric: str  # the leaderboard's, by s3prl's name
     higher_is_better: bool
     best: str  # file name of the checkpoint with the best dev score; "" if s3prl evaluates no dev set in training
     eval_split: str  # s3prl's -t
@@ -30,11 +30,16 @@ class Task:
     has_head: bool = True  # False if nothing is trained
     best_by_accuracy: bool = False  # s3prl selects the best checkpoint by frame accuracy instead of the metric
     packages: tuple[str, ...] = ()  # of the extra `superb`, which s3prl imports for this task
+    percent: float = 100.0  # factor from s3prl's value to percent: s3prl gives fractions, but asr's error rates in %
 
     @property
     def config_file(self) -> Path:
         """Path of the packaged configuration: official values, with placeholders for paths."""
         return CONFIGS / self.name / "config.yaml"
+
+    def in_percent(self, value: float) -> float:
+        """Return the metric's value in percent. Only s3prl's own output is in other units."""
+        return round(value * self.percent, 10)  # 0.565 is 56.5 %, not 56.49999999999999 %
 
 
 _LIBRISPEECH = (
@@ -48,6 +53,7 @@ TASKS: dict[str, Task] = {
         Task(
             *("asr", "asr", "wer", False, "dev-clean-best.ckpt", "test-clean"),
             layout=f"{_LIBRISPEECH}; len_for_bucket/<set>.csv",
+            percent=1.0,
         ),
         Task(
             *("pr", "ctc", "per", False, "dev-best.ckpt", "test"),

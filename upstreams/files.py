@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -34,10 +35,34 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
         os.close(directory)
 
 
-def write_json(path: str | os.PathLike[str], content: dict[str, Any]) -> None:
-    """Write a JSON object with `atomic_write`."""
+def json_ready(content: Any) -> Any:
+    """Return the content in JSON's own types, as a reader of the file will see it.
+
+    JSON has no NaN and no infinity, and strict parsers refuse a file with them: they become the texts `NaN`, `Infinity`
+    and `-Infinity`. Tuples become lists, and keys texts.
+    """
+    return json.loads(json.dumps(_finite(content), allow_nan=False))
+
+
+def json_text(content: Any, indent: int | None = 1) -> str:
+    """Return the content as JSON that every parser accepts; see `json_ready`."""
+    return json.dumps(_finite(content), indent=indent, allow_nan=False)
+
+
+def _finite(content: Any) -> Any:
+    if isinstance(content, float) and not math.isfinite(content):
+        return "NaN" if math.isnan(content) else "Infinity" if content > 0 else "-Infinity"
+    if isinstance(content, Mapping):
+        return {key: _finite(value) for key, value in content.items()}
+    if isinstance(content, (list, tuple)):
+        return [_finite(value) for value in content]
+    return content
+
+
+def write_json(path: str | os.PathLike[str], content: Any) -> None:
+    """Write the content as strict JSON (`json_text`) with `atomic_write`."""
     with atomic_write(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        temporary.write_text(json_text(content) + "\n", encoding="utf-8")
 
 
 def read_json(path: str | os.PathLike[str]) -> dict[str, Any] | None:

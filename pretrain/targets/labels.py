@@ -20,7 +20,7 @@ from pretrain.targets.features import Features, layer_features, mfcc_features
 from pretrain.targets.kmeans import Assignment, Reservoir, fit
 from upstreams.config import HOP
 from upstreams.errors import UserError
-from upstreams.files import atomic_write
+from upstreams.files import atomic_write, write_json
 from upstreams.formats import checkpoint
 from upstreams.model import AudioEncoder
 
@@ -100,8 +100,7 @@ def write_labels(
         with atomic_write(out / "dict.km.txt") as dictionary:
             dictionary.write_text("".join(f"{k} {count}\n" for k, count in enumerate(counts)), encoding="utf-8")
         summary = {"frame_ms": frame_ms, **cluster_usage(counts), "error_per_frame": errors / int(counts.sum())}
-        with atomic_write(summary_file) as temporary_summary:
-            temporary_summary.write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
+        write_json(summary_file, summary)
     _to_tensorboard(out, summary, counts)
     return path
 

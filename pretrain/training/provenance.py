@@ -8,13 +8,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
+
 from pretrain.audio.manifest import Manifest
 from pretrain.training import distributed
 from pretrain.training.settings import TrainingSettings
 from upstreams.config import from_dict
 from upstreams.errors import UserError
-from upstreams.files import atomic_write
+from upstreams.files import write_json
 from upstreams.formats import checkpoint
+from upstreams.machine import device_name, machine
 from upstreams.versions import versions
 
 RUN_CONFIG = "config.json"  # the provenance in a run's folder
@@ -37,8 +40,9 @@ class Provenance:
     inputs: dict[str, Any]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the contents for config.json and for a checkpoint, with the versions of what computes."""
-        return {self.key: dataclasses.asdict(self.settings), **self.inputs, **versions()}
+        """Return the contents for config.json and for a checkpoint, with the versions and the machine that compute."""
+        computed_on = {"machine": machine(), "device": device_name("cuda" if torch.cuda.is_available() else "cpu")}
+        return {self.key: dataclasses.asdict(self.settings), **self.inputs, **versions(), **computed_on}
 
     def matches(self, saved: dict[str, Any]) -> bool:
         """True if `saved`, the dictionary of an earlier run, has the same inputs and the same settings."""
@@ -74,8 +78,7 @@ def read_run_config(folder: Path) -> dict[str, Any]:
 
 def write_run_config(folder: Path, content: dict[str, Any]) -> None:
     """Write a run folder's config.json."""
-    with atomic_write(folder / RUN_CONFIG) as temporary:
-        temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    write_json(folder / RUN_CONFIG, content)
 
 
 def with_stored_micro_batches(settings: Settings, folder: Path) -> Settings:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import multiprocessing
 import platform
 import time
@@ -21,8 +20,9 @@ from tqdm import tqdm
 from upstreams import cost, registry
 from upstreams.config import SAMPLE_RATE
 from upstreams.errors import UserError
-from upstreams.files import atomic_write
+from upstreams.files import atomic_write, write_json
 from upstreams.formats import checkpoint
+from upstreams.machine import machine
 from upstreams.packed import convert
 
 KINDS = ("linear", "convolution", "attention")
@@ -106,7 +106,7 @@ def measure(target: str, samples: Sequence[int], *, batch: int, threads: int, re
         "calls": len(times),
         "batch": batch,
         "threads": threads,
-        "machine": f"{platform.machine()}, {processor()}",
+        "machine": machine(),
     }
 
 
@@ -121,15 +121,6 @@ def peak_memory() -> int:
 
         unit = 1 if platform.system() == "Darwin" else 1024
         return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-
-
-def processor() -> str:
-    """Return the name of the processor, or `unknown processor`."""
-    try:
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-        return text.split("model name")[1].split(":")[1].split("\n")[0].strip()
-    except (OSError, IndexError):
-        return platform.processor() or "unknown processor"
 
 
 def show(records: list[dict[str, Any]], by_module: bool, console: Console) -> None:
@@ -170,12 +161,6 @@ def _table(title: str, heads: Sequence[str]) -> Table:
     return table
 
 
-def write_json(records: list[dict[str, Any]], path: Path) -> None:
-    """Write a JSON list of the records, including their modules."""
-    with atomic_write(path) as temporary:
-        temporary.write_text(json.dumps(records, indent=1) + "\n", encoding="utf-8")
-
-
 def write_csv(records: list[dict[str, Any]], by_module: bool, path: Path) -> None:
     """Write one CSV line for each upstream, or for each module with its upstream in the first column."""
     if by_module:
@@ -211,6 +196,6 @@ def run(
     console = Console()
     show(records, by_module, console if console.is_terminal else Console(width=200))
     if json_file:
-        write_json(records, json_file)
+        write_json(json_file, records)  # with the modules of each
     if csv_file:
         write_csv(records, by_module, csv_file)

@@ -123,11 +123,10 @@ def purity(
     reference: Annotated[Path, typer.Option(help="Phone of every frame: one utterance a line, separated by spaces.")],
 ) -> None:
     """Compare labels with aligned phones, frame by frame (HuBERT, section 4.4)."""
-    import json
-
     from pretrain.targets.purity import purity
+    from upstreams.files import json_text
 
-    typer.echo(json.dumps(purity(label_set, reference), indent=1))
+    typer.echo(json_text(purity(label_set, reference)))
 
 
 @app.command(rich_help_panel=PANEL)

@@ -7,14 +7,13 @@ the training that is best on dev is tested. All of it lies in `cells/<label>/<ta
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from runners.features.settings import StoreSettings
 from runners.tasks import FOLD, flat_keys
-from upstreams.files import read_json
+from upstreams.files import json_ready, read_json
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +89,7 @@ class Fold:
             "checkpoint_sha256": cell.checkpoint_sha256,
             "task": cell.task,
             "seed": cell.seed,
-            "config": json.loads(json.dumps(self.config)),
+            "config": json_ready(self.config),
             "corpus_sha256": cell.corpus_sha256,
             "superbit": cell.version,
         }
@@ -136,7 +135,7 @@ class Training:
     def identity(self) -> dict[str, Any]:
         """Everything that the head's weights depend on, which excludes the other learning rates that are tried."""
         rest = {key: value for key, value in self.fold.identity.items() if key != "learning_rates"}
-        return rest | {"config": json.loads(json.dumps(self.config))}
+        return rest | {"config": json_ready(self.config)}
 
     @property
     def folder(self) -> Path:

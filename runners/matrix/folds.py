@@ -10,13 +10,19 @@ from runners.matrix import locks
 from runners.matrix.cell import Cell, finished
 from upstreams.files import read_json, write_json
 
+# Entries of each fold's results that its mean repeats.
+KEPT = (
+    *("value_percent", "dev_percent", "learning_rate", "learning_rates", "command", "train_command", "tested"),
+    *("best_on_dev", "checkpoint_sha256", "deviations", "versions", "machine", "device"),
+)
+
 
 def write_mean(cell: Cell) -> None:
     """Write the mean over the cell's folds into its results.json; remove that file if a fold is not done.
 
-    Does nothing for a cell with one fold. The file has the entries of a fold's results, with `metrics` averaged and
-    times added. Two entries are added: `folds`, the value and the commands of each fold, and `fold_deviation`, the
-    sample standard deviation over the folds.
+    Does nothing for a cell with one fold. The file has the entries of a fold's results, with `s3prl_metrics` averaged
+    and times added. Two entries are added: `folds`, the value, the commands and the origin of each fold, and
+    `fold_deviation_percent`, the sample standard deviation over the folds.
     """
     if len(cell.folds) == 1:
         return
@@ -35,17 +41,17 @@ def _mean(results: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """Return the results of a cell from those of its folds, by the folds' names."""
     of_folds = list(results.values())
     first = of_folds[0]
-    values = [result["value"] for result in of_folds]
-    devs = [result["dev"] for result in of_folds]
+    values = [result["value_percent"] for result in of_folds]
+    devs = [result["dev_percent"] for result in of_folds]
     rates = [result["learning_rate"] for result in of_folds]
     resumed = [result["resumed_at_step"] for result in of_folds if result["resumed_at_step"] is not None]
     identity = copy.deepcopy(first["identity"])
     identity["config"]["downstream_expert"]["datarc"]["test_fold"] = list(results)
-    kept = ("value", "dev", "learning_rate", "learning_rates", "command", "train_command", "tested", "best_on_dev")
+    metrics = [result["s3prl_metrics"] for result in of_folds]
     return first | {
-        "value": statistics.fmean(values),
-        "metrics": {key: statistics.fmean(result["metrics"][key] for result in of_folds) for key in first["metrics"]},
-        "dev": None if None in devs else statistics.fmean(devs),
+        "value_percent": statistics.fmean(values),
+        "s3prl_metrics": {key: statistics.fmean(of_fold[key] for of_fold in metrics) for key in metrics[0]},
+        "dev_percent": None if None in devs else statistics.fmean(devs),
         "learning_rate": rates[0] if len(set(rates)) == 1 else rates,
         "learning_rates": [],
         "best_on_dev": all(result["best_on_dev"] for result in of_folds),
@@ -53,7 +59,11 @@ def _mean(results: dict[str, dict[str, Any]]) -> dict[str, Any]:
         "train_command": " && ".join(result["train_command"] for result in of_folds),
         "seconds": {key: round(sum(result["seconds"][key] for result in of_folds), 2) for key in first["seconds"]},
         "resumed_at_step": min(resumed, default=None),
-        "folds": {key: {entry: result[entry] for entry in kept} for key, result in results.items()},
-        "fold_deviation": statistics.stdev(values),
+        "expdir": None,  # each fold has its own
+        "folds": {
+            key: {entry: result[entry] for entry in KEPT} | {"expdir": f"{key}/{result['expdir']}"}
+            for key, result in results.items()
+        },
+        "fold_deviation_percent": statistics.stdev(values),
         "identity": identity,
     }

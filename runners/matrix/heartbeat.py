@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import re
 import resource
 import time
 from pathlib import Path
+
+from upstreams.files import json_text
 
 
 class Heartbeat:
@@ -35,7 +36,7 @@ class Heartbeat:
         content = {"step": step, "total": self.total, "first": self.first, "started": self._started, "now": now}
         # Renamed into place, but not synced to disk: syncing could take longer than the steps.
         temporary = self.file.with_suffix(".tmp")
-        temporary.write_text(json.dumps(content), encoding="utf-8")
+        temporary.write_text(json_text(content), encoding="utf-8")
         temporary.replace(self.file)
 
 

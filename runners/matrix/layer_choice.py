@@ -30,18 +30,21 @@ def choose_and_test(fold: Fold) -> None:
         best = scores.index(max(scores))
         chosen = time.monotonic()
         metrics = _metrics(fold, "test", best)
+        tested_in = time.monotonic() - chosen
+        percents = [TASKS[fold.cell.task].in_percent(score) for score in scores]
         write_json(
             fold.results_file,
             describe(fold, metrics)
             | {
                 "tested": f"layer {best}",
+                "expdir": f"test{best}",
                 "best_on_dev": True,
                 "layer": best,
-                "dev": scores[best],
-                "layers": scores,
+                "dev_percent": percents[best],
+                "layers_percent": percents,
                 "command": command(_arguments(fold, "test", best)),
                 "train_command": command(_arguments(fold, "dev", best)),
-                "seconds": {"train": round(chosen - started, 2), "evaluate": round(time.monotonic() - chosen, 2)},
+                "seconds": {"train": round(chosen - started, 2), "evaluate": round(tested_in, 2)},
                 "resumed_at_step": None,
             },
         )

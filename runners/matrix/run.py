@@ -143,7 +143,7 @@ def _report(training: Training, reported: set[Path]) -> list[str]:
     fold, record = training.fold, trained(training)
     lines = []
     if record is not None and training.tried_rate is not None:
-        dev = "the dev score never improved" if record["dev"] is None else f"dev {record['dev']:.4f}"
+        dev = "the dev score never improved" if record["dev_percent"] is None else f"dev {record['dev_percent']:.2f} %"
         lines.append(f"{training.name}: {dev} ({record['seconds']:.0f} s)")
     if fold.folder not in reported and (line := _number(fold)) is not None:
         reported.add(fold.folder)
@@ -158,4 +158,4 @@ def _number(fold: Fold) -> str | None:
         return None
     chosen = f", learning rate {results['learning_rate']:g} chosen on dev" if fold.cell.learning_rates else ""
     seconds = sum(results["seconds"].values())
-    return f"{fold.name}: {results['metric']} {results['value']:.4f} ({seconds:.0f} s){chosen}"
+    return f"{fold.name}: {results['metric']} {results['value_percent']:.2f} % ({seconds:.0f} s){chosen}"

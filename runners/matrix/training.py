@@ -70,7 +70,7 @@ def _train_and_record(training: Training) -> None:
         training.trained_file,
         {
             "learning_rate": _learning_rate(training),
-            "dev": _dev_score(training, checkpoint),
+            "dev_percent": _dev_percent(training, checkpoint),
             "tested": checkpoint.name,
             "seconds": round(seconds, 2),
             "resumed_at_step": resumed_at,
@@ -88,28 +88,31 @@ def _test_best(fold: Fold) -> None:
     task = TASKS[fold.cell.task]
     sign = 1 if task.higher_is_better or task.best_by_accuracy else -1
     # A training whose dev score never improved on s3prl's initial value ranks below all others.
-    ranks = [-math.inf if record["dev"] is None else sign * record["dev"] for _, record in trainings]
+    scores = [record["dev_percent"] for _, record in trainings]
+    ranks = [-math.inf if score is None else sign * score for score in scores]
     best, record_of_best = trainings[ranks.index(max(ranks))]
     started = time.monotonic()
     checkpoint = best.expdir / record_of_best["tested"]
     metrics = _test(best, checkpoint)
-    tried = ("learning_rate", "dev", "seconds", "train_command")
+    tested_in = time.monotonic() - started
+    tried = ("learning_rate", "dev_percent", "seconds", "train_command")
     write_json(
         fold.results_file,
         {
             "tested": checkpoint.name,
+            "expdir": best.expdir.relative_to(fold.folder).as_posix(),
             "best_on_dev": not task.best or checkpoint.name == task.best,
             "command": command(_test_arguments(best, checkpoint)),
             "train_command": command(_train_arguments(best)),
             **describe(fold, metrics),
             "learning_rate": _learning_rate(best),
-            "dev": record_of_best["dev"],
+            "dev_percent": record_of_best["dev_percent"],
             "learning_rates": [
                 {key: record[key] for key in tried} for training, record in trainings if training.tried_rate is not None
             ],
             "seconds": {
                 "train": round(sum(record["seconds"] for _, record in trainings), 2),
-                "evaluate": round(time.monotonic() - started, 2),
+                "evaluate": round(tested_in, 2),
             },
             **{key: record_of_best[key] for key in ("resumed_at_step", "step_seconds", "peak_memory_bytes")},
         },
@@ -168,15 +171,17 @@ def _train(training: Training, *, resumed: bool, on_step: Callable[[int], None])
     downstream.main(arguments, on_step)
 
 
-def _dev_score(training: Training, checkpoint: Path) -> float | None:
-    """Return the dev score of the best checkpoint; None if `checkpoint` is another, as no score improved."""
+def _dev_percent(training: Training, checkpoint: Path) -> float | None:
+    """Return the best checkpoint's dev score in percent; None if `checkpoint` is another, as no score improved."""
     import torch
 
     from upstreams.s3prl import compat as s3prl_compat  # noqa: F401  (lets torch load the checkpoints)
 
-    if checkpoint.name != TASKS[training.cell.task].best:
+    task = TASKS[training.cell.task]
+    if checkpoint.name != task.best:
         return None
-    return float(torch.load(checkpoint, map_location="cpu", weights_only=True)["Downstream"]["best_score"])
+    state = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    return task.in_percent(float(state["Downstream"]["best_score"]))
 
 
 def _checkpoint_to_test(training: Training) -> Path:

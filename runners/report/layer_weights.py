@@ -6,7 +6,7 @@ import argparse
 
 import torch
 
-from runners.report.results import tested_path
+from runners.report.results import expdir, tested_parts
 from runners.report.table import Table
 
 
@@ -20,8 +20,8 @@ def layer_weights(table: Table, upstream: str) -> dict[str, list[float]]:
     torch.serialization.add_safe_globals([argparse.Namespace])
     found: dict[str, list[torch.Tensor]] = {}
     for result in table.of_upstream(upstream):
-        for tested in result.get("folds", {"": result}).values():
-            path = tested_path(tested)
+        for part in tested_parts(result).values():
+            path = expdir(result, part) / part["tested"]
             if not path.is_file():
                 continue
             state = torch.load(path, map_location="cpu", weights_only=True)

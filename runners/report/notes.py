@@ -29,7 +29,7 @@ def _of_task(table: Table, task: str) -> list[str]:
     if last := [_cell(r) for r in results if not r["best_on_dev"]]:
         found.append(f"{task}, {listed(last)}: the dev score never improved; the last checkpoint was tested.")
     if deviations := [
-        f"{r['upstream']} {100 * r['fold_deviation']:.2f} ({len(r['folds'])} folds, seed {r['seed']})"
+        f"{r['upstream']} {r['fold_deviation_percent']:.2f} ({len(r['folds'])} folds, seed {r['seed']})"
         for r in results
         if "folds" in r
     ]:

@@ -12,9 +12,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from runners.report.results import tested_path
+from runners.report.results import expdir, tested_parts
 from runners.report.table import Table, collect
-from runners.tasks import FOLDS
+from runners.tasks import FOLD, FOLDS, flat_keys
 from upstreams.errors import UserError, nearest
 from upstreams.files import atomic_write
 
@@ -86,19 +86,14 @@ def predictions(result: dict[str, Any]) -> list[tuple[str, Path, str]]:
     Raises UserError if a file is missing.
     """
     folder, source, name = FILES[result["task"]]
-    if result["task"] != "er":
-        expdir = tested_path(result)
-        expdir = expdir if expdir.is_dir() else expdir.parent
-        files = [(folder, expdir / source, name)]
+    files = []
+    for key, part in tested_parts(result).items():
+        folder_of_test = expdir(result, part)
+        fold = key or dict(flat_keys(result["identity"]["config"])).get(FOLD, FOLDS[0])
+        files.append((folder.format(fold=fold), folder_of_test / source.format(fold=fold), name))
         if result["task"] == "sd":
-            found = sorted((expdir / "scoring/predictions").glob("*.h5"))
+            found = sorted((folder_of_test / "scoring/predictions").glob("*.h5"))
             files += [(f"{folder}/scoring/predictions", path, path.name) for path in found]
-    else:
-        single = result["identity"]["config"]["downstream_expert"]["datarc"].get("test_fold", FOLDS[0])
-        files = [
-            (folder.format(fold=fold), tested_path(of).parent / source.format(fold=fold), name)
-            for fold, of in (result.get("folds") or {single: result}).items()
-        ]
     for _, path, _ in files:
         if not path.is_file():
             raise UserError(

@@ -12,7 +12,7 @@ from typing import Any
 
 from runners.matrix.record import read_record
 from runners.report import published
-from runners.report.results import fault, is_published, percent
+from runners.report.results import deviations, fault, here
 from runners.tasks import TASKS
 from upstreams.errors import UserError
 from upstreams.files import read_json
@@ -66,7 +66,11 @@ class Table:
 
     def measured(self, upstream: str, task: str) -> Measured | None:
         """Return the values of one task of one upstream; None if there is no result."""
-        values = {result["seed"]: percent(result) for result in self.of_upstream(upstream) if result["task"] == task}
+        values = {
+            result["seed"]: float(result["value_percent"])
+            for result in self.of_upstream(upstream)
+            if result["task"] == task
+        }
         return Measured(values) if values else None
 
     def ordered(self) -> list[dict[str, Any]]:
@@ -105,17 +109,17 @@ class Table:
     def superb_score(self, upstream: str) -> float | None:
         """Return superb_s of the seven tasks; None unless all seven have results on the published corpora."""
         results = self.of_upstream(upstream)
-        if not all(map(is_published, results)):
+        if any(map(deviations, results)):
             return None
         figures = {task: m.mean for task in self.tasks if (m := self.measured(upstream, task))}
-        rates = [100 * r["metrics"]["slot_value_cer"] for r in results if "slot_value_cer" in r.get("metrics", {})]
+        rates = [100 * r["s3prl_metrics"]["slot_value_cer"] for r in results if "slot_value_cer" in r["s3prl_metrics"]]
         if "sf" in figures and rates:
             figures["sf_cer"] = statistics.fmean(rates)
         return published.superb_score(figures)
 
     def is_comparable(self) -> bool:
-        """True if all cells used the published corpora."""
-        return all(map(is_published, self.results))
+        """True if all cells used the published corpora with the official settings."""
+        return not any(map(deviations, self.results))
 
     def title(self, task: str) -> str:
         """Return the column's title, such as `KS acc ↑`, with "(synthetic)" if the corpus's labels are synthetic."""
@@ -177,7 +181,8 @@ def _read(folder: Path) -> tuple[list[dict[str, Any]], list[str]]:
         result = read_json(path)
         reason = "results.json is damaged" if result is None else fault(result)
         if result is not None and reason is None:
-            found.append(result)
+            commands = {key: here(result[key], path.parent) for key in ("command", "train_command")}
+            found.append(result | commands | {"folder": str(path.parent)})
         else:
             faulty.append(f"{'/'.join(path.parts[-4:-1])}: {reason}")
     return found, faulty

@@ -45,7 +45,9 @@ def _write_session(folder: Path, upstream: str, seed: int, results: list[dict[st
     parameters: dict[str, Any] = {"upstream": upstream, "seed": seed}
     costs = {key: results[0][key] for key in ("parameters", "macs", "storage_bytes")}
     parameters |= {key: cost for key, cost in costs.items() if cost is not None}
-    metrics = {f"final/{result['task']}_{result['metric']}": float(result["value"]) for result in results}
+    metrics = {
+        f"final_percent/{result['task']}_{result['metric']}": float(result["value_percent"]) for result in results
+    }
     with SummaryWriter(str(folder)) as writer:
         # SummaryWriter.add_hparams would put the metrics into a folder named after the current time.
         for summary in hparams(parameters, metrics):

@@ -15,14 +15,14 @@ from runners.report.results import total_seconds
 from runners.report.table import BASELINE, Measured, Table
 
 CSV_COLUMNS = (
-    *("upstream", "task", "metric", "value", "higher_is_better", "parameters", "macs"),
+    *("upstream", "task", "metric", "value_percent", "higher_is_better", "parameters", "macs"),
     *("storage_bytes", "seconds", "seed", "learning_rate", "command", "train_command"),
 )
 COSTS = ("parameters", "MACs", "storage", "score")  # the last columns
 
 
 def as_csv(table: Table) -> str:
-    """Return one line for each cell, with the metric's value as s3prl prints it."""
+    """Return one line for each cell, with the metric's value in percent."""
     lines = [result | {"seconds": round(total_seconds(result), 2)} for result in table.ordered()]
     # As objects: a column with an unknown cost would become a column of floats.
     return pandas.DataFrame(lines, columns=CSV_COLUMNS, dtype=object).to_csv(index=False, lineterminator="\n")

@@ -27,7 +27,7 @@ from runners.corpora.mini.text import load_lexicon
 from runners.tasks import SEVEN
 from upstreams.config import SAMPLE_RATE
 from upstreams.errors import UserError
-from upstreams.files import atomic_write
+from upstreams.files import atomic_write, json_text
 
 _log = logging.getLogger(__name__)
 # Total of the sizes below, which scale with the hours of the request.
@@ -94,7 +94,7 @@ def build_mini(out: Path, hours: float, seed: int, sources: Path, apt: bool) -> 
     summary = _build(partial, out, hours, seed, sources, container)
     summary = {"complete": True, "parameters": request, **summary}
     with atomic_write(partial / "corpus.json") as temporary:
-        temporary.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+        temporary.write_text(json_text(summary, indent=2) + "\n", encoding="utf-8")
     for unfinished in partial.rglob(f".*{UNFINISHED}"):  # of a build that was killed
         unfinished.unlink()
     (partial / "parameters.json").unlink()

@@ -70,13 +70,14 @@ def test_a_matrix_of_these_tasks(more_tiny_corpora: Path, tmp_path: Path, monkey
     assert matrix.evaluate(file, more_tiny_corpora, runs, only=[*cells.values()]) == 0
     found = {task: json.loads((runs / f"cells/{cell}/seed1/results.json").read_text()) for task, cell in cells.items()}
     qbe = found["qbe"]
-    assert len(qbe["layers"]) == preset("transformer_mini").encoder.layers + 1
-    assert qbe["layer"] == qbe["layers"].index(max(qbe["layers"])) and qbe["dev"] == max(qbe["layers"])
+    layers = qbe["layers_percent"]
+    assert len(layers) == preset("transformer_mini").encoder.layers + 1
+    assert qbe["layer"] == layers.index(max(layers)) and qbe["dev_percent"] == max(layers)
     assert (found["asv"]["tested"], found["asv"]["metric"]) == ("states-2.ckpt", "EER")
     assert found["sd"]["tested"] in ("best-states-dev.ckpt", "states-2.ckpt")
     for of in found.values():
         again = downstream.main(shlex.split(of["command"])[2:])
-        assert again is not None and again[of["metric"]] == of["value"]
+        assert again is not None and again[of["metric"]] == of["s3prl_metrics"][of["metric"]]
     assert len(collect([runs]).results) == 3 and as_markdown(collect([runs]), [runs])
 
     assert layer_weights(collect([runs]), "mini") == {}, "query-by-example learns no layer weights"

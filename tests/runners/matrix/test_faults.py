@@ -47,7 +47,7 @@ def write_matrix(path: Path, **changes: Any) -> Path:
 
 def values(runs: Path) -> dict[str, float]:
     return {
-        "/".join(path.parts[-4:-1]): (read_json(path) or {})["value"]
+        "/".join(path.parts[-4:-1]): (read_json(path) or {})["value_percent"]
         for path in sorted(runs.glob("cells/*/*/*/results.json"))
     }
 
@@ -147,7 +147,7 @@ def test_runners_and_workers_killed_at_random_moments(tiny_corpora: Path, tmp_pa
             assert result is not None
             again = downstream.main(shlex.split(result["command"])[2:])
             assert again is not None
-            assert again[result["metric"]] == result["value"]
+            assert again[result["metric"]] == result["s3prl_metrics"][result["metric"]]
         # The features that killed runners stored are read by the others: none are damaged.
         logs = "".join(path.read_text() for path in folder.glob("cells/**/log.txt"))
         assert "is damaged" not in logs

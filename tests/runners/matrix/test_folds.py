@@ -89,14 +89,17 @@ def test_five_folds_give_mean_and_deviation(iemocap: Path, tmp_path: Path, fake:
     assert matrix.evaluate(file, iemocap, runs, jobs=2) == 0
     assert fake.trained() == list(FOLDS)
     found = json.loads(mean(runs).read_text())
-    assert found["value"] == found["metrics"]["acc"] == pytest.approx(0.6)
-    assert found["fold_deviation"] == pytest.approx(statistics.stdev(ACCURACY.values()))
-    assert {fold: of["value"] for fold, of in found["folds"].items()} == ACCURACY
+    assert found["value_percent"] == 100 * found["s3prl_metrics"]["acc"] == pytest.approx(60)
+    in_percent = {fold: pytest.approx(100 * accuracy) for fold, accuracy in ACCURACY.items()}
+    assert found["fold_deviation_percent"] == pytest.approx(100 * statistics.stdev(ACCURACY.values()))
+    assert {fold: of["value_percent"] for fold, of in found["folds"].items()} == in_percent
     for fold, of in found["folds"].items():
         assert f"/seed1/{fold}/expdir/" in of["command"] and of["command"] in found["command"]
-        assert json.loads((mean(runs).parent / fold / "results.json").read_text())["value"] == ACCURACY[fold]
+        assert json.loads((mean(runs).parent / fold / "results.json").read_text())["value_percent"] == in_percent[fold]
     table = collect([runs])
-    assert [result["value"] for result in table.results] == [pytest.approx(0.6)], "one row, not one for each fold"
+    assert [result["value_percent"] for result in table.results] == [pytest.approx(60)], (
+        "one row, not one for each fold"
+    )
     assert "er is the mean over folds. Standard deviations over the folds: fbank_no_cmvn 15.81 (5 folds, seed 1)" in (
         as_markdown(table, [runs])
     )
@@ -134,7 +137,11 @@ def test_learning_rates_are_chosen_within_each_fold(iemocap: Path, tmp_path: Pat
     assert matrix.evaluate(file, iemocap, runs) == 0
     assert fake.trained() == ["fold1", "fold1", "fold2", "fold2"]
     found = json.loads(mean(runs).read_text())
-    assert (found["value"], found["dev"], found["learning_rate"]) == (pytest.approx(0.6), pytest.approx(0.3), 0.1)
+    assert (found["value_percent"], found["dev_percent"], found["learning_rate"]) == (
+        pytest.approx(60),
+        pytest.approx(30),
+        0.1,
+    )
     assert [[of["learning_rate"] for of in fold["learning_rates"]] for fold in found["folds"].values()] == [rates] * 2
     assert matrix.evaluate(file, iemocap, runs) == 0 and len(fake.trained()) == 4
 
@@ -144,10 +151,10 @@ def test_a_matrix_may_restrict_the_folds(iemocap: Path, tmp_path: Path, fake: Fo
     assert matrix.evaluate(write_matrix(tmp_path / "m.yaml", **{FOLD: "fold3"}), iemocap, runs) == 0
     found = json.loads(mean(runs).read_text())
     assert "er, fbank_no_cmvn: one fold only; SUPERB" in as_markdown(collect([runs]), [runs])
-    assert found["value"] == 0.6 and "folds" not in found and not (mean(runs).parent / "fold3").exists()
+    assert found["value_percent"] == 60 and "folds" not in found and not (mean(runs).parent / "fold3").exists()
     both = write_matrix(tmp_path / "m.yaml", **{FOLD: ["fold1", "fold2"]})
     assert matrix.evaluate(both, iemocap, runs) == 0
-    assert json.loads(mean(runs).read_text())["value"] == pytest.approx(0.6)
+    assert json.loads(mean(runs).read_text())["value_percent"] == pytest.approx(60)
     assert fake.trained() == ["fold1", "fold2", "fold3"]
     for wrong in ("fold6", [], 1, ["fold1", "flod2"]):
         with pytest.raises(UserError, match="must be one or a list of fold1, "):
@@ -160,7 +167,7 @@ def test_real_folds_test_their_own_sessions(iemocap: Path, tmp_path: Path) -> No
     folds = json.loads(mean(runs).read_text())["folds"]
     for fold, of in folds.items():
         again = downstream.main(shlex.split(of["command"])[2:])
-        assert again is not None and again["acc"] == of["value"]
+        assert again is not None and 100 * again["acc"] == pytest.approx(of["value_percent"])
         truth = (mean(runs).parent / fold / "expdir" / f"test_{fold}_truth.txt").read_text()
         assert len(truth.splitlines()) == 10 and f"Ses0{fold[-1]}" in truth
 

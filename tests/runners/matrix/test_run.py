@@ -20,14 +20,14 @@ def test_a_real_cell_is_trained_tested_and_reproduced_by_its_command(corpora: Pa
     assert matrix.evaluate(write_matrix(tmp_path / "m.yaml"), corpora, runs) == 0
     found = results(runs, "fbank_no_cmvn")
     assert found["metric"] == "acc"
-    assert 0 <= found["value"] <= 1
-    assert found["metrics"]["acc"] == found["value"]
+    assert 0 <= found["value_percent"] <= 100
+    assert 100 * found["s3prl_metrics"]["acc"] == pytest.approx(found["value_percent"])
     assert found["best_on_dev"] is (found["tested"] == "dev-best.ckpt")
     assert found["parameters"] == 0
     assert found["macs"] > 0
-    assert found["corpus"] == {"speech": "real", "label": "as published"}
+    assert found["corpus"] == {"speech": "real", "label": "not as published"}
     assert found["seconds"]["train"] > 0
-    assert {"superbit", "s3prl", "torch", "python", "commit"} <= set(found["versions"])
+    assert {"superbit", "s3prl", "torch", "torchaudio", "python", "commit"} <= set(found["versions"])
 
     line = shlex.split(found["command"])
     assert line[:2] == ["superbit", "downstream"]
@@ -35,7 +35,7 @@ def test_a_real_cell_is_trained_tested_and_reproduced_by_its_command(corpora: Pa
 
     again = downstream.main(line[2:])
     assert again is not None
-    assert again["acc"] == found["value"]
+    assert again["acc"] == found["s3prl_metrics"]["acc"]
 
 
 def test_a_cell_runs_again_only_if_something_changed(corpora: Path, tmp_path: Path, fake: FakeDownstream) -> None:
@@ -99,7 +99,7 @@ def test_only_the_chosen_cells_need_their_checkpoints(
     monkeypatch.setenv("SUPERBIT_CHECKPOINTS", str(tmp_path))
     file = write_matrix(tmp_path / "m.yaml", upstreams=["fbank", "sparseformer_dn_mini"])
     assert matrix.evaluate(file, corpora, tmp_path / "runs", only=["fbank/*"]) == 0
-    assert results(tmp_path / "runs", "fbank")["value"] == 0.5
+    assert results(tmp_path / "runs", "fbank")["value_percent"] == 50
     with pytest.raises(UserError, match=r"no checkpoint for sparseformer_dn_mini"):
         matrix.evaluate(file, corpora, tmp_path / "runs")
 

@@ -19,9 +19,9 @@ def test_learning_rates_are_chosen_on_dev_and_only_the_chosen_one_is_tested(
     assert matrix.evaluate(file, corpora, runs, jobs=2) == 0
     found = results(runs, "fbank_no_cmvn")
     assert found["learning_rate"] == 0.01
-    assert found["dev"] == pytest.approx(1.0)
+    assert found["dev_percent"] == pytest.approx(100)
     assert [tried["learning_rate"] for tried in found["learning_rates"]] == [0.1, 0.01, 0.0001]
-    assert [round(tried["dev"], 2) for tried in found["learning_rates"]] == [0.9, 1.0, 0.8]
+    assert [round(tried["dev_percent"]) for tried in found["learning_rates"]] == [90, 100, 80]
     assert "/lr0.01/expdir/dev-best.ckpt" in found["command"]
     calls = fake.calls_made()
     assert [call["-m"] for call in calls].count("train") == 3
@@ -70,4 +70,4 @@ def test_damaged_results_are_replaced(corpora: Path, tmp_path: Path, fake: FakeD
     path = runs / "cells/fbank_no_cmvn/ks/seed1/results.json"
     path.write_text(path.read_text()[:100])
     assert matrix.evaluate(file, corpora, runs) == 0
-    assert results(runs, "fbank_no_cmvn")["value"] == 0.5
+    assert results(runs, "fbank_no_cmvn")["value_percent"] == 50

@@ -6,22 +6,31 @@ import json
 from pathlib import Path
 from typing import Any
 
-from runners.tasks import TASKS
+from runners.tasks import FOLDS, TASKS
 
 UPSTREAMS = ["fbank_no_cmvn", "tiny_mini_untrained", "tiny_mini", "tiny_mini_w1a1"]
-REAL = {"corpus": {"speech": "real", "label": "as published"}}
+REAL = {"corpus": {"speech": "real", "label": "as published"}, "deviations": []}
+
+
+def five_folds(value: float) -> dict[str, Any]:
+    """Return the entries of emotion recognition's results over all folds; value: in percent, of every fold."""
+    origin = {"checkpoint_sha256": "5ba1" * 16, "versions": {}, "machine": "x86_64", "device": "cpu", "deviations": []}
+    origin |= {"tested": "dev-best.ckpt", "expdir": "expdir"}
+    folds = {fold: {"value_percent": value, **origin} for fold in FOLDS}
+    return {"folds": folds, "fold_deviation_percent": 0.0}
 
 
 def write_cell(runs: Path, label: str, task: str, seed: int, value: float, **changes: Any) -> None:
-    """Write the results.json of one cell; changes: keys that differ from a plain result."""
+    """Write the results.json of one cell; value: in s3prl's units; changes: keys that differ from a plain result."""
     content = {
         "upstream": label,
         "task": task,
         "metric": TASKS[task].metric,
-        "value": value,
+        "value_percent": TASKS[task].in_percent(value),
         "higher_is_better": TASKS[task].higher_is_better,
-        "metrics": {TASKS[task].metric: value},
+        "s3prl_metrics": {TASKS[task].metric: value},
         "tested": TASKS[task].best,
+        "expdir": "expdir",
         "best_on_dev": True,
         "command": f"superbit downstream -m evaluate -e {label}/{task}/{seed}",
         "train_command": "superbit downstream -m train",
@@ -30,15 +39,17 @@ def write_cell(runs: Path, label: str, task: str, seed: int, value: float, **cha
         "macs": 480_000_000,
         "storage_bytes": 0 if label == "fbank_no_cmvn" else 6_800_000,
         "corpus": {"speech": "real", "label": "as spoken"},
+        "deviations": ["embedded corpus (real, as spoken)"],
+        "checkpoint_sha256": None if label.startswith("fbank") else "5ba1" * 16,
         "device": "cpu",
-        "machine": "x86_64, 2 cores",
-        "versions": {"superbit": "0.1.0", "torch": "2.13.0"},
+        "machine": "x86_64, Some Processor, 2 cores",
+        "versions": {"superbit": "0.1.0", "torch": "2.13.0", "commit": "c0ffee" * 6},
         "seconds": {"train": 10.25, "evaluate": 1.5},
         "resumed_at_step": None,
         "identity": {"config": {"optimizer": {"lr": 0.001}}, "corpus_sha256": "c0"},
     }
     path = runs / "cells" / label / task / f"seed{seed}" / "results.json"
-    path.parent.mkdir(parents=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(content | changes))
 
 

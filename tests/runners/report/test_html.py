@@ -17,7 +17,7 @@ from runners.report.published import superb_score
 from runners.report.table import collect
 from runners.report.write import report
 from runners.tasks import SEVEN, TASKS
-from tests.runners.report.fake_cells import REAL, write_cell, write_runs
+from tests.runners.report.fake_cells import REAL, five_folds, write_cell, write_runs
 
 BROWSER = next(
     (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None
@@ -128,7 +128,8 @@ def test_page_and_latex_name_what_is_comparable(tmp_path: Path) -> None:
     real = tmp_path / "real"
     for task in SEVEN:
         metrics = {TASKS[task].metric: 0.5} | ({"slot_value_cer": 0.3} if task == "sf" else {})
-        write_cell(real, "mine", task, 1, 50.0 if task == "asr" else 0.5, metrics=metrics, **REAL)
+        folds = five_folds(50.0) if task == "er" else {}
+        write_cell(real, "mine", task, 1, 50.0 if task == "asr" else 0.5, s3prl_metrics=metrics, **REAL, **folds)
     report([real])
     page = (real / "report/report.html").read_text()
     assert "cannot be compared" not in page and "HuBERT Base" in page

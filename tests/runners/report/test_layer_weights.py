@@ -16,11 +16,11 @@ from tests.runners.report.fake_cells import write_cell
 
 def test_layer_weights_of_the_tested_heads(tmp_path: Path) -> None:
     runs = tmp_path / "runs"
-    state = tmp_path / "exp/dev-best.ckpt"
-    state.parent.mkdir()
+    state = runs / "cells/mine/ks/seed1/expdir/dev-best.ckpt"
+    state.parent.mkdir(parents=True)
     weights = torch.tensor([0.0, 1.0, 2.0])
     torch.save({"Featurizer": {"weights": weights}, "Args": Namespace(a=1)}, state)
-    write_cell(runs, "mine", "ks", 1, 0.5, command=f"superbit downstream -m evaluate -t test -e {state}")
+    write_cell(runs, "mine", "ks", 1, 0.5)
     report([runs])
     assert "layer weights of mine" in (runs / "report/report.html").read_text()
 

@@ -30,7 +30,7 @@ def test_cells_without_a_result_are_listed_with_the_reason(tmp_path: Path) -> No
     runs = write_runs(tmp_path / "runs", seed=1)
     cells = runs / "cells"
     (cells / "tiny_mini/pr/seed1/results.json").write_text('{"upstream": "tiny')
-    for label, change in (("tiny_mini", {"value": float("nan")}), ("tiny_mini_w1a1", {"value": None})):
+    for label, change in (("tiny_mini", {"value_percent": float("nan")}), ("tiny_mini_w1a1", {"value_percent": None})):
         path = cells / label / "er/seed1/results.json"
         path.write_text(json.dumps(json.loads(path.read_text()) | change))
     path = cells / "tiny_mini/asr/seed1/results.json"

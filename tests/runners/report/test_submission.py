@@ -14,20 +14,19 @@ from tests.runners.report.fake_cells import REAL, write_cell
 from upstreams.errors import UserError
 
 
-def cells_with_predictions(runs: Path, root: Path) -> None:
+def cells_with_predictions(runs: Path) -> None:
     for task, (_, source, _) in list(FILES.items())[:7]:  # the seven
-        expdir = root / task
+        expdir = runs / "cells/mine" / task / "seed1/expdir"
         expdir.mkdir(parents=True)
         (expdir / source.format(fold="fold1")).write_text(f"predictions of {task}\n")
         config = {"downstream_expert": {"datarc": {"test_fold": "fold1"}}, "optimizer": {"lr": 1.0}}
         identity = {"config": config, "corpus_sha256": None}
-        command = f"superbit downstream -m evaluate -t test -e {expdir / 'dev-best.ckpt'}"
-        write_cell(runs, "mine", task, 1, 0.5, command=command, identity=identity, **REAL)
+        write_cell(runs, "mine", task, 1, 0.5, identity=identity, **REAL)
 
 
 def test_a_submission_has_the_layout_of_s3prl(tmp_path: Path) -> None:
     runs, out = tmp_path / "runs", tmp_path / "out"
-    cells_with_predictions(runs, tmp_path / "exp")
+    cells_with_predictions(runs)
     done = CliRunner().invoke(app, ["submission", str(runs), "--upstream", "mine", "--out", str(out)])
     assert done.exit_code == 0, done.exception
     assert "1 of 5 folds" in done.stdout
@@ -39,9 +38,9 @@ def test_a_submission_has_the_layout_of_s3prl(tmp_path: Path) -> None:
         *("predict/sid_public/predict.txt", "predict/ks_public/predict.txt", "predict/ic_public/predict.csv"),
         "predict/er_fold1_public/predict.txt",
     }
-    (tmp_path / "exp/ks/test_predict.txt").unlink()
+    (runs / "cells/mine/ks/seed1/expdir/test_predict.txt").unlink()
     shutil.rmtree(runs / "cells/mine/sf")
-    missing = "ks/test_predict.txt, the predictions of mine/ks, is missing"
+    missing = "ks/seed1/expdir/test_predict.txt, the predictions of mine/ks, is missing"
     for arguments, words in (((), missing), (("--seed", "7"), "no result of seed 7")):
         done = CliRunner().invoke(app, ["submission", str(runs), "--upstream", "mine", "--out", str(out), *arguments])
         assert isinstance(done.exception, UserError) and words in str(done.exception)

@@ -28,7 +28,7 @@ def test_tensorboard_has_metrics_table_and_figures(tmp_path: Path) -> None:
     assert len(sessions) == len(UPSTREAMS)
     session = EventAccumulator(str(folder / "hparams" / "tiny_mini" / "seed1"))
     session.Reload()
-    assert session.Scalars("final/pr_per")[0].value == pytest.approx(0.70)
+    assert session.Scalars("final_percent/pr_per")[0].value == pytest.approx(70)
     plugin = session.summary_metadata["_hparams_/session_start_info"].plugin_data.content
     start = HParamsPluginData.FromString(plugin).session_start_info
     assert start.hparams["upstream"].string_value == "tiny_mini"

@@ -57,7 +57,7 @@ def test_a_report_with_one_seed(tmp_path: Path, capsys: pytest.CaptureFixture[st
         "upstream": "fbank_no_cmvn",
         "task": cells[0]["task"],
         "metric": TASKS[cells[0]["task"]].metric,
-        "value": "99.0" if cells[0]["task"] == "asr" else "0.9",
+        "value_percent": "99.0" if cells[0]["task"] == "asr" else "90.0",
         "higher_is_better": "False",
         "parameters": "0",
         "macs": "480000000",
