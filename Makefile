@@ -1,5 +1,5 @@
 # `make superb`: the main job, from nothing to the table. `make test`: the test-suite. Both install into .venv first.
-# Several stages run side by side on two cores; each is skipped when it is done and goes on when it was interrupted.
+# Stages run in parallel on two cores. Finished stages are skipped, interrupted ones resume.
 PYTHON ?= python3
 SEED ?= 0
 OUT ?= runs/superb
@@ -20,14 +20,14 @@ evaluate := SUPERBIT_CHECKPOINTS=$(checkpoints) $(superbit) evaluate superb_mini
 kernel := $(wildcard $(addprefix upstreams/packed/kernel/,*.h *.cpp arch/*.h arch/*.cpp))
 train := --manifest $(manifest) --out $(OUT) --seed $(SEED)
 
-.PHONY: superb float-cells install test test-slow check
+.PHONY: superb float-cells install test test-slow check architecture
 
 superb: install
 	@$(MAKE) --no-print-directory -j2 $(binary) float-cells
 	$(evaluate) --jobs 2
 	$(superbit) report $(OUT)
 
-# One core is free while the other distils: it takes about as many cells as fit into that time.
+# One core is free while the other distils: it computes about as many cells as fit into that time.
 float-cells: $(transformer) $(sparseformer)
 	test -f $(binary) || $(evaluate) --jobs 1 --only 'fbank/*'
 
@@ -60,3 +60,7 @@ check: install
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
+	.venv/bin/lint-imports
+
+architecture: install
+	.venv/bin/python docs/architecture.py

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
+import logging
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 import yaml
-from tqdm import tqdm
 
 from pretrain.audio.manifest import Manifest
 from pretrain.objectives.distillation import DistillationTask, ModelWithHead, load_with_head
@@ -31,6 +32,8 @@ from upstreams.model import AudioEncoder
 from upstreams.quantization.convert import inherit, quantize, summary
 from upstreams.quantization.spec import FLOAT, Bits
 
+_log = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True, kw_only=True)
 class DistillationSettings(TrainingSettings):
@@ -44,8 +47,27 @@ class DistillationSettings(TrainingSettings):
     weight_decay: float = 0.0
 
 
-def read_distillation_settings(path: Path) -> DistillationSettings:
-    """Return the recipe in a YAML file. Raises UserError if there is none, and on unknown keys and bad values."""
+def read_distillation_settings(path: Path | None, steps: int | None = None) -> DistillationSettings:
+    """Return the recipe in a YAML file, or the defaults without a file; `steps` replaces the recipe's steps.
+
+    Raises UserError if there is no such file, and on unknown keys and bad values.
+    """
+    settings = DistillationSettings() if path is None else _read_recipe(path)
+    return settings if steps is None else dataclasses.replace(settings, steps=steps)
+
+
+def read_schedule(schedule: str | None, bits: str) -> list[str]:
+    """Return the bit widths of all distillation steps, `bits` last, from a list separated by commas or None.
+
+    Raises UserError if the list does not end at `bits`.
+    """
+    steps = schedule.split(",") if schedule else [bits]
+    if steps[-1] != bits:
+        raise UserError(f"--schedule {schedule} ends at {steps[-1]}, but --bits is {bits}")
+    return steps
+
+
+def _read_recipe(path: Path) -> DistillationSettings:
     if not path.is_file():
         raise UserError(f"no distillation recipe at {path}: a YAML file is expected")
     where = f"recipe {path}"
@@ -131,7 +153,8 @@ def _distil(
     student.to(device)
     content = provenance.to_dict()
     if distributed.rank() == 0:
-        tqdm.write("\n".join(f"{name} {bits}: {line}" for line in changes))
+        for line in changes:
+            _log.info("%s %s: %s", name, bits, line)
         saved = read_run_config(folder)
         if not provenance.matches(saved):
             States(folder).clear()  # of another teacher, seed, manifest or recipe

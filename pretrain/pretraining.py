@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import copy
 import functools
+import logging
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from torch import nn
-from tqdm import tqdm
 
 from pretrain.audio.manifest import Manifest
 from pretrain.objectives.hubert import HubertPretraining
@@ -32,6 +32,8 @@ from upstreams.errors import UserError, nearest
 from upstreams.formats import checkpoint
 from upstreams.model import AudioEncoder
 from upstreams.quantization.convert import inherit, quantize, summary
+
+_log = logging.getLogger(__name__)
 
 
 def pretrain(
@@ -209,7 +211,8 @@ class _Run:
         inherit(quantized, model)
         calibrate_on_longest(quantized, self.statistics)
         if distributed.rank() == 0:
-            tqdm.write("\n".join(f"{recipe.name}: {line}" for line in summary(sites)))
+            for line in summary(sites):
+                _log.info("%s: %s", recipe.name, line)
         return quantized
 
     def _claim_folder(self, provenance: Provenance) -> None:

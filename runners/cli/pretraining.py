@@ -8,7 +8,6 @@ from typing import Annotated
 import typer
 
 from runners.cli.options import Manifest, Out, Seed, Threads, Workers, use_threads
-from upstreams.errors import UserError
 
 PANEL = "Pre-training"
 app = typer.Typer()
@@ -194,16 +193,15 @@ def quantize(
     threads: Threads = 1,
 ) -> None:
     """Quantize a checkpoint by BiT's distillation. Each bit width of the schedule gets a checkpoint."""
-    import dataclasses
-
-    from pretrain.distill import DistillationSettings, quantize_checkpoint, read_distillation_settings
+    from pretrain.distill import quantize_checkpoint, read_distillation_settings, read_schedule
 
     use_threads(threads)
-    stages = schedule.split(",") if schedule else [bits]
-    if stages[-1] != bits:
-        raise UserError(f"--schedule {schedule} ends at {stages[-1]}, but --bits is {bits}")
-    distillation = DistillationSettings() if recipe is None else read_distillation_settings(recipe)
-    if steps is not None:
-        distillation = dataclasses.replace(distillation, steps=steps)
-    path = quantize_checkpoint(checkpoint, stages, manifest_path=manifest, out=out, seed=seed, settings=distillation)
+    path = quantize_checkpoint(
+        checkpoint,
+        read_schedule(schedule, bits),
+        manifest_path=manifest,
+        out=out,
+        seed=seed,
+        settings=read_distillation_settings(recipe, steps),
+    )
     typer.echo(f"checkpoint: {path}")
