@@ -223,15 +223,16 @@ def set_key(config: dict[str, Any], key: str, value: object) -> None:
     if key not in known and key not in OPTIONAL_KEYS:
         raise UserError(f"the configuration has no key {key!r}: {nearest(key, [*known, *OPTIONAL_KEYS])}")
     before = known.get(key)
-    if before is not None and value is not None and _kind(before) != _kind(value):
-        raise UserError(f"{key} must be {_kind(before)}, such as {before!r}, not {value!r}")
+    if before is not None and value is not None and kind(before) != kind(value):
+        raise UserError(f"{key} must be {kind(before)}, such as {before!r}, not {value!r}")
     *sections, last = key.split(".")
     for section in sections:
         config = config.setdefault(section, {})
     config[last] = copy.deepcopy(value)
 
 
-def _kind(value: object) -> str:
+def kind(value: object) -> str:
+    """Return the kind of a value of a configuration, for messages."""
     kinds = {bool: "true or false", int: "a number", float: "a number", str: "text", Path: "text"}
     return kinds.get(type(value), "a list" if isinstance(value, list | tuple) else "a mapping")
 
@@ -252,11 +253,24 @@ def path_keys(task: Task) -> list[str]:
     return [key for key, value in flat_keys(raw) if not isinstance(value, dict) and "${" in str(value)]
 
 
-def check_keys(task: Task, config: Mapping[str, Any]) -> None:
-    """Raise UserError unless a configuration has all keys that s3prl's runner and the task's dataset need."""
-    official = yaml.safe_load(task.config_file.read_text(encoding="utf-8"))
-    needed = [f"{section}.{key}" for section in ("runner", "optimizer") for key in official.get(section, ())]
+# Keys that s3prl reads from every configuration with which a head is trained.
+RUNNER_KEYS = (
+    *("total_steps", "gradient_clipping", "gradient_accumulate_steps", "log_step", "eval_step", "save_step"),
+    *("max_keep", "eval_dataloaders"),
+)
+
+
+def check_keys(task: Task | None, config: Mapping[str, Any]) -> None:
+    """Raise UserError unless a configuration has all keys that s3prl's runner and the task's dataset need.
+
+    task: None for a downstream of s3prl that is not a SUPERB task.
+    """
+    needed = [f"runner.{key}" for key in RUNNER_KEYS] + ["optimizer.name"]
+    if task is not None:
+        official = yaml.safe_load(task.config_file.read_text(encoding="utf-8"))
+        needed = [f"{section}.{key}" for section in ("runner", "optimizer") for key in official.get(section, ())]
+        needed += path_keys(task)
     known = dict(flat_keys(config))
-    for key in [*needed, *path_keys(task)]:
+    for key in needed:
         if key not in known:
-            raise UserError(f"the configuration of {task.name} lacks the key {key!r}")
+            raise UserError(f"the configuration of {task.name if task else 'the task'} lacks the key {key!r}")

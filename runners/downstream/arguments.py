@@ -14,8 +14,8 @@ from runners.features.settings import DTYPES
 from runners.tasks import TASKS
 from upstreams.errors import UserError, nearest
 
-# Flags that s3prl does not have.
-OWN_FLAGS = ("corpora", "threads", "feature_store", "feature_store_gb", "feature_store_dtype")
+# Flags that s3prl does not have, and `given`: the names of the flags that the command line has.
+OWN_FLAGS = ("corpora", "threads", "feature_store", "feature_store_gb", "feature_store_dtype", "given")
 
 EXAMPLES = """examples:
   superbit downstream -m train -u fbank_no_cmvn -d ks -p runs/ks --corpora DIR -o config.optimizer.lr=1e-3
@@ -106,7 +106,8 @@ def parser() -> argparse.ArgumentParser:
     add(
         *("-e", "--past_exp"),
         metavar="CKPT|DIR",
-        help="resume from a checkpoint, or evaluate it; its arguments and configuration apply: change them with -o",
+        help="resume from a checkpoint, or evaluate it; its arguments and configuration apply: change them with -o "
+        "(-k, -g, -p and --corpora replace its paths)",
     )
     add(
         "-i",
@@ -155,7 +156,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
-    """Return the flags, with `downstream` as s3prl's name and `config` as a file.
+    """Return the flags, with `downstream` as s3prl's name and `config` as a file; `given` holds those in `argv`.
 
     Raises UserError for bad flags; --help prints the help and exits.
     """
@@ -164,6 +165,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     if unknown:
         flag = unknown[0].partition("=")[0]
         raise UserError(f"there is no flag {flag!r}: {nearest(flag, flags._option_string_actions)}")
+    options.given = _given(argv)
     if options.expdir is None and options.expname is not None:
         options.expdir = f"result/downstream/{options.expname}"
     make_absolute(options)
@@ -185,13 +187,22 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     return options
 
 
+def _given(argv: Sequence[str]) -> frozenset[str]:
+    """Return the names of the flags in `argv`, those with their default value included."""
+    flags = parser()
+    for action in flags._actions:
+        action.default = argparse.SUPPRESS
+    return frozenset(vars(flags.parse_args(list(argv))))
+
+
 def make_absolute(args: argparse.Namespace) -> None:
     """Make the paths absolute that a checkpoint stores: it is used from other folders, too."""
     if args.expdir:
         args.expdir = str(Path(args.expdir).absolute())
-    # A name without a file may be a URL.
-    if args.upstream_ckpt and Path(args.upstream_ckpt).exists():
-        args.upstream_ckpt = str(Path(args.upstream_ckpt).absolute())
+    for key in ("upstream_ckpt", "upstream_model_config"):
+        # A name without a file may be a URL.
+        if (file := getattr(args, key)) and Path(file).exists():
+            setattr(args, key, str(Path(file).absolute()))
 
 
 def _task_and_config(name: str, config: str | None) -> tuple[str, str]:

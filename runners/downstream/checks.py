@@ -6,10 +6,9 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from runners import tasks
 from runners.corpora.check import check_config
+from runners.downstream.values import check_values
 from runners.tasks import Task
 from upstreams import register, registry
 from upstreams.errors import UserError, nearest
@@ -27,9 +26,10 @@ def check(args: argparse.Namespace, config: dict[str, Any], task: Task | None) -
         _check_inference(args, task)
     elif task is not None:
         _check_task(args, config, task)
+    elif args.mode == "train":
+        tasks.check_keys(None, config)
+        check_values(None, config)
     _check_upstream(args.upstream, args.upstream_ckpt)
-    if task is None or task.has_head:
-        _check_optimizer(config["optimizer"])
 
 
 def _check_arguments(args: argparse.Namespace) -> None:
@@ -55,6 +55,7 @@ def _check_task(args: argparse.Namespace, config: dict[str, Any], task: Task) ->
             "and then with -t test"
         )
     tasks.check_keys(task, config)
+    check_values(task, config)
     check_config(task, config, [args.evaluate_split] if args.mode == "evaluate" else None)
 
 
@@ -66,16 +67,3 @@ def _check_upstream(name: str, checkpoint: str | None) -> None:
         raise UserError(f"there is no upstream {name!r} (-u): {nearest(name, hub.options())}")
     if name in ours and not (path := registry.checkpoint_path(name, checkpoint)).is_file():
         raise UserError(f"there is no checkpoint {path} (-k)")
-
-
-def _check_optimizer(settings: dict[str, Any]) -> None:
-    """Raise UserError for a name that s3prl would look up, and not find, when training starts."""
-    from s3prl import optimizers
-
-    known = [name.removeprefix("get_") for name in vars(optimizers) if name.startswith("get_")]
-    if settings["name"] not in known:
-        raise UserError(f"there is no optimizer.name {settings['name']!r}: {nearest(str(settings['name']), known)}")
-    name = settings.get("torch_optim_name", "Adam")
-    if not hasattr(torch.optim, str(name)):
-        known = [name for name in dir(torch.optim) if name[0].isupper()]
-        raise UserError(f"there is no optimizer.torch_optim_name {name!r}: {nearest(str(name), known)}")

@@ -5,13 +5,12 @@ from __future__ import annotations
 import argparse
 import itertools
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from runners.downstream.ctc_targets import count_targets
+from runners.downstream.upstream_files import FLAGS, upstream_files
 from runners.features.settings import StoreSettings
 from runners.features.store import FeatureStore, open_store, weighted_sum
-from upstreams import registry
 from upstreams.s3prl import compat  # noqa: F401  (makes s3prl importable)
 
 # isort: split
@@ -57,12 +56,13 @@ class Runner(S3prlRunner):
     def _get_upstream(self) -> Any:
         entry = super()._get_upstream()
         if self.store is not None:
+            files = upstream_files(self.args)
             crop = self.config["downstream_expert"].get("datarc", {}).get("max_timestep")  # of speaker identification
             entry.model = open_store(
                 entry.model,
                 self.store,
                 name=self.args.upstream,
-                files=_upstream_files(self.args),
+                files=[files.get(argument) for argument in FLAGS],
                 device=self.args.device,
                 crop_samples=crop,
             )
@@ -94,13 +94,6 @@ class Runner(S3prlRunner):
         targets.print_counts(split)
         targets.log(f"{self.args.downstream}/{split}", logger, global_step)
         return saved
-
-
-def _upstream_files(args: argparse.Namespace) -> tuple[str | Path | None, str | None]:
-    """Return the checkpoint and the configuration that the upstream is built from; None if it has none."""
-    if args.upstream in registry.names():
-        return registry.checkpoint_path(args.upstream, args.upstream_ckpt), args.upstream_model_config
-    return args.upstream_ckpt, args.upstream_model_config
 
 
 def _count_steps(optimizer: Any, on_step: Callable[[int], None], done: int) -> None:

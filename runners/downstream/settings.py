@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import pickle
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,12 @@ from typing import Any
 import torch
 
 from runners import tasks
-from runners.downstream.arguments import OWN_FLAGS, make_absolute, parser
+from runners.downstream import upstream_files
+from runners.downstream.arguments import OWN_FLAGS, make_absolute
 from runners.downstream.checks import check
 from runners.downstream.overrides import override
 from runners.downstream.states import latest_state
+from runners.downstream.values import check_values
 from runners.features.settings import StoreSettings
 from runners.tasks import Task
 from upstreams.errors import UserError
@@ -23,6 +26,9 @@ from upstreams.s3prl import compat  # noqa: F401  (lets torch load the checkpoin
 
 # With -e, s3prl takes every argument from the checkpoint except these.
 NOT_FROM_CHECKPOINT = ("mode", "evaluate_split", "override", "backend", "local_rank", "past_exp", "device")
+
+# Paths, which may have changed since then: what is given replaces what the checkpoint holds.
+REPLACED_IF_GIVEN = ("expdir", "upstream_ckpt", "upstream_model_config")
 
 
 @dataclass(frozen=True)
@@ -44,13 +50,16 @@ def resolve(options: argparse.Namespace) -> Settings:
     """
     args = argparse.Namespace(**{key: value for key, value in vars(options).items() if key not in OWN_FLAGS})
     if options.past_exp:
-        args, config = _from_checkpoint(args)
+        args, config = _from_checkpoint(args, options.given)
         task = tasks.task_of(args.downstream, config)
         if options.corpora and task:
             _move_corpora(config, task, options.corpora)
     else:
         config = tasks.read_config(args.config, options.corpora or os.environ.get("SUPERBIT_CORPORA"))
         task = tasks.task_of(args.downstream, config)
+        if "config" in options.given and task is not None:
+            tasks.check_keys(task, config)
+            check_values(task, config, f" (in {args.config})")
     if args.override and args.override.lower() != "none":
         override(args.override, args, config)
     if args.evaluate_split is None:
@@ -58,6 +67,7 @@ def resolve(options: argparse.Namespace) -> Settings:
     _choose_device(args)
     make_absolute(args)
     check(args, config, task)
+    _record_upstream_files(args)
     threads = options.threads or (1 if args.device == "cpu" else torch.get_num_threads())
     return Settings(args=args, config=config, task=task, threads=threads, store=_store_settings(options, args))
 
@@ -70,10 +80,29 @@ def _move_corpora(config: dict[str, Any], task: Task, folder: str) -> None:
             tasks.set_key(config, key, value)
 
 
-def _from_checkpoint(given: argparse.Namespace) -> tuple[argparse.Namespace, dict[str, Any]]:
+def _record_upstream_files(args: argparse.Namespace) -> None:
+    """Put the upstream's files with their digests into s3prl's arguments, which its checkpoints hold.
+
+    Raises UserError if the head was trained on other files than the ones that are given now. Initial weights (-i) may
+    be from a head on another upstream if they are trained further.
+    """
+    trained_on: upstream_files.Files = {}
+    if args.past_exp:
+        trained_on = getattr(args, upstream_files.KEY, None) or {}
+    elif args.init_ckpt and args.mode != "train":
+        trained_on = upstream_files.saved_files(Path(args.init_ckpt))
+    found = upstream_files.described(args)
+    upstream_files.check_same(args.init_ckpt, trained_on, found)
+    setattr(args, upstream_files.KEY, found)
+
+
+def _from_checkpoint(given: argparse.Namespace, flags: Collection[str]) -> tuple[argparse.Namespace, dict[str, Any]]:
     """Return the arguments and the configuration of the checkpoint `given.past_exp`, with s3prl's exceptions.
 
-    Prints each given flag that the checkpoint's value replaces.
+    The experiment's folder is the checkpoint's: it may have moved. Prints each given flag that the checkpoint's value
+    replaces.
+
+    flags: names of the flags on the command line.
     """
     path = Path(given.past_exp)
     if path.is_dir():
@@ -91,10 +120,11 @@ def _from_checkpoint(given: argparse.Namespace) -> tuple[argparse.Namespace, dic
         raise UserError(f"{path} is not a checkpoint of a downstream experiment: {reason}") from None
 
     saved = {key: value for key, value in saved.items() if key not in NOT_FROM_CHECKPOINT}
-    defaults = vars(parser().parse_args(["-m", "train"]))
-    for key in saved.keys() & vars(given).keys():
+    saved["expdir"] = str(path.absolute().parent)
+    saved |= {key: value for key in REPLACED_IF_GIVEN if (value := getattr(given, key)) is not None}
+    for key in sorted(saved.keys() & flags):
         value = getattr(given, key)
-        if key not in ("config", "auto_resume") and value not in (defaults.get(key), saved[key]):
+        if key not in ("config", "auto_resume") and value != saved[key]:
             print(f"[superbit] {key} stays {saved[key]!r} as in {path}; to change it, add -o args.{key}={value!r}")
     args = argparse.Namespace(**{**vars(given), **saved})
     args.past_exp = args.init_ckpt = str(path)
