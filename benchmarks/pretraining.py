@@ -147,7 +147,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     if arguments.mkl:
-        products.faster = lambda: False  # type: ignore[assignment]
+        products.onednn_is_faster = lambda: False  # type: ignore[assignment]
     torch.manual_seed(0)
     device, half = torch.device(arguments.device), arguments.bfloat16
     waveforms, lengths = audio(tuple(arguments.seconds), device)

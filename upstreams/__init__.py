@@ -1,4 +1,4 @@
-"""Superbit's upstreams: waveform -> frozen features, for s3prl and without it.
+"""Superbit's upstreams map waveforms to frozen features, with or without s3prl.
 
 Importing this package imports neither torch nor s3prl.
 """
@@ -7,9 +7,9 @@ from __future__ import annotations
 
 
 def register() -> list[str]:
-    """Put this project's upstream names into `s3prl.hub`; return the names.
+    """Register this project's upstreams in `s3prl.hub` and return their names.
 
-    After it, `s3prl.hub.<name>`, `s3prl.nn.S3PRLUpstream("<name>")` and run_downstream's `-u <name>` work.
+    Then `s3prl.hub.<name>`, `s3prl.nn.S3PRLUpstream("<name>")` and run_downstream's `-u <name>` find them.
     """
     from upstreams.s3prl.hubconf import register as register_names
 

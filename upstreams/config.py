@@ -1,10 +1,10 @@
-"""What a model is: dataclasses read from presets/*.yaml or from a checkpoint's metadata; unknown keys are errors."""
+"""Configuration of a model: dataclasses, read from presets/*.yaml or from a checkpoint. Unknown keys are errors."""
 
 from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from upstreams.errors import UserError, nearest
 
@@ -18,14 +18,14 @@ FFT = 512
 
 @dataclass(frozen=True)
 class FrontEndConfig:
-    """Waveform -> frames (upstreams/frontend.py)."""
+    """The front-end, which maps a waveform to frames (upstreams/frontend.py)."""
 
-    kind: str = "log_mel"  # log_mel, or waveform: HuBERT's convolutions (20 ms frames)
-    normalisation: str = "dataset"  # of log-mel: dataset or utterance; of a waveform: none or utterance
+    kind: str = "log_mel"  # log_mel; waveform: HuBERT's convolutions with 20 ms frames
+    normalisation: str = "dataset"  # log_mel: dataset or utterance; waveform: none or utterance
     mels: int = 80
-    subsampling: int = 4  # 10 ms frames in one encoder frame: 2 -> 20 ms, 4 -> 40 ms; log_mel only
-    stem: str = "stack"  # stack frames, or convolution: two strided ones; log_mel only
-    width: int = 32  # channels of the convolutions, whatever the encoder's width
+    subsampling: int = 4  # log_mel only: 10 ms frames per encoder frame; 2 gives 20 ms, 4 gives 40 ms
+    stem: str = "stack"  # log_mel only: stack (concatenated frames) or convolution (two strided convolutions)
+    width: int = 32  # channels of the convolutions, independent of the encoder's width
     feature_norm: str = "group"  # waveform only: group (HuBERT Base) or layer (HuBERT Large)
 
 
@@ -39,30 +39,29 @@ class EncoderConfig:
     heads: int = 4
     feed_forward_dim: int = 512
     activation: str = "relu"  # of the feed-forward: relu, gelu or swish
-    norm: str = "pre"  # before or after each module ("post"); transformer and sparseformer only
+    norm: str = "pre"  # transformer and sparseformer only: pre (before each module) or post (after it)
     positions: str = "conv"  # conv, relative, rotary or none
-    position_kernel: int = 15  # conv positions only
-    position_groups: int = 128
-    radius: int = 16  # frames of local attention to either side; sparseformer only
-    kernel: int = 31  # frames of the depthwise convolution; conformer and squeezeformer only
-    reduce: int = 0  # squeezeformer only: the block before which the frame rate is halved
-    recover: int = 0  # ... and the one before which it is restored
+    position_kernel: int = 15  # conv positions only: frames
+    position_groups: int = 128  # conv positions only
+    radius: int = 16  # sparseformer only: frames to either side that local attention sees
+    kernel: int = 31  # conformer and squeezeformer only: frames of the depthwise convolution
+    reduce: int = 0  # squeezeformer only: index of the block before which the frame rate is halved
+    recover: int = 0  # squeezeformer only: index of the block before which the frame rate is restored
     dropout: float = 0.0
     layerdrop: float = 0.0
 
 
 @dataclass(frozen=True)
 class QuantizationConfig:
-    """How a model's bits are laid out over its modules (upstreams/quantization); nothing of it matters to w32a32."""
+    """Bit widths of single modules, and options of the quantizers (upstreams/quantization). Unused at w32a32."""
 
-    overrides: dict[str, str] = field(default_factory=dict)  # kind or pattern of module names -> bits; the last wins
-    weight_scale: str = (
-        "tensor"  # scales of weights: one a tensor or one an output channel; depthwise always the latter
-    )
-    # Where a quantized layer's input is no ReLU's: "relu" puts one there, "signed" takes the values as they are. "auto"
-    # is relu where weights or input have 1 bit, as BiT, and signed otherwise.
-    feed_forward_input: str = "auto"  # GELU or Swish in the feed-forward
-    convolution_input: str = "signed"  # GLU and Swish in the convolution module
+    overrides: dict[str, str] = field(default_factory=dict)  # kind, or pattern of module names -> bits; the last wins
+    weight_scale: str = "tensor"  # one scale per tensor, or per output channel ("channel"); depthwise: always channel
+    # How to quantize the output of an activation other than ReLU. relu: put a ReLU there and use levels from 0 up.
+    # signed: keep the activation and use signed levels. auto: relu if weights or activations have 1 bit, as in BiT,
+    # otherwise signed.
+    feed_forward_input: str = "auto"  # after GELU or Swish in the feed-forward
+    convolution_input: str = "signed"  # after GLU and Swish in the convolution module
 
 
 CHOICES: dict[type, dict[str, tuple[str | int, ...]]] = {
@@ -89,15 +88,15 @@ CHOICES: dict[type, dict[str, tuple[str | int, ...]]] = {
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """A whole upstream: front-end, encoder, and the bits it computes with. Raises UserError on impossible values."""
+    """An upstream: front-end, encoder and bit widths. Raises UserError on invalid values."""
 
     name: str
     front_end: FrontEndConfig = field(default_factory=FrontEndConfig)
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
     bits: str = "w32a32"
     quantization: QuantizationConfig = field(default_factory=QuantizationConfig)
-    output_map: bool = True  # standardise and decorrelate hidden states; not those of published checkpoints
-    source: str = ""  # where the shape comes from, its parameters and MACs, what it is for
+    output_map: bool = True  # standardise and decorrelate the hidden states; off for public checkpoints
+    source: str = ""  # paper or project that defines this shape
 
     def __post_init__(self) -> None:
         for part in ("front_end", "encoder", "quantization"):
@@ -111,42 +110,46 @@ class ModelConfig:
             for f in dataclasses.fields(owner):
                 value = getattr(owner, f.name)
                 if isinstance(value, int) and value < 1 and f.name not in ("reduce", "recover"):
-                    raise UserError(f"{f.name} is {value} in {self.name}, but must be at least 1")
+                    raise UserError(f"{part}.{f.name} is {value} in {self.name}, but must be at least 1")
         self._check_front_end()
         self._check_encoder()
 
     def _check_front_end(self) -> None:
         front_end = self.front_end
-        foreign = "none" if front_end.kind == "log_mel" else "dataset"
-        if front_end.normalisation == foreign:
-            raise UserError(f"a {front_end.kind} front-end has no normalisation {foreign!r}, as {self.name} asks for")
+        unsupported, supported = ("none", "dataset") if front_end.kind == "log_mel" else ("dataset", "none")
+        if front_end.normalisation == unsupported:
+            raise UserError(
+                f"front_end.normalisation {unsupported!r} in {self.name} does not exist for a {front_end.kind} "
+                f"front-end: valid are {supported}, utterance"
+            )
 
     def _check_encoder(self) -> None:
         encoder = self.encoder
         if encoder.dim % encoder.heads:
-            raise UserError(f"heads {encoder.heads} does not divide dim {encoder.dim} in {self.name}")
+            raise UserError(f"encoder.heads {encoder.heads} in {self.name} does not divide dim {encoder.dim}")
         if encoder.positions == "conv" and encoder.dim % encoder.position_groups:
             raise UserError(
-                f"position_groups {encoder.position_groups} does not divide dim {encoder.dim} in {self.name}"
+                f"encoder.position_groups {encoder.position_groups} in {self.name} does not divide dim {encoder.dim}"
             )
         if encoder.positions == "rotary" and encoder.dim // encoder.heads % 2:
             raise UserError(
-                f"rotary positions need an even width of each head, not {encoder.dim // encoder.heads}, in {self.name}"
+                f"encoder.positions rotary in {self.name} needs heads of an even width, "
+                f"not {encoder.dim // encoder.heads}"
             )
         if encoder.kernel % 2 == 0:
-            raise UserError(f"kernel {encoder.kernel} in {self.name} must be odd, to look as far back as ahead")
+            raise UserError(f"encoder.kernel {encoder.kernel} in {self.name} must be odd, so that filters are centred")
         for key in ("dropout", "layerdrop"):
             if not 0 <= getattr(encoder, key) < 1:
-                raise UserError(f"{key} {getattr(encoder, key)} in {self.name} must be in [0, 1)")
+                raise UserError(f"encoder.{key} {getattr(encoder, key)} in {self.name} must be at least 0 and below 1")
         if encoder.kind == "squeezeformer" and not 0 <= encoder.reduce < encoder.recover < encoder.layers:
             raise UserError(
-                f"reduce {encoder.reduce} and recover {encoder.recover} in {self.name} must be two of the "
-                f"{encoder.layers} blocks, reduce before recover"
+                f"encoder.reduce {encoder.reduce} and encoder.recover {encoder.recover} in {self.name} must be "
+                f"indices of the {encoder.layers} blocks, reduce before recover"
             )
 
     @property
     def downsample_rate(self) -> int:
-        """Samples at 16 kHz that one frame of the encoder stands for."""
+        """Samples per encoder frame at 16 kHz."""
         return 320 if self.front_end.kind == "waveform" else HOP * self.front_end.subsampling
 
 
@@ -154,14 +157,15 @@ T = TypeVar("T")
 
 
 def from_dict(cls: type[T], values: Any, where: str) -> T:
-    """Build the dataclass `cls` (nested ones included) from a mapping.
+    """Return the dataclass `cls`, nested dataclasses included, with the values of a mapping.
 
-    Raises UserError on a key that `cls` does not have (naming the nearest) and on a value of another type.
+    where: name of the mapping, for messages. Raises UserError on an unknown key, with the closest valid key, on a
+    missing key, and on a value of the wrong type.
     """
     if not isinstance(values, dict):
         raise UserError(f"{where} must be a mapping of keys to values, not {type(values).__name__}")
     fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
-    hints = _type_hints(cls)
+    hints = get_type_hints(cls)
     arguments: dict[str, Any] = {}
     for key, value in values.items():
         if key not in fields:
@@ -194,35 +198,27 @@ def from_dict(cls: type[T], values: Any, where: str) -> T:
 
 
 def _item(kind: Any) -> type | None:
-    """The dataclass that a tuple of any length holds; None of any other type."""
-    import typing
-
-    inside = typing.get_args(kind)
-    is_tuple = typing.get_origin(kind) is tuple and len(inside) == 2 and inside[1] is Ellipsis
+    """Return the dataclass that a type `tuple[dataclass, ...]` holds, or None for any other type."""
+    inside = get_args(kind)
+    is_tuple = get_origin(kind) is tuple and len(inside) == 2 and inside[1] is Ellipsis
     return inside[0] if is_tuple and dataclasses.is_dataclass(inside[0]) else None  # type: ignore[return-value]
 
 
-def _type_hints(cls: type) -> dict[str, Any]:
-    import typing
-
-    return typing.get_type_hints(cls)
-
-
 def preset_names() -> list[str]:
-    """The names of the presets in upstreams/presets."""
-    from importlib import resources  # a megabyte that the runtime without torch does not need
+    """Return the names of the presets in upstreams/presets."""
+    from importlib import resources  # takes a megabyte, which the runtime without torch does not need
 
     folder = resources.files("upstreams") / "presets"
     return sorted(p.name.removesuffix(".yaml") for p in folder.iterdir() if p.name.endswith(".yaml"))
 
 
 def preset(name: str) -> ModelConfig:
-    """The model that presets/<name>.yaml describes. Raises UserError on an unknown name."""
+    """Return the model configuration of presets/<name>.yaml. Raises UserError on an unknown name."""
     from importlib import resources
 
     import yaml
 
     if name not in preset_names():
-        raise UserError(f"no preset is called {name!r}: {nearest(name, preset_names())}")
+        raise UserError(f"there is no preset {name!r}: {nearest(name, preset_names())}")
     text = (resources.files("upstreams") / "presets" / f"{name}.yaml").read_text(encoding="utf-8")
     return from_dict(ModelConfig, {"name": name, **yaml.safe_load(text)}, f"presets/{name}.yaml")

@@ -1,7 +1,7 @@
-"""What a model costs: parameters, multiply-accumulates, bit operations, bytes.
+"""Cost of a model: parameters, multiply-accumulates (MACs), bit operations, bytes.
 
-Computed from its modules and the input's length: a forward pass on the meta device gives the shapes, and what each kind
-of module computes on them is added up.
+The cost is computed from the modules and the input's length. A forward pass on the meta device gives the shapes, and
+each kind of module has a formula for its MACs.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from upstreams.model import AudioEncoder
 from upstreams.quantization.modules import QuantConv1d, QuantLinear, QuantMatmul
 from upstreams.quantization.quantizers import WeightBinarizer
 
-# Samples of the 32 LibriSpeech test-clean utterances over which the SUPERB leaderboard sums MACs.
+# Lengths, in samples, of the 32 LibriSpeech test-clean utterances over which the SUPERB leaderboard sums MACs.
 # fmt: off
 SUPERB_SAMPLES = (
     20560, 34560, 38480, 42560, 45600, 48720, 52000, 55120, 59120, 62720, 66400, 71200, 75200, 78640, 82800, 87520,
@@ -36,31 +36,32 @@ FLOAT_BITS = 32
 
 @dataclass
 class ModuleCost:
-    """What one module itself costs, without its children, which have entries of their own."""
+    """Cost of one module, without its children."""
 
-    name: str  # of the module inside the model
-    kind: str  # linear, convolution, attention, mel, map (of the output), or other: norms, scales and shifts
+    name: str  # of the module, inside the model
+    kind: str  # linear, convolution, attention, mel, map (the output map), or other: norms, scales and shifts
     parameters: int = 0
     storage_bytes: int = 0
     macs: int = 0
-    weight_bits: int = FLOAT_BITS  # of a weight, or an attention product's first operand
+    weight_bits: int = FLOAT_BITS  # of a weight, or of the first operand of an attention product
     activation_bits: int = FLOAT_BITS
 
     @property
     def bops(self) -> int:
-        """Bit operations: multiply-accumulates times the bits of both operands."""
+        """Bit operations: MACs times the bits of both operands."""
         return self.macs * self.weight_bits * self.activation_bits
 
 
 def profile(model: AudioEncoder, samples: Sequence[int]) -> list[ModuleCost]:
-    """The costs of every module that computes or stores something, in the model's order.
+    """Return the costs of all modules that compute or store something, in the model's order.
 
-    Multiply-accumulates are summed over utterances of that many samples, each run alone. What is computed counts,
-    masked keys included. The FFT's butterflies, norms and activations, which no profiler counts, are left out.
+    samples: length of each utterance; MACs are summed over the utterances, each run without padding. Masked attention
+    scores are computed, and count. FFT butterflies, norms and activations do not count, as in other profilers.
     """
     costs = {name: cost for name, module in model.named_modules() if (cost := _static(name, module)) is not None}
     training = model.training
-    model.eval()  # batch normalisation in training picks out valid frames, which have no number on the meta device
+    # In training, batch normalisation selects the valid frames, whose number is unknown on the meta device.
+    model.eval()
     meta = {name: tensor.to("meta") for name, tensor in [*model.named_parameters(), *model.named_buffers()]}
     with _counting(model, costs), torch.no_grad():
         for count in samples:
@@ -72,12 +73,12 @@ def profile(model: AudioEncoder, samples: Sequence[int]) -> list[ModuleCost]:
 
 
 def _static(name: str, module: nn.Module) -> ModuleCost | None:
-    """The part of a module's cost that does not depend on the input; None where it neither computes nor stores."""
+    """Return the part of a module's cost that does not depend on the input; None if it neither computes nor stores."""
     kind = next((kind for kinds, kind in _KINDS if isinstance(module, kinds)), "other")
     weights = dict(module.named_parameters(recurse=False))
-    # Of the buffers, flags and counters are not needed to compute with the model.
-    kept = module.state_dict()
-    buffers = [b for key, b in module.named_buffers(recurse=False) if key in kept and b.is_floating_point()]
+    # Flags and counters are not needed for inference, and what is not saved takes no storage.
+    saved = module.state_dict()
+    buffers = [b for key, b in module.named_buffers(recurse=False) if key in saved and b.is_floating_point()]
     if kind == "other" and not weights and not buffers:
         return None
     cost = ModuleCost(name, kind, parameters=sum(p.numel() for p in weights.values()))
@@ -88,7 +89,7 @@ def _static(name: str, module: nn.Module) -> ModuleCost | None:
         quantized = weights["weight"]
         cost.storage_bytes = -(-quantized.numel() * cost.weight_bits // 8)
         floats -= quantized.numel()
-        if isinstance(module.weight_quantizer, WeightBinarizer):  # whose scale is computed from the weights
+        if isinstance(module.weight_quantizer, WeightBinarizer):  # its scale is computed from the weights
             floats += len(quantized) if module.weight_quantizer.per_channel else 1
     cost.storage_bytes += floats * FLOAT_BITS // 8
     return cost
@@ -96,7 +97,7 @@ def _static(name: str, module: nn.Module) -> ModuleCost | None:
 
 @contextmanager
 def _counting(model: AudioEncoder, costs: dict[str, ModuleCost]) -> Iterator[None]:
-    """Inside it, every forward pass adds what its modules compute to `costs`."""
+    """Inside this context, every forward pass adds the MACs of its modules to `costs`."""
 
     def hook(name: str) -> Any:
         def count(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
@@ -126,7 +127,7 @@ _KINDS: tuple[tuple[tuple[type[nn.Module], ...], str], ...] = (
 
 
 def _macs(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> int:
-    """Multiply-accumulates of one call of a module of `_KINDS`."""
+    """Return the MACs of one call of a module of one of `_KINDS`."""
     match module:
         case nn.Linear() | nn.Conv1d() | nn.Conv2d() | QuantConv1d():
             return output.numel() * module.weight[0].numel()
@@ -141,30 +142,30 @@ def _macs(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> int:
 
 
 def parameters(model: nn.Module) -> int:
-    """Number of parameters (the learned scales and shifts of quantizers included)."""
+    """Return the number of parameters, learned scales and shifts of quantizers included."""
     return sum(p.numel() for p in model.parameters())
 
 
 def log_mel_macs(frames: int, mels: int) -> int:
-    """The mel filters' product."""
+    """Return the MACs of the mel filters."""
     return frames * (FFT // 2 + 1) * mels
 
 
 def macs(model: AudioEncoder, samples: int) -> int:
-    """Multiply-accumulates of one utterance of that many samples, of any bit-width."""
+    """Return the MACs of one utterance of `samples` samples, of any bit width."""
     return sum(cost.macs for cost in profile(model, [samples]))
 
 
 def superb_fbank_macs() -> int:
-    """MACs of s3prl's fbank upstreams over the SUPERB leaderboard's 32 utterances: 80 mel filters, no weights."""
+    """Return the MACs of s3prl's fbank upstreams (80 mel filters) on the SUPERB leaderboard's 32 utterances."""
     return sum(log_mel_macs(int(LogMel.frame_count(torch.tensor(s))), 80) for s in SUPERB_SAMPLES)
 
 
 def estimated_runtime(costs: list[ModuleCost]) -> float:
-    """Estimated runtime in the convention of arXiv 2301.00652: f + (1 - f) b / 32, of the same model in float as 1.
+    """Return the estimated runtime, relative to the float model, by arXiv 2301.00652: f + (1 - f) b / 32.
 
-    f is the part of the linear and convolutional multiply-accumulates whose weights are not quantized, b the bits of
-    the others' weights; attention products do not count.
+    f is the share of the linear and convolutional MACs whose weights are not quantized; b is the bit width of the other
+    weights. Attention products do not count.
     """
     counted = [cost for cost in costs if cost.kind in ("linear", "convolution")]
     return sum(c.macs * c.weight_bits / FLOAT_BITS for c in counted) / sum(c.macs for c in counted)

@@ -1,24 +1,24 @@
-"""Errors that are written for people."""
+"""Errors that tell a user what to correct."""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
 
-SENTENCE = 40  # names that a message may list
+MOST_LISTED = 40  # names that a message lists
 
 
 class UserError(ValueError):
-    """Bad input, told in one sentence that names the thing and what would be right.
+    """Invalid input. The message is one sentence: it names the faulty thing and says what would be valid.
 
-    The command line prints the sentence and exits with 2; scripts may catch it as a ValueError.
+    The command line prints the message and exits with code 2. Scripts can catch it as a ValueError.
     """
 
 
 def nearest(name: str, choices: Iterable[str]) -> str:
-    """The tail of a message about an unknown name: the closest valid names, or all of them when none is close.
+    """Return the end of a message about an unknown name: up to three close names, or all valid names if none is close.
 
-    Where all are too many for a sentence, the one that is least far.
+    If there are more than MOST_LISTED valid names, return the closest one only.
 
     >>> nearest("kss", ["ks", "sid"])
     "did you mean 'ks'?"
@@ -27,6 +27,6 @@ def nearest(name: str, choices: Iterable[str]) -> str:
     close = difflib.get_close_matches(name, choices, n=3, cutoff=0.5)
     if close:
         return "did you mean " + " or ".join(repr(c) for c in close) + "?"
-    if len(choices) > SENTENCE:
+    if len(choices) > MOST_LISTED:
         return f"the nearest is {difflib.get_close_matches(name, choices, n=1, cutoff=0.0)[0]!r}"
     return "valid are " + ", ".join(choices)

@@ -1,4 +1,4 @@
-"""Waveform -> frames for the encoder: log-mel spectrogram and a strided stem, or HuBERT's waveform convolutions."""
+"""Front-ends map waveforms to frames: a log-mel spectrogram and a strided stem, or HuBERT's waveform convolutions."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from upstreams.cpu_training.strided import StridedConvolution
 
 
 def padding_mask(lengths: Tensor, longest: int) -> Tensor:
-    """(batch,) lengths -> (batch, longest) bool, True where padded."""
+    """Return (batch, longest) bool, True where padded, for lengths (batch,)."""
     return torch.arange(longest, device=lengths.device) >= lengths[:, None]
 
 
 def mel_filters(mels: int, sample_rate: int = SAMPLE_RATE, low: float = 20.0) -> Tensor:
-    """Triangular filters on the HTK mel scale, (FFT // 2 + 1, mels), as Kaldi places them (20 Hz to Nyquist)."""
+    """Return Kaldi's triangular filters (FFT // 2 + 1, mels) on the HTK mel scale, from `low` Hz to Nyquist."""
 
     def to_mel(hertz: Tensor) -> Tensor:
         return 1127.0 * torch.log1p(hertz / 700.0)
 
-    # On the CPU also where modules are made on the meta device, which has no numbers.
+    # On the CPU, even if the module is created on the meta device, whose tensors have no values.
     first, last = (float(to_mel(torch.tensor(hertz, device="cpu"))) for hertz in (low, sample_rate / 2))
     edges = torch.linspace(first, last, mels + 2)
     bins = to_mel(torch.arange(FFT // 2 + 1) * sample_rate / FFT)[:, None]
@@ -34,9 +34,8 @@ def mel_filters(mels: int, sample_rate: int = SAMPLE_RATE, low: float = 20.0) ->
 class LogMel(nn.Module):
     """Log-mel energies at 100 Hz, each bin normalised by statistics of the data set or of the utterance.
 
-    Those of the data set are in the checkpoint.
-
-    One frame for every 10 ms begun; the last windows reach past the end, where every utterance is followed by zeros.
+    utterance: normalise by statistics of the utterance; otherwise by those of the data set, which the checkpoint holds.
+    A frame starts every 10 ms; the last windows reach past the end of the utterance, which is padded with zeros.
     """
 
     window: Tensor
@@ -55,22 +54,25 @@ class LogMel(nn.Module):
 
     @staticmethod
     def frame_count(samples: Tensor) -> Tensor:
-        """Frames of utterances of that many samples (any shape of integers)."""
+        """Return the number of frames of utterances of `samples` samples (integers of any shape)."""
         return -(-samples // HOP)
 
     def raw(self, waveforms: Tensor) -> Tensor:
-        """(batch, samples) -> (batch, frames, mels), natural logarithm, not normalised."""
+        """Map waveforms (batch, samples) to natural log-mel energies (batch, frames, mels), not normalised."""
         waveforms = nn.functional.pad(waveforms, (0, -waveforms.shape[1] % HOP + WINDOW - HOP))
         frames = waveforms.unfold(1, WINDOW, HOP)
         spectrum = torch.fft.rfft(frames * self.window, FFT)
         power = spectrum.real.square() + spectrum.imag.square()
-        # In half precision the logarithm of small energies would be steps of several per cent.
+        # In half precision the logarithm of small energies would have steps of several per cent.
         energies = (power @ self.filters.to(power.dtype)).to(power.dtype)
-        # The floor lies below 16-bit audio's own quantization noise (about 1e-7 a bin), so digital silence is finite.
+        # 1e-6 keeps digital silence finite. It hides the quantization noise of 16-bit audio (about 1e-7 per bin).
         return torch.log(energies + 1e-6)
 
     def forward(self, waveforms: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """(batch, samples), (batch,) samples -> (batch, frames, mels), zero where padded; (batch,) frames."""
+        """Return features (batch, frames, mels), zero where padded, and (batch,) frames.
+
+        waveforms: (batch, samples). lengths: (batch,) samples.
+        """
         features, frames = self.raw(waveforms), self.frame_count(lengths)
         padded = padding_mask(frames, features.shape[1])[..., None]
         mean, std = self.mean, self.std
@@ -80,21 +82,22 @@ class LogMel(nn.Module):
 
 
 def masked_moments(x: Tensor, padded: Tensor, frames: Tensor, dim: int = 1) -> tuple[Tensor, Tensor]:
-    """Mean and deviation over an utterance's own frames, which lie along `dim` of x (batch, frames, channels).
+    """Return mean and standard deviation of x over the valid frames of each utterance, in at least single precision.
 
-    padded is True where x is to be left out; the results keep `dim` with size 1, in at least single precision.
+    x: three dimensions, with the batch first and frames along `dim`. padded: True where x is padding. frames: (batch,)
+    valid frames. The results keep `dim` with size 1.
     """
     x = x.to(torch.promote_types(x.dtype, torch.float32))
     count = frames[:, None, None]
     mean = x.masked_fill(padded, 0.0).sum(dim, keepdim=True) / count
     centred = (x - mean).masked_fill_(padded, 0.0)
-    # A norm squares and sums in one pass; waveform convolutions give it 65 MB for 10 s of audio.
+    # A norm squares and sums in one pass over x, which has 65 MB after a waveform convolution of 10 s of audio.
     variance = torch.linalg.vector_norm(centred, dim=dim, keepdim=True).square() / count
     return mean, (variance + 1e-5).sqrt()
 
 
 class StackingStem(nn.Module):
-    """`subsampling` frames side by side, as MelHuBERT (arXiv 2211.09944) has them; an utterance ends in zeros."""
+    """Concatenates `subsampling` frames, as MelHuBERT (arXiv 2211.09944); the last frames are padded with zeros."""
 
     def __init__(self, mels: int, subsampling: int) -> None:
         super().__init__()
@@ -102,7 +105,7 @@ class StackingStem(nn.Module):
         self.dim = mels * subsampling
 
     def forward(self, features: Tensor, frames: Tensor) -> Tensor:
-        """(batch, frames, mels), zero where padded -> (batch, ceil(frames / subsampling), dim)."""
+        """Map features (batch, frames, mels), zero where padded, to (batch, ceil(frames / subsampling), dim)."""
         features = nn.functional.pad(features, (0, 0, 0, -features.shape[1] % self.subsampling))
         return features.unflatten(1, (-1, self.subsampling)).flatten(2)
 
@@ -110,7 +113,7 @@ class StackingStem(nn.Module):
 class ConvolutionStem(nn.Module):
     """Two 3 x 3 convolutions over time and frequency, the second depthwise separable (Squeezeformer, section 3.2).
 
-    width: their channels. Both halve the mel bins; the second halves the frames only where `subsampling` is 4.
+    width: their channels. Both halve the mel bins. The first halves the frames, the second only if `subsampling` is 4.
     """
 
     def __init__(self, mels: int, subsampling: int, width: int) -> None:
@@ -121,19 +124,20 @@ class ConvolutionStem(nn.Module):
         self.dim = width * -(-mels // 4)
 
     def forward(self, features: Tensor, frames: Tensor) -> Tensor:
-        """(batch, frames, mels), zero where padded; (batch,) frames -> (batch, ceil(frames / subsampling), dim)."""
+        """Map features (batch, frames, mels), zero where padded, to (batch, ceil(frames / subsampling), dim)."""
         x = features[:, None].to(memory_format=torch.channels_last)
         x = nn.functional.relu(self.first(x))
-        # A bias makes something of padding, which the next convolution's edge would see.
+        # The bias makes padding non-zero, and the next convolution reaches it at an utterance's end.
         x = x.masked_fill(padding_mask(-(-frames // 2), x.shape[2])[:, None, :, None], 0.0)
         x = nn.functional.relu(self.pointwise(self.depthwise(x)))
         return x.transpose(1, 2).flatten(2)
 
 
 class LogMelFrontEnd(nn.Module):
-    """Log-mel, a stem that lowers the frame rate by `subsampling`, a linear layer to `dim` and a norm.
+    """Log-mel, a stem that divides the frame rate by `subsampling`, a linear layer to `dim`, and a norm.
 
-    width: channels of the convolutional stem, whatever the encoder's width; None stacks frames instead.
+    width: channels of the convolutional stem, independent of the encoder's width; None: stack frames instead.
+    utterance: normalise by statistics of the utterance.
     """
 
     def __init__(
@@ -148,11 +152,11 @@ class LogMelFrontEnd(nn.Module):
         self.norm = nn.LayerNorm(dim)
 
     def frame_count(self, samples: Tensor) -> Tensor:
-        """Encoder frames of utterances of that many samples."""
+        """Return the number of encoder frames of utterances of `samples` samples (integers of any shape)."""
         return -(-LogMel.frame_count(samples) // self.subsampling)
 
     def forward(self, waveforms: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """(batch, samples), (batch,) samples -> (batch, frames, dim), (batch,) frames."""
+        """Map waveforms (batch, samples), lengths (batch,) in samples, to (batch, frames, dim) and (batch,) frames."""
         features, frames = self.log_mel(waveforms, lengths)
         return self.norm(self.projection(self.stem(features, frames))), self.frame_count(lengths)
 
@@ -160,14 +164,15 @@ class LogMelFrontEnd(nn.Module):
 class WaveformFrontEnd(nn.Module):
     """HuBERT's seven convolutions (arXiv 2106.07447, section 3.1), then a norm and a linear layer to `dim`.
 
-    width: their channels; frames are of 20 ms. norm: "group" normalises each channel over the utterance's own frames
-    after the first convolution (Base); "layer" each frame after every one, with biases (Large). utterance: zero
-    mean and unit variance of every waveform first. An utterance shorter than one window (25 ms) is followed by zeros.
+    width: channels of the convolutions. norm: "group" normalises each channel over the frames of the utterance, after
+    the first convolution (Base); "layer" normalises each frame, after every convolution, which then has a bias (Large).
+    utterance: first normalise each waveform to zero mean and unit variance. Frames are 20 ms apart. An utterance
+    shorter than one window (25 ms) is padded with zeros.
     """
 
     KERNELS = (10, 3, 3, 3, 3, 2, 2)
     STRIDES = (5, 2, 2, 2, 2, 2, 2)
-    SHORTEST = 400  # samples that give one frame
+    SHORTEST = 400  # samples: the receptive field of one frame
 
     def __init__(self, width: int, dim: int, norm: str = "group", utterance: bool = False) -> None:
         super().__init__()
@@ -185,48 +190,48 @@ class WaveformFrontEnd(nn.Module):
         self.projection = nn.Linear(width, dim)
 
     def frame_count(self, samples: Tensor) -> Tensor:
-        """Encoder frames of utterances of that many samples."""
+        """Return the number of encoder frames of utterances of `samples` samples (integers of any shape)."""
         frames = samples.clamp_min(self.SHORTEST)
         for kernel, stride in zip(self.KERNELS, self.STRIDES, strict=True):
             frames = (frames - kernel) // stride + 1
         return frames
 
     def forward(self, waveforms: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """(batch, samples), (batch,) samples -> (batch, frames, dim), (batch,) frames."""
+        """Map waveforms (batch, samples), lengths (batch,) in samples, to (batch, frames, dim) and (batch,) frames."""
         x, frames = self.convolve(waveforms, lengths)
         return self.project(x), frames
 
     def project(self, x: Tensor) -> Tensor:
-        """(batch, frames, width) of `convolve` -> (batch, frames, dim)."""
+        """Map the output of `convolve`, (batch, frames, width), to (batch, frames, dim)."""
         return self.projection(self.norm(x))
 
     def convolve(self, waveforms: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """(batch, samples), (batch,) samples -> what the last convolution gives, (batch, frames, width); frames."""
+        """Return the last convolution's output (batch, frames, width) and (batch,) frames. Arguments as `forward`'s."""
         if self.utterance:
             padded = padding_mask(lengths, waveforms.shape[1])[..., None]
             mean, std = masked_moments(waveforms[..., None], padded, lengths)
             waveforms = ((waveforms[..., None] - mean) / std).masked_fill(padded, 0.0).squeeze(-1)
-        # Padding to at least SHORTEST, without asking how long a batch of unknown size is.
+        # Pad to SHORTEST or more; without a branch, as the size may be symbolic while a graph is exported.
         waveforms = nn.functional.pad(waveforms, (0, max(0, self.SHORTEST - waveforms.shape[1])))
-        if self._by_utterance(waveforms):
+        if self._runs_per_utterance(waveforms):
             frames = self.frame_count(lengths)
             samples = lengths.clamp_min(self.SHORTEST).tolist()
-            own = [self._convolve_one(w[:n, None].contiguous()) for w, n in zip(waveforms, samples, strict=True)]
-            return nn.utils.rnn.pad_sequence(own, batch_first=True), frames
-        x = waveforms[:, None].to(self.projection.weight.dtype)
+            outputs = [self._convolve_one(w[:n, None].contiguous()) for w, n in zip(waveforms, samples, strict=True)]
+            return nn.utils.rnn.pad_sequence(outputs, batch_first=True), frames
+        x = waveforms[:, None].to(self.norm.weight.dtype)
         frames = lengths.clamp_min(self.SHORTEST)
         for layer, convolution in enumerate(self.convolutions):
             x = convolution(x)
             frames = (frames - self.KERNELS[layer]) // self.STRIDES[layer] + 1
             if self.group and layer == 0:
-                x = self._per_channel(x, frames)
+                x = self._normalise_channels(x, frames)
             elif not self.group:
                 x = self.norms[layer](x.transpose(1, 2)).transpose(1, 2)
             x = nn.functional.gelu(x)
         return x.transpose(1, 2), frames
 
-    def _by_utterance(self, waveforms: Tensor) -> bool:
-        """Whether to take the way of CPUs in training: utterance by utterance, frames first, without padding."""
+    def _runs_per_utterance(self, waveforms: Tensor) -> bool:
+        """True if the convolutions run on each utterance alone, frames first, which is faster in training on a CPU."""
         return (
             self.training
             and waveforms.device.type == "cpu"
@@ -235,7 +240,7 @@ class WaveformFrontEnd(nn.Module):
         )
 
     def _convolve_one(self, x: Tensor) -> Tensor:
-        """One utterance without padding, (samples, 1) -> (frames, width)."""
+        """Map one utterance without padding, (samples, 1), to (frames, width)."""
         for layer, convolution in enumerate(self.convolutions):
             x = StridedConvolution.apply(x, convolution.weight, self.STRIDES[layer])
             if isinstance(convolution.bias, Tensor):
@@ -243,15 +248,15 @@ class WaveformFrontEnd(nn.Module):
             if self.group and layer == 0:
                 affine = self.norms[0]
                 assert isinstance(affine, nn.LayerNorm)
-                # Statistics a channel over all frames, which is what batch normalisation computes of one utterance.
+                # On one utterance batch normalisation has the statistics of each channel over all frames.
                 x = nn.functional.batch_norm(x, None, None, affine.weight, affine.bias, training=True)
             elif not self.group:
                 x = self.norms[layer](x)
             x = nn.functional.gelu(x)
         return x
 
-    def _per_channel(self, x: Tensor, frames: Tensor) -> Tensor:
-        """(batch, channels, frames): group normalisation, a group a channel, by the statistics of its own frames."""
+    def _normalise_channels(self, x: Tensor, frames: Tensor) -> Tensor:
+        """Normalise each channel of x (batch, channels, frames) over the valid frames of the utterance."""
         mean, std = masked_moments(x, padding_mask(frames, x.shape[2])[:, None], frames, dim=2)
         affine = self.norms[0]
         assert isinstance(affine, nn.LayerNorm)
@@ -263,7 +268,7 @@ FrontEnd = LogMelFrontEnd | WaveformFrontEnd
 
 
 def build_front_end(config: FrontEndConfig, dim: int) -> FrontEnd:
-    """The front-end of that configuration for an encoder of width `dim`."""
+    """Return the front-end of `config` for an encoder of width `dim`."""
     utterance = config.normalisation == "utterance"
     if config.kind == "waveform":
         return WaveformFrontEnd(config.width, dim, config.feature_norm, utterance)

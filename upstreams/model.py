@@ -1,4 +1,4 @@
-"""AudioEncoder: waveforms -> hidden states of one shape, whatever the encoder."""
+"""AudioEncoder maps waveforms to hidden states of one shape, for every kind of encoder."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from upstreams.encoders import build_encoder
 from upstreams.errors import UserError
 from upstreams.frontend import build_front_end, padding_mask
 
-WHITENING_FLOOR = 1e-3  # of the mean variance: directions that hold less are noise, and are not amplified to 1
+WHITENING_FLOOR = 1e-3  # added to each variance, so that directions of little variance, which are noise, stay small
 
 
 class AudioEncoder(nn.Module):
-    """Front-end and encoder, with a fixed affine map of every hidden state that `fit_output` measures.
+    """Front-end, encoder, and a fixed affine map of the hidden states, the output map, which `fit_output` measures.
 
-    Each dimension of each layer is standardised, then all layers are decorrelated by one common matrix. A
-    softmax-weighted sum over layers (SUPERB's featurizer) starts from equal weights: without the first, the layers of
-    largest scale drown the others; without the second, a handful of directions hold most of the variance, and a small
-    head trained for few steps sees little else.
+    The output map standardises each dimension of each layer, then decorrelates all layers by one common matrix.
+    SUPERB's featurizer, a softmax-weighted sum over layers, starts from equal weights. Without standardisation, the
+    layers of the largest scale dominate that sum. Without decorrelation, a few directions hold most of the variance,
+    and a small head that is trained for few steps learns little from the others.
     """
 
     output_mean: Tensor
@@ -39,24 +39,23 @@ class AudioEncoder(nn.Module):
         self.register_buffer("output_rotation", torch.eye(dim))
 
     def frame_count(self, samples: Tensor) -> Tensor:
-        """Frames of utterances of that many samples (any shape of integers)."""
+        """Return the number of frames of utterances of `samples` samples (integers of any shape)."""
         return self.front_end.frame_count(samples)
 
     def embed(self, waveforms: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """What the encoder is given: (batch, samples), (batch,) samples -> (batch, frames, dim), (batch,) frames."""
+        """Return the encoder's input (batch, frames, dim) and its lengths (batch,) in frames."""
         waveforms, lengths = checked(waveforms, lengths)
-        # The first window of an utterance shorter than it reaches past the end: what lies there must be zero.
+        # The windows of an utterance reach past its end: the samples there must be zero.
         return self.front_end(waveforms.masked_fill(padding_mask(lengths, waveforms.shape[1]), 0.0), lengths)
 
     def forward(
         self, waveforms: Tensor, lengths: Tensor | None = None, layers: int | None = None
     ) -> tuple[Tensor, ...]:
-        """Hidden states, zero where padded; standardised and decorrelated where the configuration says `output_map`.
+        """Return layers + 1 hidden states (batch, frames, dim), zero where padded, with any output map applied.
 
-        waveforms: (batch, samples) or (samples,), 16 kHz in [-1, 1], padded to the longest; lengths: (batch,) in
-        samples, all whole when None; layers: how many blocks to run, all when None. Returns layers + 1 tensors
-        (batch, frames, dim).
-        Raises ValueError on input that is no such batch.
+        waveforms: (batch, samples) or (samples,), 16 kHz in [-1, 1], padded to the longest. lengths: (batch,) in
+        samples; None: no padding. layers: number of blocks to run; None: all. Raises UserError (a ValueError) on
+        invalid input.
         """
         embedded, frames = self.embed(waveforms, lengths)
         states = self.encoder(embedded, frames, layers)
@@ -66,16 +65,15 @@ class AudioEncoder(nn.Module):
         return tuple(self.mapped(layer, state).masked_fill(padded, 0.0) for layer, state in enumerate(states))
 
     def mapped(self, layer: int, state: Tensor) -> Tensor:
-        """Hidden state `layer` (batch, frames, dim) as it is exported, padded frames included."""
+        """Return the output map of hidden state `layer` (batch, frames, dim), padded frames included."""
         return (state - self.output_mean[layer]) / self.output_std[layer] @ self.output_rotation
 
     @torch.no_grad()
     def fit_output(self, batches: list[tuple[Tensor, Tensor]]) -> None:
-        """Set the map of `forward`'s hidden states from batches of (waveforms, lengths).
+        """Measure the output map on batches of (waveforms, lengths); without an output map, do nothing.
 
-        Mean and deviation a layer and dimension, then ZCA whitening of the correlation that all layers share
-        (Bell and Sejnowski, 1997): of all whitening matrices the one that moves the dimensions least. Does nothing
-        where the configuration has no map.
+        Mean and standard deviation of each layer and dimension, then ZCA whitening of the correlation over all layers
+        (Bell and Sejnowski, 1997): the whitening matrix that changes the dimensions least.
         """
         if not self.config.output_map:
             return
@@ -96,25 +94,25 @@ class AudioEncoder(nn.Module):
 
 
 def checked(waveforms: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
-    """A valid batch of waveforms (batch, samples) and its lengths (batch,).
+    """Return a valid batch: waveforms (batch, samples) and lengths (batch,) in samples. Arguments as `AudioEncoder`'s.
 
-    Raises UserError (a ValueError) that names the first fault. What depends on values is not checked where there are
-    none: on the meta device, and while a graph is exported.
+    Raises UserError (a ValueError) that names the first fault. Values are not checked on the meta device and while a
+    graph is exported, where they do not exist.
     """
     if waveforms.ndim == 1:
         waveforms = waveforms[None]
     if waveforms.ndim != 2:
-        raise UserError(f"waveforms must be (batch, samples) or (samples,), not of shape {tuple(waveforms.shape)}")
+        raise UserError(f"waveforms have shape {tuple(waveforms.shape)}, but must be (batch, samples) or (samples,)")
     if not waveforms.is_floating_point():
-        raise UserError(f"waveforms must be floating point in [-1, 1], not {waveforms.dtype}")
+        raise UserError(f"waveforms have type {waveforms.dtype}, but must be floating point in [-1, 1]")
     if lengths is None:
         lengths = torch.full((len(waveforms),), waveforms.shape[1], device=waveforms.device)
     if lengths.shape != (len(waveforms),):
-        raise UserError(f"lengths must have one entry an utterance ({len(waveforms)}), not {tuple(lengths.shape)}")
+        raise UserError(f"lengths have shape {tuple(lengths.shape)}, but must have one per utterance: {len(waveforms)}")
     if waveforms.is_meta or torch.compiler.is_exporting():
         return waveforms, lengths
     if len(lengths) == 0:
-        raise UserError("the batch holds no utterance: at least one is needed")
+        raise UserError("the batch has no utterance, but needs at least one")
     shortest, longest = int(lengths.argmin()), int(lengths.argmax())
     if int(lengths[shortest]) < 1:
         raise UserError(

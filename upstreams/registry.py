@@ -22,7 +22,7 @@ _log = logging.getLogger(__name__)
 
 
 class Description(TypedDict):
-    """What an upstream costs: parameters, multiply-accumulates on SUPERB's 32 utterances, bytes of its weights."""
+    """Cost of an upstream: parameters, multiply-accumulates on SUPERB's 32 utterances, bytes of its weights."""
 
     parameters: int
     macs: int
@@ -30,38 +30,38 @@ class Description(TypedDict):
 
 
 def names() -> list[str]:
-    """All upstream names of this project: presets, untrained, every bit-width, and superbit_local."""
+    """Return all upstream names: superbit_local, and each preset, plain, `_untrained` and with each bit width."""
     bits = [f"w{w}a{a}" for w in WIDTHS for a in WIDTHS if (w, a) != (32, 32)]
     suffixes = ["", "_untrained", *(f"_{b}" for b in bits)]
     return sorted([LOCAL, *(p + s for p in preset_names() for s in suffixes)])
 
 
-def shape(name: str) -> ModelConfig:
-    """The model behind an upstream name, bits included, whether or not it has a checkpoint.
+def model_config(name: str) -> ModelConfig:
+    """Return the configuration of an upstream, bits included; no checkpoint is needed.
 
-    Raises UserError on an unknown name, and on superbit_local, whose shape is its checkpoint's.
+    Raises UserError on an unknown name, and on superbit_local, whose checkpoint defines the configuration.
     """
     choices = [n for n in names() if n != LOCAL]
     if name not in choices:
-        raise UserError(f"no upstream or checkpoint file is called {name!r}: {nearest(name, choices)}")
+        raise UserError(f"there is no upstream or checkpoint file {name!r}: {nearest(name, choices)}")
     base = max((p for p in preset_names() if name == p or name.startswith(f"{p}_")), key=len)
     suffix = name.removeprefix(base).removeprefix("_")
     return dataclasses.replace(preset(base), bits=suffix if suffix.startswith("w") else "w32a32")
 
 
 def is_file(target: str) -> bool:
-    """True if `target` is a checkpoint file's path, not an upstream name."""
+    """True if `target` is the path of a checkpoint, not an upstream name."""
     return target.endswith(".safetensors") or os.sep in target
 
 
 def checkpoint_path(name: str, ckpt: str | os.PathLike[str] | None = None) -> Path:
-    """The file behind an upstream name: `ckpt` when given, else <name>.safetensors in $SUPERBIT_CHECKPOINTS.
+    """Return the checkpoint of an upstream: `ckpt` if given, else <name>.safetensors in $SUPERBIT_CHECKPOINTS.
 
-    Without the environment variable runs/superb/checkpoints is searched, where `make superb` writes.
-    Raises UserError on an unknown name or when there is no such file.
+    The folder defaults to runs/superb/checkpoints, where `make superb` writes. Raises UserError on an unknown name and
+    on a missing file.
     """
     if name not in names():
-        raise UserError(f"no upstream is called {name!r}: {nearest(name, names())}")
+        raise UserError(f"there is no upstream {name!r}: {nearest(name, names())}")
     if ckpt is not None:
         return Path(ckpt)
     if name == LOCAL:
@@ -76,8 +76,11 @@ def checkpoint_path(name: str, ckpt: str | os.PathLike[str] | None = None) -> Pa
     return path
 
 
-def costed(path: Path) -> AudioEncoder:
-    """The model whose modules say what a checkpoint costs: a packed one costs what it was packed from."""
+def cost_model(path: Path) -> AudioEncoder:
+    """Return the model from whose modules the cost of a checkpoint is computed, in eval mode.
+
+    For a packed file this is the quantized model that it was packed from, without its weights.
+    """
     from upstreams.formats import checkpoint
     from upstreams.packed import file
 
@@ -85,15 +88,15 @@ def costed(path: Path) -> AudioEncoder:
 
 
 def describe(name: str, ckpt: str | os.PathLike[str] | None = None) -> Description:
-    """Parameters, MACs over the SUPERB leaderboard's 32 utterances, and storage of an upstream's weights.
+    """Return the cost of an upstream: one of this project's, or s3prl's fbank or fbank_no_cmvn.
 
-    Knows this project's names and s3prl's fbank and fbank_no_cmvn; raises UserError on any other.
+    Raises UserError on an unknown name and on a missing checkpoint.
     """
     from upstreams import cost
 
     if name in ("fbank", "fbank_no_cmvn"):
         return Description(parameters=0, macs=cost.superb_fbank_macs(), storage_bytes=0)
-    costs = cost.profile(costed(checkpoint_path(name, ckpt)), cost.SUPERB_SAMPLES)
+    costs = cost.profile(cost_model(checkpoint_path(name, ckpt)), cost.SUPERB_SAMPLES)
     return Description(
         parameters=sum(c.parameters for c in costs),
         macs=sum(c.macs for c in costs),

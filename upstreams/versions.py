@@ -1,4 +1,4 @@
-"""What a run was made with, for its provenance: versions, and the commit of this project."""
+"""Software versions and this project's commit, for the provenance of a run."""
 
 from __future__ import annotations
 

@@ -44,7 +44,11 @@ def profile(
     samples = list(cost.SUPERB_SAMPLES) if seconds is None else [round(seconds * SAMPLE_RATE)]
     records = []
     for target in targets:
-        model = registry.costed(Path(target)) if registry.is_file(target) else checkpoint.build(registry.shape(target))
+        model = (
+            registry.cost_model(Path(target))
+            if registry.is_file(target)
+            else checkpoint.build(registry.model_config(target))
+        )
         modules = cost.profile(model, samples)
         by_kind = {kind: sum(m.macs for m in modules if m.kind == kind) for kind in KINDS}
         macs = sum(m.macs for m in modules)
@@ -88,7 +92,11 @@ def measure(target: str, samples: Sequence[int], *, batch: int, threads: int, re
     real_time_factor: seconds of computation for one second of audio, counting all utterances of the batch.
     """
     torch.set_num_threads(threads)
-    model = convert.load(Path(target)) if registry.is_file(target) else checkpoint.build(registry.shape(target)).eval()
+    model = (
+        convert.load(Path(target))
+        if registry.is_file(target)
+        else checkpoint.build(registry.model_config(target)).eval()
+    )
     calls = [count for _ in range(repeats) for count in samples]
     times = []
     with torch.inference_mode():

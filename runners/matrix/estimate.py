@@ -154,7 +154,7 @@ def upstream_shape(name: str, checkpoint: Path | None) -> Shape | None:
         )
     if name not in registry.names():
         return None
-    model = registry.costed(registry.checkpoint_path(name, checkpoint))
+    model = registry.cost_model(registry.checkpoint_path(name, checkpoint))
     macs = sum(c.macs for c in cost.profile(model, cost.SUPERB_SAMPLES))
     encoder = model.config.encoder
     return Shape(

@@ -115,11 +115,15 @@ def test_fit_output_standardises_and_decorrelates_valid_frames_only() -> None:
 @pytest.mark.parametrize(
     ("waveforms", "lengths", "message"),
     [
-        (torch.zeros(2, 3, 100), None, "must be .batch, samples. or .samples,."),
+        (
+            torch.zeros(2, 3, 100),
+            None,
+            r"waveforms have shape \(2, 3, 100\), but must be \(batch, samples\) or \(samples,\)",
+        ),
         (torch.zeros(1, 100, dtype=torch.int16), None, "floating point"),
-        (torch.zeros(0, 100), None, "the batch holds no utterance"),
+        (torch.zeros(0, 100), None, "the batch has no utterance"),
         (torch.zeros(1, 0), None, "utterance 0 of the batch has length 0"),
-        (torch.zeros(2, 100), torch.tensor([100]), "one entry an utterance"),
+        (torch.zeros(2, 100), torch.tensor([100]), r"lengths have shape \(1,\), but must have one per utterance: 2"),
         (torch.zeros(2, 100), torch.tensor([100, 0]), "utterance 1 of the batch has length 0"),
         (
             torch.zeros(2, 100),
@@ -142,14 +146,14 @@ def test_a_sparseformer_has_no_convolution_module() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"heads": 5}, "heads 5 does not divide dim 128"),
+        ({"heads": 5}, "heads 5 in sparseformer_dn_mini does not divide dim 128"),
         ({"radius": 0}, "radius is 0"),
         ({"kind": "sparsformer"}, "did you mean 'sparseformer'"),
         ({"activation": "silu"}, "encoder.activation 'silu' .* is unknown"),
-        ({"position_groups": 3}, "position_groups 3 does not divide"),
-        ({"kind": "squeezeformer"}, "reduce 0 and recover 0 .* reduce before recover"),
+        ({"position_groups": 3}, "position_groups 3 in sparseformer_dn_mini does not divide dim 128"),
+        ({"kind": "squeezeformer"}, "reduce 0 and encoder.recover 0 .* reduce before recover"),
         ({"kind": "conformer", "kernel": 30}, "kernel 30 .* must be odd"),
-        ({"positions": "rotary", "heads": 128}, "even width of each head"),
+        ({"positions": "rotary", "heads": 128}, "rotary .* needs heads of an even width, not 1"),
     ],
 )
 def test_impossible_configurations_are_refused(change: dict, message: str) -> None:

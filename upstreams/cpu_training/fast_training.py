@@ -1,4 +1,4 @@
-"""Training on a CPU by faster ways to the same numbers: linear layers, grouped convolutions, attention."""
+"""Faster implementations of linear layers, grouped convolutions and attention, for training on a CPU."""
 
 from __future__ import annotations
 
@@ -9,30 +9,34 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from upstreams.cpu_training.grouped import GroupedConvolution
-from upstreams.cpu_training.products import product, suited
+from upstreams.cpu_training.products import product, runs_on_onednn
 
-# Keys from which a product a head is faster than PyTorch's attention, and the length (in kernels) from which products
-# of windows are faster than its grouped convolution.
-KEYS, KERNELS = 192, 2
+SHORTEST_ATTENTION = 192  # keys from which one product per head is faster than PyTorch's attention
+SHORTEST_CONVOLUTION = 2  # input length, in kernel lengths, from which `GroupedConvolution` is faster than PyTorch
 
 
 class FastTraining(TorchFunctionMode):
-    """Inside it what PyTorch does slowly on such a processor goes the faster way; nothing else changes.
+    """Inside this context, functions that PyTorch computes slowly on this processor run in a faster implementation.
 
-    What torch.compile compiles is left to it.
+    Results are equal up to rounding. Code that torch.compile compiles is not changed.
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if args and func in _WAYS and not torch.compiler.is_compiling() and not torch.is_autocast_enabled("cpu"):
-            result = _WAYS[func](*args, **kwargs)
+        if (
+            args
+            and func in _IMPLEMENTATIONS
+            and not torch.compiler.is_compiling()
+            and not torch.is_autocast_enabled("cpu")
+        ):
+            result = _IMPLEMENTATIONS[func](*args, **kwargs)
             if result is not None:
                 return result
         return func(*args, **kwargs)
 
 
 class _Linear(torch.autograd.Function):
-    """nn.functional.linear, whose three products are `product`."""
+    """nn.functional.linear, with `product` in the forward and the backward pass."""
 
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -43,21 +47,22 @@ class _Linear(torch.autograd.Function):
     def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         flat = gradient.reshape(-1, gradient.shape[-1])
-        to_x = product(flat, weight.T).view_as(x) if ctx.needs_input_grad[0] else None
-        to_weight = product(flat.T, x.reshape(-1, x.shape[-1]).T) if ctx.needs_input_grad[1] else None
-        return to_x, to_weight, flat.sum(0) if ctx.needs_input_grad[2] else None
+        grad_x = product(flat, weight.T).view_as(x) if ctx.needs_input_grad[0] else None
+        grad_weight = product(flat.T, x.reshape(-1, x.shape[-1]).T) if ctx.needs_input_grad[1] else None
+        return grad_x, grad_weight, flat.sum(0) if ctx.needs_input_grad[2] else None
 
 
 def _linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor | None:
-    if not suited(x, weight):
+    if not runs_on_onednn(x, weight):
         return None
     return _Linear.apply(x if x.ndim == 2 else x.contiguous(), weight, bias)
 
 
 class _Attention(torch.autograd.Function):
-    """softmax(Q K^T / sqrt(d)) V of each head in turn, whose probabilities are kept for the backward pass.
+    """softmax(Q K^T / sqrt(d)) V of each head in turn; the probabilities are kept for the backward pass.
 
-    query (batch, heads, q, d), key, value (batch, heads, k, d); an utterance's keys from `keys` on are not seen.
+    query: (batch, heads, queries, d). key, value: (batch, heads, keys, d). keys: number of visible keys of each
+    utterance; the others are padding.
     """
 
     @staticmethod
@@ -78,15 +83,15 @@ class _Attention(torch.autograd.Function):
     def backward(ctx, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         query, key, value, output, *kept = ctx.saved_tensors
         gradient = gradient.contiguous()
-        shares = (gradient * output).sum(-1, keepdim=True)
-        to_query, to_key, to_value = torch.empty_like(query), torch.zeros_like(key), torch.zeros_like(value)
+        weighted = (gradient * output).sum(-1, keepdim=True)  # sum over the keys of P dP, in the softmax's gradient
+        grad_query, grad_key, grad_value = torch.empty_like(query), torch.zeros_like(key), torch.zeros_like(value)
         for (b, h), probabilities in zip(_heads(query), kept, strict=True):
             n = ctx.keys[b]
-            to_value[b, h, :n] = product(probabilities.T, gradient[b, h].T)
-            to_scores = product(gradient[b, h], value[b, h, :n]).sub_(shares[b, h]).mul_(probabilities)
-            to_query[b, h] = product(to_scores, key[b, h, :n].T)
-            to_key[b, h, :n] = product(to_scores.T, query[b, h].T)
-        return to_query.mul_(ctx.scale), to_key, to_value, None
+            grad_value[b, h, :n] = product(probabilities.T, gradient[b, h].T)
+            grad_scores = product(gradient[b, h], value[b, h, :n]).sub_(weighted[b, h]).mul_(probabilities)
+            grad_query[b, h] = product(grad_scores, key[b, h, :n].T)
+            grad_key[b, h, :n] = product(grad_scores.T, query[b, h].T)
+        return grad_query.mul_(ctx.scale), grad_key, grad_value, None
 
 
 def _heads(x: Tensor) -> list[tuple[int, int]]:
@@ -96,10 +101,14 @@ def _heads(x: Tensor) -> list[tuple[int, int]]:
 def _attention(
     query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, *others: Any, **more: Any
 ) -> Tensor | None:
-    """None where it is not full attention over enough frames, with what follows an utterance's end masked."""
+    """Return None unless the mask is a pure padding mask and the sequence is long enough."""
     if others or more or attn_mask is None or attn_mask.dtype != torch.bool or query.ndim != 4:
         return None
-    if attn_mask.shape != (len(key), 1, 1, key.shape[2]) or key.shape[2] < KEYS or not suited(query[0, 0], key[0, 0]):
+    if (
+        attn_mask.shape != (len(key), 1, 1, key.shape[2])
+        or key.shape[2] < SHORTEST_ATTENTION
+        or not runs_on_onednn(query[0, 0], key[0, 0])
+    ):
         return None
     keys = attn_mask.sum(-1).flatten().tolist()
     if min(keys) == 0 or not all(bool(row[:n].all()) for row, n in zip(attn_mask[:, 0, 0], keys, strict=True)):
@@ -116,15 +125,20 @@ def _convolution(
     dilation: Any = 1,
     groups: int = 1,
 ) -> Tensor | None:
-    """None where it is not a grouped convolution of stride 1 over many more frames than its kernel has."""
+    """Return None unless this is a grouped convolution of stride 1 over many more frames than its kernel has taps."""
     if stride not in (1, (1,)) or dilation not in (1, (1,)) or isinstance(padding, str) or x.ndim != 3:
         return None
-    if groups == 1 or weight.shape[1] == 1 or x.shape[2] < KERNELS * weight.shape[2] or not suited(x[0], weight[0]):
+    if (
+        groups == 1
+        or weight.shape[1] == 1
+        or x.shape[2] < SHORTEST_CONVOLUTION * weight.shape[2]
+        or not runs_on_onednn(x[0], weight[0])
+    ):
         return None
     return GroupedConvolution.apply(x, weight, bias, padding if isinstance(padding, int) else padding[0], groups)
 
 
-_WAYS: dict[Any, Any] = {
+_IMPLEMENTATIONS: dict[Any, Any] = {
     torch.nn.functional.linear: _linear,
     torch.nn.functional.scaled_dot_product_attention: _attention,
     torch.nn.functional.conv1d: _convolution,

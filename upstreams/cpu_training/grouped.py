@@ -1,4 +1,4 @@
-"""Grouped convolutions with a long kernel as a few large matrix products: the positions' in training on a CPU."""
+"""Grouped convolutions with a long kernel as a few large matrix products, for convolutional positions."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from upstreams.cpu_training.products import product
 class GroupedConvolution(torch.autograd.Function):
     """nn.functional.conv1d of stride 1: x (batch, channels, frames), weight (out, channels / groups, kernel).
 
-    The kernel's taps lie in `runs` runs of `taps`. Of every window of `taps` frames one product gives what each run
-    makes of it, and an output frame is the sum over the runs, each from the window that lies so much later. With
-    groups' few channels a product a tap would be too narrow to be fast.
+    The kernel is split into `runs` runs of `taps` taps. One product computes the output of every run on every window of
+    `taps` frames. An output frame is the sum over the runs, where run r takes the window that starts r * taps frames
+    later. One product per tap would be slow, because a group has few channels.
     """
 
     @staticmethod
@@ -32,9 +32,9 @@ class GroupedConvolution(torch.autograd.Function):
         outputs = matrix.shape[1] // runs
         y = x.new_empty(x.shape[1], frames, groups, outputs)
         for group in range(groups):
-            seen = windows(x[group], taps)
-            parts = product(seen.flatten(0, 1), matrix[group]).view(*seen.shape[:2], runs, outputs)
-            torch.sum(later(parts, taps, frames), 2, out=y[:, :, group])
+            unfolded = windows(x[group], taps)
+            parts = product(unfolded.flatten(0, 1), matrix[group]).view(*unfolded.shape[:2], runs, outputs)
+            torch.sum(aligned_runs(parts, taps, frames), 2, out=y[:, :, group])
         ctx.save_for_backward(x, matrix)
         ctx.shape = (kernel, padding, taps, runs)
         y = y.flatten(2) if bias is None else y.flatten(2) + bias
@@ -46,33 +46,33 @@ class GroupedConvolution(torch.autograd.Function):
         kernel, padding, taps, runs = ctx.shape
         groups, batch, length, channels = x.shape
         outputs, frames = matrix.shape[1] // runs, gradient.shape[2]
-        own = gradient.unflatten(1, (groups, outputs)).permute(1, 0, 3, 2).contiguous()
-        to_x, to_matrix = torch.zeros_like(x), torch.empty_like(matrix)
-        to_parts = x.new_zeros(batch, length - taps + 1, runs, outputs)
-        flat = to_parts.flatten(0, 1).flatten(1)
+        by_group = gradient.unflatten(1, (groups, outputs)).permute(1, 0, 3, 2).contiguous()
+        grad_x, grad_matrix = torch.zeros_like(x), torch.empty_like(matrix)
+        grad_parts = x.new_zeros(batch, length - taps + 1, runs, outputs)
+        flat = grad_parts.flatten(0, 1).flatten(1)
         for group in range(groups):
-            later(to_parts, taps, frames).copy_(own[group].unsqueeze(2))
-            to_matrix[group] = product(flat.T, windows(x[group], taps).flatten(0, 1).T)
-            to_seen = product(flat, matrix[group].T).view(batch, -1, taps, channels)
+            aligned_runs(grad_parts, taps, frames).copy_(by_group[group].unsqueeze(2))
+            grad_matrix[group] = product(flat.T, windows(x[group], taps).flatten(0, 1).T)
+            grad_unfolded = product(flat, matrix[group].T).view(batch, -1, taps, channels)
             for tap in range(taps):
-                to_x[group, :, tap : tap + to_seen.shape[1]] += to_seen[:, :, tap]
-        to_x = to_x.permute(1, 0, 3, 2).flatten(1, 2)[:, :, padding : padding + frames + kernel - 1 - 2 * padding]
-        to_weight = to_matrix.view(groups, runs, outputs, taps, channels).permute(0, 2, 4, 1, 3)
-        to_weight = to_weight.reshape(groups * outputs, channels, runs * taps)[:, :, :kernel]
-        return to_x, to_weight, gradient.sum((0, 2)) if ctx.needs_input_grad[2] else None, None, None
+                grad_x[group, :, tap : tap + grad_unfolded.shape[1]] += grad_unfolded[:, :, tap]
+        grad_x = grad_x.permute(1, 0, 3, 2).flatten(1, 2)[:, :, padding : padding + frames + kernel - 1 - 2 * padding]
+        grad_weight = grad_matrix.view(groups, runs, outputs, taps, channels).permute(0, 2, 4, 1, 3)
+        grad_weight = grad_weight.reshape(groups * outputs, channels, runs * taps)[:, :, :kernel]
+        return grad_x, grad_weight, gradient.sum((0, 2)) if ctx.needs_input_grad[2] else None, None, None
 
 
 def windows(x: Tensor, taps: int) -> Tensor:
-    """(batch, frames, channels) contiguous -> (batch, frames - taps + 1, taps * channels): windows of `taps` frames."""
+    """Return all windows (batch, frames - taps + 1, taps * channels) of x (batch, frames, channels), contiguous."""
     batch, frames, channels = x.shape
-    seen = x.as_strided(
+    unfolded = x.as_strided(
         (batch, frames - taps + 1, taps * channels), (frames * channels, channels, 1), x.storage_offset()
     )
-    return seen.contiguous()
+    return unfolded.contiguous()
 
 
-def later(parts: Tensor, taps: int, frames: int) -> Tensor:
-    """(batch, windows, runs, outputs) -> a view (batch, frames, runs, outputs), run r of the window r * taps later."""
+def aligned_runs(parts: Tensor, taps: int, frames: int) -> Tensor:
+    """Return a view (batch, frames, runs, outputs) of parts (batch, windows, runs, outputs), with run r at r * taps."""
     batch, _, runs, outputs = parts.shape
-    a_batch, a_window, a_run, _ = parts.stride()
-    return parts.as_strided((batch, frames, runs, outputs), (a_batch, a_window, a_run + taps * a_window, 1))
+    of_batch, of_window, of_run, _ = parts.stride()
+    return parts.as_strided((batch, frames, runs, outputs), (of_batch, of_window, of_run + taps * of_window, 1))

@@ -1,8 +1,7 @@
-"""A checkpoint -> an ONNX graph that takes waveforms of any number and length, front-end included.
+"""Export of a checkpoint, front-end included, to an ONNX graph that takes batches of any size and length.
 
-Quantized models come out as they are computed in torch, fake-quantized in floating point; their linear layers of 8-bit
-weights and inputs as QuantizeLinear and DequantizeLinear pairs around the product, which runtimes turn into an integer
-one.
+Quantized models are exported as torch computes them, fake-quantized in floating point. Linear layers with 8-bit weights
+and inputs are exported with pairs of QuantizeLinear and DequantizeLinear, which runtimes turn into integer products.
 """
 
 from __future__ import annotations
@@ -26,23 +25,23 @@ from upstreams.quantization.modules import QuantLinear
 from upstreams.quantization.quantizers import WeightQuantizer
 from upstreams.quantization.spec import Bits
 
-EXAMPLE = (32_000, 20_000)  # samples of the two utterances that the graph is traced with
+EXAMPLE = (32_000, 20_000)  # samples of the two utterances with which the graph is traced
 
 
 class Stacked(nn.Module):
-    """The graph's interface: all hidden states as one output."""
+    """A model with all hidden states stacked into one tensor, the output of the graph."""
 
     def __init__(self, model: AudioEncoder) -> None:
         super().__init__()
         self.model = model
 
     def forward(self, waveforms: Tensor, lengths: Tensor) -> Tensor:
-        """(batch, samples), (batch,) samples -> (layers + 1, batch, frames, dim), zero where padded."""
+        """Map waveforms (batch, samples), lengths (batch,) to (layers + 1, batch, frames, dim), zero where padded."""
         return torch.stack(self.model(waveforms, lengths))
 
 
 class QDQLinear(nn.Module):
-    """A linear layer of 8-bit weights and input whose quantization ONNX knows."""
+    """A linear layer of 8-bit weights and input in quantization operations that ONNX has."""
 
     weight: Tensor
 
@@ -59,7 +58,7 @@ class QDQLinear(nn.Module):
         self.register_buffer("zeros", torch.zeros(len(whole), dtype=torch.int64))
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., inputs) -> (..., outputs)."""
+        """Map (..., inputs) to (..., outputs)."""
         alpha, signed = self.input
         kind = (0, -128, 127, torch.int8) if signed else (0, 0, 255, torch.uint8)
         operations: Any = torch.ops.quantized_decomposed
@@ -70,13 +69,14 @@ class QDQLinear(nn.Module):
 
 
 def export(model: AudioEncoder, path: Path) -> None:
-    """Write the graph: waveforms (batch, samples) float32 and lengths (batch,) int64 -> hidden_states.
+    """Write the ONNX graph of `model`, which is put in eval mode and changed in place.
 
-    Raises UserError without the packages of superbit's extra `onnx`.
+    Inputs: waveforms (batch, samples) float32, lengths (batch,) int64. Output: hidden_states (layers + 1, batch,
+    frames, dim). Raises UserError if the packages of superbit's extra `onnx` are not installed.
     """
     for package in ("onnx", "onnxscript"):
         if importlib.util.find_spec(package) is None:
-            raise UserError(f"exporting needs the package {package}: pip install 'superbit[onnx]'")
+            raise UserError(f"export needs the package {package}: pip install 'superbit[onnx]'")
     import torch.ao.quantization.fx._decomposed
 
     for name, module in list(model.named_modules()):
@@ -104,5 +104,5 @@ def export(model: AudioEncoder, path: Path) -> None:
 
 
 def export_checkpoint(path: Path, out: Path) -> None:
-    """Export a checkpoint; raises UserError when it cannot be read."""
+    """Write the ONNX graph of a checkpoint to `out`. Raises UserError if the checkpoint cannot be read."""
     export(checkpoint.load(path), out)

@@ -1,6 +1,6 @@
-"""Public HuBERT checkpoints -> this project's models: transformers', fairseq's and s3prl's files.
+"""Import of public HuBERT checkpoints, in the file layouts of transformers, fairseq and s3prl.
 
-Only tensors are taken. A pickled file is read with `weights_only`, so nothing in it can run code.
+Only tensors are read. A pickled file is loaded with `weights_only`, so that it cannot run code.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from upstreams.config import ModelConfig
 from upstreams.errors import UserError
 from upstreams.model import AudioEncoder
 
-# Patterns of names, in full, and what each is called here. Both layouts name HuBERT's parts one to one.
+# Patterns that match a whole tensor name -> the name here. In both layouts each tensor of HuBERT has one name.
 _TRANSFORMERS = {
     r"feature_extractor\.conv_layers\.(\d+)\.conv\.(\w+)": r"front_end.convolutions.\1.\2",
     r"feature_extractor\.conv_layers\.(\d+)\.layer_norm\.(\w+)": r"front_end.norms.\1.\2",
@@ -63,22 +63,23 @@ _FAIRSEQ = {
 
 
 class _Vocabulary:
-    """Stands in for fairseq's Dictionary, which its files hold beside the weights and nothing here reads."""
+    """Placeholder for fairseq's Dictionary: its files pickle one beside the weights, and it is not used here."""
 
 
 def load_public(path: Path, config: ModelConfig) -> tuple[AudioEncoder, dict[str, Tensor]]:
-    """The model of `config` with the weights of a public HuBERT checkpoint, in eval mode, and its pre-training head.
+    """Return the model of `config` with the weights of a public HuBERT checkpoint, and the pre-training head's tensors.
 
-    path: a .safetensors or PyTorch file in transformers' layout (HubertModel, or one with a head on top), fairseq's or
-    s3prl's. Neither states its number of heads or where its norms stand: `config` does (hubert_base, hubert_large).
-    The head is {"projection.weight", "projection.bias", "codewords"}, empty where the file has none.
-    Raises UserError on a file that cannot be read safely, is no HuBERT or does not fit `config`.
+    path: a .safetensors or PyTorch file in the layout of transformers (HubertModel, alone or with a head on top),
+    fairseq or s3prl. config: of hubert_base or hubert_large; the files do not state the number of attention heads and
+    the position of the norms. The model is in eval mode. The head has the keys "projection.weight", "projection.bias"
+    and "codewords"; it is empty if the file has none. Raises UserError on a file that cannot be read safely, is not a
+    HuBERT or does not fit `config`.
     """
     if config.front_end.kind != "waveform" or config.encoder.kind != "transformer":
-        raise UserError(f"{config.name} is no HuBERT, but weights of one go into hubert_base or hubert_large")
+        raise UserError(f"{config.name} is not a HuBERT: import the weights into hubert_base or hubert_large")
     tensors = _renamed(_state_dict(path), path)
     if "magnitude" in tensors:
-        # Weight normalisation over all but the kernel's dimension (wav2vec 2.0), folded into the weight.
+        # Fold weight normalisation, over all dimensions but the kernel's (wav2vec 2.0), into the weight.
         magnitude, direction = tensors.pop("magnitude"), tensors.pop("direction")
         weight = magnitude * direction / direction.norm(dim=(0, 1), keepdim=True)
         tensors["encoder.positions.convolution.weight"] = weight.unsqueeze(-1)
@@ -96,9 +97,9 @@ def load_public(path: Path, config: ModelConfig) -> tuple[AudioEncoder, dict[str
 
 
 def _state_dict(path: Path) -> dict[str, Tensor]:
-    """The tensors of a checkpoint by name, in fp32."""
+    """Return the tensors of a checkpoint by name, in float32."""
     if not path.is_file():
-        raise UserError(f"there is no file {path}: a HuBERT checkpoint of transformers, fairseq or s3prl is expected")
+        raise UserError(f"there is no file {path}: give a HuBERT checkpoint of transformers, fairseq or s3prl")
     try:
         if path.suffix == ".safetensors":
             content: object = load_file(path)
@@ -106,31 +107,31 @@ def _state_dict(path: Path) -> dict[str, Tensor]:
             with torch.serialization.safe_globals([(_Vocabulary, "fairseq.data.dictionary.Dictionary")]):
                 content = torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, RuntimeError, EOFError) as error:
-        raise UserError(f"{path} is damaged or is no checkpoint ({type(error).__name__})") from error
+        raise UserError(f"{path} is damaged or not a checkpoint ({type(error).__name__})") from error
     except pickle.UnpicklingError as error:
         raise UserError(
-            f"{path} holds Python objects besides tensors, which are not loaded as they could run code: "
-            "save its state dict alone, with safetensors or torch.save"
+            f"{path} holds Python objects besides tensors, which could run code and are not loaded: "
+            "save the state dict alone, with safetensors or torch.save"
         ) from error
-    for key in ("model", "model_weight"):  # fairseq's files, s3prl's converted ones
+    for key in ("model", "model_weight"):  # the key in fairseq's files, and in s3prl's converted files
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]
     if not isinstance(content, Mapping) or not content or not all(isinstance(v, Tensor) for v in content.values()):
-        raise UserError(f"{path} holds no state dict: names and their tensors are expected")
-    # A model with a head on top (HubertForCTC) has HuBERT's own tensors under a prefix.
+        raise UserError(f"{path} holds no state dict: it must map names to tensors")
+    # A model with a head on top (HubertForCTC) has HuBERT's tensors under a prefix.
     prefix = "hubert." if any(name.startswith("hubert.") for name in content) else ""
     return {name.removeprefix(prefix): t.float() for name, t in content.items() if name.startswith(prefix)}
 
 
 def _renamed(tensors: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
-    """The same tensors under this project's names; the mask's vector is left out."""
+    """Return the tensors under this project's names, without the mask embedding."""
     if "feature_projection.projection.weight" in tensors:
         layout = _TRANSFORMERS
     elif "post_extract_proj.weight" in tensors:
         layout = _FAIRSEQ
     else:
         raise UserError(
-            f"{path} is no HuBERT in transformers' or fairseq's layout: it has neither "
+            f"{path} is not a HuBERT in the layout of transformers or fairseq: it has neither "
             "feature_projection.projection.weight nor post_extract_proj.weight"
         )
     renamed = {}
@@ -140,6 +141,6 @@ def _renamed(tensors: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
                 renamed[match.expand(ours)] = tensor
                 break
         else:
-            raise UserError(f"{path} holds {name}, which HuBERT does not have")
+            raise UserError(f"{path} holds {name}, which is not a tensor of HuBERT")
     renamed.pop("", None)
     return renamed

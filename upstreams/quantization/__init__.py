@@ -1,1 +1,1 @@
-"""Binarization (BiT, arXiv 2205.13016): quantizers with their gradients, the modules that hold them, conversion."""
+"""Quantization in training (BiT, arXiv 2205.13016; LSQ): quantizers and gradients, quantized modules, conversion."""

@@ -1,8 +1,7 @@
-"""A float model -> its quantized form: which modules there are, which bits each gets, and what it becomes.
+"""Converts a float model to a quantized one: its quantizable modules, the bits of each, and their replacement.
 
-Full precision stay, unless an override says otherwise: front-end, positions, depthwise convolutions and the layers
-around a halved frame rate; always: norms, biases, residuals and the output's map. BiT (arXiv 2205.13016) has no
-convolutions.
+Front-end, positions, depthwise convolutions and the layers around a halved frame rate stay in full precision unless
+overridden; norms, biases, residuals and the output map always do. BiT (arXiv 2205.13016) has no convolutions.
 """
 
 from __future__ import annotations
@@ -13,7 +12,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -25,15 +23,13 @@ from upstreams.encoders.feed_forward import FeedForward
 from upstreams.encoders.positions import ConvPositions, RelativePositions
 from upstreams.encoders.sparseformer import LocalAttention
 from upstreams.errors import UserError, nearest
-from upstreams.frontend import ConvolutionStem, LogMelFrontEnd
+from upstreams.frontend import ConvolutionStem
+from upstreams.model import AudioEncoder
 from upstreams.quantization.modules import QuantConv1d, QuantLinear, QuantMatmul
 from upstreams.quantization.quantizers import Quantizer
 from upstreams.quantization.spec import FLOAT, Bits
 
-if TYPE_CHECKING:
-    from upstreams.model import AudioEncoder
-
-# The kind of what lies inside; of nested ones the innermost counts.
+# The kind of the modules inside each of these; the innermost of nested ones counts.
 _KINDS: dict[type[nn.Module], str] = {
     Attention: "attention",
     LocalAttention: "attention",
@@ -43,21 +39,21 @@ _KINDS: dict[type[nn.Module], str] = {
     ConvPositions: "positions",
     RelativePositions: "positions",
 }
-QUANTIZED = ("attention", "feed_forward", "convolution")  # the kinds that a model's bits reach by themselves
+QUANTIZED = ("attention", "feed_forward", "convolution")  # the kinds that get the model's bits without an override
 
 
 @dataclass(frozen=True)
 class Site:
-    """A module that can be quantized, and what it becomes."""
+    """A module that can be quantized, and how."""
 
     name: str  # inside the model
     kind: str  # attention, feed_forward, convolution, depthwise, positions, resampling or front_end
     bits: Bits
-    non_negative: bool = False  # its input comes out of a ReLU
+    non_negative: bool = False  # its input comes from a ReLU
 
 
 def kinds(model: nn.Module) -> dict[str, str]:
-    """Name -> kind of every module of an AudioEncoder that can be quantized or has been, in the model's order."""
+    """Return name -> kind of all modules of an AudioEncoder that can be or are quantized, in the model's order."""
     found: dict[str, str] = {}
 
     def visit(module: nn.Module, name: str, kind: str) -> None:
@@ -74,12 +70,11 @@ def kinds(model: nn.Module) -> dict[str, str]:
 
 
 def quantize(model: AudioEncoder, bits: str, quantization: QuantizationConfig | None = None) -> list[Site]:
-    """Quantize `model` in place and return what became what; parameters keep their names and values.
+    """Quantize `model` in place and return the sites; parameters keep their names and values.
 
-    bits: of the attention, feed-forward and convolution modules; `quantization`, the configuration's own when None,
-    says what differs from that. Scales of activations and of weights of several bits are unset until `calibrate`.
-    Raises UserError on bits outside the grammar, on an override that matches no module, and on a model that is
-    quantized already.
+    bits: of the attention, feed-forward and convolution modules. quantization: overrides and choices; None: those of
+    the model's configuration. Learned scales are unset until `calibrate`. Raises UserError on invalid bits, on an
+    override that matches no module, and on a model that is quantized already.
     """
     quantization = model.config.quantization if quantization is None else quantization
     if any(isinstance(module, (QuantLinear, QuantConv1d, QuantMatmul)) for module in model.modules()):
@@ -90,7 +85,8 @@ def quantize(model: AudioEncoder, bits: str, quantization: QuantizationConfig | 
         product = isinstance(model.get_submodule(site.name), ScaledDotProduct)
         if site.bits == FLOAT or (product and site.bits.activation == FLOAT.activation):
             continue
-        site = dataclasses.replace(site, non_negative=_input_is_non_negative(model, site, quantization))
+        _put_relu_before(model, site, quantization)
+        site = dataclasses.replace(site, non_negative=_comes_from_relu(model, site))
         parent, _, name = site.name.rpartition(".")
         module = model.get_submodule(site.name)
         setattr(model.get_submodule(parent), name, _quantized(module, site, model, quantization))
@@ -100,7 +96,7 @@ def quantize(model: AudioEncoder, bits: str, quantization: QuantizationConfig | 
 
 
 def _plan(model: AudioEncoder, bits: Bits, quantization: QuantizationConfig) -> list[Site]:
-    """Every module with its bits."""
+    """Return a site with its bits for every quantizable module."""
     found = kinds(model)
     chosen = {name: bits if kind in QUANTIZED else FLOAT for name, kind in found.items()}
     for pattern, text in quantization.overrides.items():
@@ -120,65 +116,75 @@ def _quantized(module: nn.Module, site: Site, model: AudioEncoder, quantization:
     if isinstance(module, nn.Linear):
         return QuantLinear(module, site.bits, per_channel, site.non_negative)
     assert isinstance(module, (nn.Conv1d, nn.Conv2d))
-    # A scale over all of a depthwise convolution's filters would share among channels what nothing else shares.
+    # The filters of a depthwise convolution have nothing in common that would justify a shared scale.
     depthwise = module.groups == module.out_channels
     return QuantConv1d(module, site.bits, per_channel or depthwise, site.non_negative)
 
 
-def _input_is_non_negative(model: AudioEncoder, site: Site, quantization: QuantizationConfig) -> bool:
-    """Whether a site's input comes out of a ReLU, after putting one there where the configuration wants one."""
-    parent, _, name = site.name.rpartition(".")
+def _activation_before(model: AudioEncoder, site: Site) -> tuple[FeedForward | ConvolutionModule, str] | None:
+    """Return the module that owns the activation before a site, and the attribute's name; None if there is none."""
+    parent, _, child = site.name.rpartition(".")
     owner = model.get_submodule(parent)
-    if isinstance(owner, FeedForward) and name == "contract":
-        if _wants_relu(quantization.feed_forward_input, site.bits):
-            owner.activation = nn.ReLU()
-        return isinstance(owner.activation, nn.ReLU)
-    if isinstance(owner, ConvolutionModule) and name == "contract":
-        if _wants_relu(quantization.convolution_input, site.bits):
-            owner.activation = nn.ReLU()
-        return isinstance(owner.activation, nn.ReLU)
-    if isinstance(owner, DepthwiseConvolution) and parent.endswith(".convolution.depthwise"):
+    if isinstance(owner, (FeedForward, ConvolutionModule)) and child == "contract":
+        return owner, "activation"
+    if isinstance(owner, DepthwiseConvolution):
         module = model.get_submodule(parent.rpartition(".")[0])
-        assert isinstance(module, ConvolutionModule)
-        if not _wants_relu(quantization.convolution_input, site.bits):
-            return False
+        if isinstance(module, ConvolutionModule):
+            return module, "gate"
+    return None
+
+
+def _put_relu_before(model: AudioEncoder, site: Site, quantization: QuantizationConfig) -> None:
+    """Put a ReLU before a site if it follows an exchangeable activation and the configuration asks for a ReLU."""
+    found = _activation_before(model, site)
+    if found is None:
+        return
+    module, attribute = found
+    is_feed_forward = isinstance(module, FeedForward)
+    choice = quantization.feed_forward_input if is_feed_forward else quantization.convolution_input
+    if choice == "relu" or (choice == "auto" and 1 in (site.bits.weight, site.bits.activation)):
+        activation = getattr(module, attribute)
         # A GLU also halves the channels: it stays, and the ReLU follows it.
-        module.gate = nn.Sequential(module.gate, nn.ReLU()) if isinstance(module.gate, nn.GLU) else nn.ReLU()
-        return True
-    # The convolutional stem has ReLUs of its own: behind its first convolution and at its end.
-    stem = model.get_submodule("front_end.stem") if isinstance(owner, (ConvolutionStem, LogMelFrontEnd)) else None
-    return isinstance(stem, ConvolutionStem) and name in ("depthwise", "projection")
+        relu = nn.Sequential(activation, nn.ReLU()) if isinstance(activation, nn.GLU) else nn.ReLU()
+        setattr(module, attribute, relu)
 
 
-def _wants_relu(choice: str, bits: Bits) -> bool:
-    return choice == "relu" or (choice == "auto" and 1 in (bits.weight, bits.activation))
+def _comes_from_relu(model: AudioEncoder, site: Site) -> bool:
+    """True if the input of a site is the output of a ReLU."""
+    found = _activation_before(model, site)
+    if found is not None:
+        activation = getattr(*found)
+        return isinstance(activation[-1] if isinstance(activation, nn.Sequential) else activation, nn.ReLU)
+    # The convolutional stem has ReLUs of its own: after its first convolution and at its end.
+    has_relus = isinstance(getattr(model.front_end, "stem", None), ConvolutionStem)
+    return has_relus and site.name in ("front_end.stem.depthwise", "front_end.projection")
 
 
 def summary(sites: list[Site]) -> list[str]:
-    """One line for each kind, bits and sort of input: "attention: 32 w1a1, input signed"."""
+    """Return a line for each kind, bits and sign of the input: "attention: 32 modules w1a1, input signed"."""
     counts = Counter(
-        (site.kind, str(site.bits), "from 0 up (behind a ReLU)" if site.non_negative else "signed") for site in sites
+        (site.kind, str(site.bits), "from 0 up (after a ReLU)" if site.non_negative else "signed") for site in sites
     )
     return [f"{kind}: {count} modules {bits}, input {values}" for (kind, bits, values), count in counts.items()]
 
 
 @torch.no_grad()
 def calibrate(model: AudioEncoder, waveforms: Tensor, lengths: Tensor) -> None:
-    """Set every scale that is not yet calibrated, from waveforms (batch, samples) and their lengths (batch,).
+    """Set all scales that are not calibrated yet, from waveforms (batch, samples) with lengths (batch,) in samples.
 
-    Only the batch's longest utterances are used: padding must touch no statistic. Later quantizers see what earlier
-    ones have already quantized.
+    Only the longest utterances of the batch are used, because padding must not enter the statistics. Each quantizer
+    sees the output of the quantizers before it.
     """
-    whole = lengths == lengths.max()
+    longest = lengths == lengths.max()
     with calibrating(model):
-        model(waveforms[whole][:, : int(lengths.max())], lengths[whole])
+        model(waveforms[longest][:, : int(lengths.max())], lengths[longest])
 
 
 @contextmanager
 def calibrating(model: nn.Module) -> Iterator[None]:
-    """Inside it, every forward pass sets the scales that are not yet calibrated, each from what it is given.
+    """Inside this context, a forward pass sets every scale that is not calibrated yet, from its quantizer's input.
 
-    The pass must hold no padding.
+    The batch must have no padding.
     """
     handles = [
         module.register_forward_pre_hook(_set_scale)
@@ -199,10 +205,10 @@ def _set_scale(module: nn.Module, inputs: tuple[Tensor]) -> None:
 
 
 def inherit(student: nn.Module, teacher: nn.Module) -> None:
-    """Copy the teacher's parameters and buffers, and the state of those quantizers that are alike in both.
+    """Copy the teacher's parameters and buffers, and the state of the quantizers that are alike in both.
 
-    What is left, the scales of quantizers that are new or have other bits, is for `calibrate` to set. Raises
-    UserError when the modules are not the same otherwise.
+    The scales of new quantizers, and of quantizers with other bits, are left to `calibrate`. Raises UserError if the
+    modules differ otherwise.
     """
     theirs = dict(teacher.named_modules())
     state = teacher.state_dict()
@@ -221,7 +227,7 @@ def inherit(student: nn.Module, teacher: nn.Module) -> None:
         student.load_state_dict(kept)
     except RuntimeError as error:
         problem = str(error).splitlines()[1].strip()
-        raise UserError(f"teacher and student are of different architectures: {problem}") from error
+        raise UserError(f"teacher and student have different architectures: {problem}") from error
 
 
 def _description(quantizer: Quantizer) -> tuple[object, ...]:

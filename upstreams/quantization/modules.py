@@ -1,4 +1,4 @@
-"""Modules that compute with quantized weights and activations, under the float modules' parameter names."""
+"""Modules with quantized weights and activations. Their parameters keep the names of the float modules."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ def _input_quantizer(channels: int, bits: int, non_negative: bool) -> Activation
 
 
 class QuantLinear(nn.Linear):
-    """A linear layer with quantized weights, and quantized input unless `bits.activation` is 32.
+    """A linear layer with quantized weights and, unless `bits.activation` is 32, quantized input.
 
-    It takes over the float layer's `weight` and `bias`, under their names and in full precision. per_channel: a scale
-    for each output's weights. non_negative: the input comes out of a ReLU, so its levels start at 0.
+    It takes over the float layer's `weight` and `bias` in full precision. per_channel: one weight scale per output.
+    non_negative: the input comes from a ReLU, and its levels start at 0.
     """
 
     def __init__(self, linear: nn.Linear, bits: Bits, per_channel: bool = False, non_negative: bool = False) -> None:
-        # On the meta device, as the parameters are replaced at once.
+        # On the meta device, because the parameters are replaced at once.
         super().__init__(linear.in_features, linear.out_features, linear.bias is not None, device="meta")
         self.weight, self.bias = linear.weight, linear.bias
         self.bits = bits
@@ -40,16 +40,15 @@ class QuantLinear(nn.Linear):
         self.input = _input_quantizer(self.in_features, bits.activation, non_negative)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., inputs) -> (..., outputs)."""
+        """Map (..., inputs) to (..., outputs)."""
         x = x if self.input is None else self.input(x)
         return nn.functional.linear(x, self.weight_quantizer(self.weight), self.bias)
 
 
 class QuantConv1d(nn.Module):
-    """A convolution along frames, of any stride and grouping, with quantized weights and input.
+    """A convolution of any stride and grouping with quantized weights and input.
 
-    It takes over the parameters of an nn.Conv1d, or of an nn.Conv2d, whose kernel this project's encoders make
-    (frames, 1) for speed. per_channel and non_negative as in QuantLinear.
+    It takes over the parameters of an nn.Conv1d or nn.Conv2d. per_channel and non_negative as in QuantLinear.
     """
 
     def __init__(
@@ -67,7 +66,7 @@ class QuantConv1d(nn.Module):
         self.input = _input_quantizer(convolution.in_channels, bits.activation, non_negative)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(batch, inputs, frames) or (batch, inputs, frames, any), zero where padded -> the same with outputs."""
+        """Map x (batch, inputs, frames[, width]), zero where padded, to (batch, outputs, frames[, width])."""
         return self.convolve(
             self.quantized_input(x),
             self.weight_quantizer(self.weight),
@@ -78,24 +77,24 @@ class QuantConv1d(nn.Module):
         )
 
     def quantized_input(self, x: Tensor) -> Tensor:
-        """What the filters run over: x as `forward` takes it, quantized where the input has few bits."""
+        """Return the input of the filters, shaped like x: quantized, or x itself if activations are float."""
         if self.input is None:
             return x
         quantized = self.input(x.movedim(1, -1)).movedim(-1, 1)
         if self.input.beta is None:
             return quantized
-        # {-alpha, +alpha} has no zero, but neighbours must find none but zeros behind an utterance's end.
+        # {-alpha, +alpha} has no zero, but padding must be zero for the frames whose filters reach it.
         return quantized.masked_fill((x == 0).all(1, keepdim=True), 0.0)
 
 
 class QuantMatmul(nn.Module):
-    """Attention's two products on quantized operands: Q, K and V signed, probabilities from 0 up.
+    """The two products of attention on quantized operands: signed queries, keys and values, unsigned probabilities.
 
-    Nothing but its operands is quantized: the softmax and the scores' bias are float.
+    The softmax and the bias of the scores are float.
     """
 
     def __init__(self, dim: int, bits: int) -> None:
-        """dim: of all heads together; bits of every operand."""
+        """dim: width of all heads together. bits: of every operand."""
         super().__init__()
         self.bits = Bits(bits, bits)
         self.query = ActivationQuantizer(dim, bits, signed=True)
@@ -104,10 +103,7 @@ class QuantMatmul(nn.Module):
         self.probability = ActivationQuantizer(dim, bits, signed=False)
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor, visible: Tensor, bias: Tensor | None = None) -> Tensor:
-        """query (n, heads, q, d), key, value (n, heads, k, d), visible (n, 1, 1 or q, k) bool -> like query.
-
-        bias: (n, heads, q, k), added to the scores.
-        """
+        """Return the context, shaped like query. Arguments as in `ScaledDotProduct.forward`."""
         scores = _product(self.query, query, self.key, key, transpose=True) / math.sqrt(query.shape[-1])
         scores = scores if bias is None else scores + bias
         probability = scores.masked_fill(~visible, float("-inf")).softmax(-1)
@@ -115,24 +111,24 @@ class QuantMatmul(nn.Module):
 
 
 def _product(left: ActivationQuantizer, x: Tensor, right: ActivationQuantizer, y: Tensor, transpose: bool) -> Tensor:
-    """left(x) @ right(y), or its transpose, through whole numbers, which float32 adds up exactly below 2^24.
+    """Return left(x) @ right(y), with right(y) transposed if `transpose`, computed on whole numbers.
 
-    As many +alpha as -alpha then add up to exactly 0, whose sign the next quantizer takes; rounding, which depends on
-    the batch's shape, would decide it otherwise.
+    float32 sums of whole numbers are exact below 2^24, so that values that cancel give exactly 0. With rounding errors,
+    which depend on the batch's shape, the sign that the next quantizer takes would differ between batches.
     """
-    second, beta = _whole(right, y)
-    first, alpha = _whole(left, x)
+    second, beta = _whole_numbers(right, y)
+    first, alpha = _whole_numbers(left, x)
     return first @ (second.transpose(-1, -2) if transpose else second) * (alpha * beta)
 
 
-def _whole(quantizer: ActivationQuantizer, x: Tensor) -> tuple[Tensor, Tensor]:
-    """What quantizer(x) is as whole numbers, and what to multiply them by.
+def _whole_numbers(quantizer: ActivationQuantizer, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return quantizer(x) as whole numbers, and the scale to multiply them by.
 
-    The scale learns through the quantizer: dividing by it and multiplying again has no gradient of its own.
+    The scale's gradient comes from the quantizer alone: dividing by the scale and multiplying by it adds none.
     """
     if quantizer.bits == 1:
         scale = quantizer.scale.detach()
-        return quantizer(x) / scale, scale  # alpha / alpha needs no rounding to be 1
+        return quantizer(x) / scale, scale  # alpha / alpha is exactly 1 without rounding
     quantized = quantizer(x)
-    scale = quantizer.scale.detach()  # after the call, which may have been the one that calibrated it
+    scale = quantizer.scale.detach()  # read after the call, which may calibrate it
     return WholeNumbers.apply(quantized, scale), scale

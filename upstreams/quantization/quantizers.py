@@ -1,6 +1,6 @@
-"""Quantizers, forward and backward as their papers' formulas have them.
+"""Quantizers, whose forward and backward passes follow the formulas of their papers.
 
-One bit: BiT (arXiv 2205.13016, sections 3.1 and 3.2). 2, 4 and 8 bits: learned step sizes (LSQ, arXiv 1902.08153).
+1 bit: BiT (arXiv 2205.13016, sections 3.1 and 3.2). 2, 4 and 8 bits: learned step sizes (LSQ, arXiv 1902.08153).
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ from torch import Tensor, nn
 
 from upstreams.quantization.levels import integer_range, whole_numbers
 
-FLOOR = 1e-5  # a learned scale stays positive
-CANDIDATES = 48  # scales among which the squared error chooses
-SAMPLE = 1 << 18  # values that are looked at for that
+SMALLEST_SCALE = 1e-5  # keeps a learned scale positive
+CANDIDATES = 48  # number of scales that `least_error_scale` tries
+SAMPLE = 1 << 18  # number of values on which it tries them
 
 
 def sign(x: Tensor) -> Tensor:
-    """+1 where x >= 0, else -1: two levels, never a third."""
+    """Return +1 where x >= 0 and -1 elsewhere: unlike torch.sign, 0 becomes +1."""
     return torch.where(x >= 0, 1.0, -1.0).to(x.dtype)
 
 
 class BinarizeWeight(torch.autograd.Function):
-    """m sign(W - mean W) with m = mean |W|, over the tensor or each output channel; the gradient passes through."""
+    """m sign(W - mean W), m = mean |W|, over the tensor or each output channel. dW is the incoming gradient."""
 
     @staticmethod
     def forward(ctx: Any, weight: Tensor, per_channel: bool) -> Tensor:
@@ -42,7 +42,7 @@ def _mean(weight: Tensor, per_channel: bool) -> Tensor:
 
 
 class BinarizeSigned(torch.autograd.Function):
-    """alpha sign(x): dx where |x| <= alpha; dalpha = scale * sum g sign(x)."""
+    """alpha sign(x). With the incoming gradient g: dx = g where |x| <= alpha, else 0; dalpha = scale sum g sign(x)."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, alpha: Tensor, scale: float) -> Tensor:
@@ -57,10 +57,11 @@ class BinarizeSigned(torch.autograd.Function):
 
 
 class LearnedStep(torch.autograd.Function):
-    """alpha clip(round(x / alpha), low, high), halves to even: dx where low <= x / alpha <= high.
+    """alpha clip(round(x / alpha), low, high), with halves rounded to even.
 
-    dalpha = scale * sum g * (high above, low below, round(x / alpha) - x / alpha between). With low 0 and high 1 it is
-    BiT's {0, alpha}. alpha: one value, or one for each entry of the first dimensions.
+    With the incoming gradient g: dx = g where low <= x / alpha <= high, else 0. dalpha = scale sum g s, where s is
+    high above the range, low below it, and round(x / alpha) - x / alpha inside. With low 0 and high 1 this is BiT's
+    {0, alpha}. alpha: one value, or one for each entry of the first dimensions.
     """
 
     @staticmethod
@@ -80,7 +81,7 @@ class LearnedStep(torch.autograd.Function):
 
 
 class WholeNumbers(torch.autograd.Function):
-    """A quantizer's output x over its scale alpha, rounded to be whole to the last bit; dx = g / alpha."""
+    """round(x / alpha) of a quantizer's output x and its scale alpha. With the incoming gradient g: dx = g / alpha."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, alpha: Tensor) -> Tensor:
@@ -93,17 +94,18 @@ class WholeNumbers(torch.autograd.Function):
 
 
 def least_error_scale(x: Tensor, low: int, high: int) -> Tensor:
-    """The scale of least squared error for each row of x (rows, values) -> (rows,), at least FLOOR.
+    """Return the scale of least squared error for each row of x (rows, values): (rows,), at least SMALLEST_SCALE.
 
-    Looked for between the scale that clips nothing and a fiftieth of it, on a fixed sample where there are many values.
+    Candidates lie between the scale that clips no value and a fiftieth of it. Long rows are sampled, always at the same
+    positions.
     """
-    widest = torch.maximum(x.amax(1) / high, x.amin(1) / low if low else x.amax(1) / high).clamp_min(FLOOR)
+    widest = torch.maximum(x.amax(1) / high, x.amin(1) / low if low else x.amax(1) / high).clamp_min(SMALLEST_SCALE)
     if x.shape[1] > SAMPLE:
         chosen = torch.randint(x.shape[1], (SAMPLE,), generator=torch.Generator().manual_seed(0))
         x = x[:, chosen.to(x.device)]
     best, least = widest, torch.full_like(widest, float("inf"))
     for fraction in torch.linspace(1.0, 0.02, CANDIDATES).tolist():
-        alpha = (widest * fraction).clamp_min(FLOOR)[:, None]
+        alpha = (widest * fraction).clamp_min(SMALLEST_SCALE)[:, None]
         error = (alpha * (x / alpha).round().clamp(low, high) - x).square().sum(1)
         best = torch.where(error < least, alpha[:, 0], best)
         least = torch.minimum(error, least)
@@ -111,57 +113,59 @@ def least_error_scale(x: Tensor, low: int, high: int) -> Tensor:
 
 
 class Quantizer(nn.Module):
-    """What quantizers with a learned scale share: alpha > 0, and whether it was calibrated, in a buffer.
+    """Base of the quantizers with a learned scale alpha > 0. The buffer `calibrated` is True once alpha was set.
 
-    rows: shape of alpha; count: elements one scale stands for, which sets its gradient's scale, 1 / sqrt(count Qp).
+    shape: shape of alpha. count: number of elements that share a scale; the gradient of alpha is multiplied by
+    1 / sqrt(count Qp).
     """
 
     calibrated: Tensor
 
-    def __init__(self, bits: int, signed: bool, count: int, rows: tuple[int, ...] = ()) -> None:
+    def __init__(self, bits: int, signed: bool, count: int, shape: tuple[int, ...] = ()) -> None:
         super().__init__()
         self.bits = bits
         self.signed = signed
         self.low, self.high = integer_range(bits, signed)
-        self.positive = 1 if bits == 1 else self.high  # Qp
-        self.alpha = nn.Parameter(torch.ones(rows))
-        self.gradient_scale = 1 / math.sqrt(count * self.positive)
+        self.qp = 1 if bits == 1 else self.high  # LSQ's Qp: the highest level
+        self.alpha = nn.Parameter(torch.ones(shape))
+        self.gradient_scale = 1 / math.sqrt(count * self.qp)
         self.register_buffer("calibrated", torch.tensor(False))
 
     @torch.no_grad()
     def calibrate(self, x: Tensor) -> None:
-        """Set alpha from values without padding, whose first dimensions are alpha's.
+        """Set alpha from values without padding, whose first dimensions are those of alpha.
 
-        8 bits: by least squared error. Fewer: 2 mean |x| / sqrt(Qp) signed and 4 mean |x| / sqrt(Qp) unsigned.
+        8 bits: the scale of least squared error. Fewer bits: 2 mean |x| / sqrt(Qp) if signed, otherwise 4 mean |x| /
+        sqrt(Qp).
         """
         if self.bits == 8:
             alpha = least_error_scale(x.flatten(1) if self.alpha.ndim else x.reshape(1, -1), self.low, self.high)
         else:
             mean = x.abs().flatten(1).mean(1) if self.alpha.ndim else x.abs().mean()
-            alpha = (2.0 if self.signed else 4.0) / math.sqrt(self.positive) * mean.clamp_min(FLOOR)
+            alpha = (2.0 if self.signed else 4.0) / math.sqrt(self.qp) * mean.clamp_min(SMALLEST_SCALE)
         self.alpha.copy_(alpha.reshape(self.alpha.shape))
         self.calibrated.fill_(True)
 
     @property
     def scale(self) -> Tensor:
-        """The positive step between neighbouring whole numbers."""
-        return self.alpha.clamp_min(FLOOR)
+        """The distance between neighbouring levels, which is positive."""
+        return self.alpha.clamp_min(SMALLEST_SCALE)
 
 
 class ActivationQuantizer(Quantizer):
-    """Activations of `channels` in 1, 2, 4 or 8 bits, with one learned scale.
+    """Quantizes activations to 1, 2, 4 or 8 bits with one learned scale alpha.
 
-    1 bit: {-alpha, +alpha}, or {0, alpha} where x >= 0 (signed=False). More: alpha times whole numbers. shift: before
-    that a learned shift a channel, as BiT has it where there are two levels and no zero.
+    1 bit: the levels {-alpha, +alpha}, or {0, alpha} if not signed. More bits: alpha times whole numbers. channels:
+    size of the last dimension. shift: first add a learned shift beta to each channel, as BiT does for signed bits.
     """
 
     def __init__(self, channels: int, bits: int, signed: bool, shift: bool = False) -> None:
-        # LSQ counts all elements; one frame's alone keep the batch's shape out of the gradient.
+        # LSQ counts all elements. Counting those of one frame makes the gradient independent of the batch's shape.
         super().__init__(bits, signed, channels)
         self.beta = nn.Parameter(torch.zeros(channels)) if shift else None
 
     def forward(self, x: Tensor) -> Tensor:
-        """Any shape with the channels last -> the same shape, quantized."""
+        """Quantize x (..., channels); return the same shape."""
         if self.beta is not None:
             x = x + self.beta
         if self.bits == 1 and self.signed:
@@ -170,14 +174,14 @@ class ActivationQuantizer(Quantizer):
 
 
 class WeightQuantizer(Quantizer):
-    """Weights in 2, 4 or 8 bits with learned scales: one for the tensor or, per_channel, one an output channel."""
+    """Quantizes weights to 2, 4 or 8 bits with one learned scale, or with one for each output channel (per_channel)."""
 
     def __init__(self, shape: Sequence[int], bits: int, per_channel: bool) -> None:
-        rows = (shape[0], *(1 for _ in shape[1:])) if per_channel else ()
-        super().__init__(bits, True, math.prod(shape[1:]) if per_channel else math.prod(shape), rows)
+        scales = (shape[0], *(1 for _ in shape[1:])) if per_channel else ()
+        super().__init__(bits, True, math.prod(shape[1:]) if per_channel else math.prod(shape), scales)
 
     def forward(self, weight: Tensor) -> Tensor:
-        """Weights (outputs, ...) -> the same shape, quantized."""
+        """Quantize weights (outputs, ...); return the same shape."""
         return LearnedStep.apply(weight, self.scale, self.low, self.high, self.gradient_scale)
 
     def whole_numbers(self, weight: Tensor) -> Tensor:
@@ -186,7 +190,7 @@ class WeightQuantizer(Quantizer):
 
 
 class WeightBinarizer(nn.Module):
-    """BiT's 1-bit weights, for the whole tensor or, per_channel, for each output channel. It learns nothing."""
+    """Binarizes weights as BiT, with one scale or one for each output channel (per_channel). It learns nothing."""
 
     def __init__(self, per_channel: bool) -> None:
         super().__init__()
@@ -194,9 +198,9 @@ class WeightBinarizer(nn.Module):
         self.per_channel = per_channel
 
     def forward(self, weight: Tensor) -> Tensor:
-        """Weights (outputs, ...) -> the same shape with two levels."""
+        """Binarize weights (outputs, ...); return the same shape."""
         return BinarizeWeight.apply(weight, self.per_channel)
 
     def positive(self, weight: Tensor) -> Tensor:
-        """Which weights count as +1, bool."""
+        """Return True for each weight whose sign is +1, in the shape of `weight`."""
         return weight >= _mean(weight, self.per_channel)

@@ -1,4 +1,4 @@
-"""The bits of a model, written w<weight bits>a<activation bits>: "w1a32", "w1a1", "w32a32" for float."""
+"""Bit widths of a model, written w<weight bits>a<activation bits>: "w1a32", "w1a1", "w32a32" for float."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ WIDTHS = (1, 2, 4, 8, 32)
 
 @dataclass(frozen=True)
 class Bits:
-    """Bits of weights and activations; 32 is float."""
+    """Bit widths of weights and activations; 32 is float."""
 
     weight: int
     activation: int
 
     @staticmethod
     def parse(text: str) -> Bits:
-        """Read "w1a32"; raises UserError on what is not of the grammar w{1,2,4,8,32}a{1,2,4,8,32}."""
+        """Return the bits of a text such as "w1a32". Raises UserError unless it is w{1,2,4,8,32}a{1,2,4,8,32}."""
         match = re.fullmatch(r"w(\d+)a(\d+)", str(text))
         if not match or int(match[1]) not in WIDTHS or int(match[2]) not in WIDTHS:
             raise UserError(

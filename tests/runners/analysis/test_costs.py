@@ -89,8 +89,8 @@ def test_measured_times_and_memory(tmp_path: Path) -> None:
     ("arguments", "message"),
     [
         (["conformer_x"], "did you mean 'conformer_s'"),
-        (["conformer_s_w3a1"], "no upstream or checkpoint file is called 'conformer_s_w3a1'"),
-        (["superbit_local"], "no upstream or checkpoint file is called 'superbit_local'"),
+        (["conformer_s_w3a1"], "there is no upstream or checkpoint file 'conformer_s_w3a1'"),
+        (["superbit_local"], "there is no upstream or checkpoint file 'superbit_local'"),
         (["runs/none.safetensors"], "no checkpoint at runs/none.safetensors"),
         (["conformer_s", "--superb", "--seconds", "3"], "--superb and --seconds exclude each other"),
     ],

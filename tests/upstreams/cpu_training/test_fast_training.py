@@ -24,10 +24,10 @@ def everywhere(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
     if request.param == "oneDNN":
         if not torch.backends.mkldnn.is_available():
             pytest.skip("PyTorch was built without oneDNN")
-        monkeypatch.setattr(products, "faster", lambda: True)
+        monkeypatch.setattr(products, "onednn_is_faster", lambda: True)
     monkeypatch.setattr(products, "SMALLEST", 0)
-    monkeypatch.setattr(fast_training, "suited", lambda x, weight: weight.ndim == 2)
-    monkeypatch.setattr(fast_training, "KEYS", 1)
+    monkeypatch.setattr(fast_training, "runs_on_onednn", lambda x, weight: weight.ndim == 2)
+    monkeypatch.setattr(fast_training, "SHORTEST_ATTENTION", 1)
 
 
 def gradients(function: Callable[..., Tensor], *inputs: Tensor) -> list[Tensor]:

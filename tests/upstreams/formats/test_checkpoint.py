@@ -52,7 +52,7 @@ def test_damaged_checkpoints_are_refused(saved: Path, damage: str) -> None:
         saved.write_bytes(b"")
     else:
         torch.save({"model": torch.zeros(3)}, saved)
-    with pytest.raises(UserError, match="damaged or is no superbit checkpoint"):
+    with pytest.raises(UserError, match="damaged or not a superbit checkpoint"):
         checkpoint.load(saved)
 
 

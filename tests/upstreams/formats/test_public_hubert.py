@@ -220,10 +220,10 @@ def test_what_is_no_hubert_is_refused(tmp_path: Path, monkeypatch: pytest.Monkey
         ("short.pt", POST, "is damaged"),
         ("code.pt", POST, "could run code"),
         ("empty.pt", POST, "holds no state dict"),
-        ("other.pt", POST, "is no HuBERT in transformers' or fairseq's layout"),
-        ("adapter.pt", POST, "holds adapter.weight, which HuBERT does not have"),
+        ("other.pt", POST, "is not a HuBERT in the layout of transformers or fairseq"),
+        ("adapter.pt", POST, "holds adapter.weight, which is not a tensor of HuBERT"),
         ("good.safetensors", preset("hubert_base"), "does not fit hubert_base"),
-        ("good.safetensors", preset("transformer_mini"), "transformer_mini is no HuBERT"),
+        ("good.safetensors", preset("transformer_mini"), "transformer_mini is not a HuBERT"),
     ):
         with pytest.raises(UserError, match=message):
             load_public(Path(name), config)
@@ -256,4 +256,4 @@ def test_the_command_makes_an_upstream_and_a_teacher(tmp_path: Path) -> None:
     assert torch.equal(teacher.head.codewords, weights["label_embs_concat"])
     assert torch.equal(teacher.head.projection.weight, weights["final_proj.weight"])
     done = subprocess.run([*command[:-1], str(path), "--out", str(tmp_path)], capture_output=True, text=True)
-    assert done.returncode == 2 and "no HuBERT in transformers' or fairseq's layout" in done.stderr
+    assert done.returncode == 2 and "not a HuBERT in the layout of transformers or fairseq" in done.stderr

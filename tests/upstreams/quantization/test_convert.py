@@ -282,5 +282,5 @@ def test_summary_counts_what_became_what() -> None:
     assert summary(quantize(model, "w1a1")) == [
         "attention: 40 modules w1a1, input signed",
         "feed_forward: 8 modules w1a1, input signed",
-        "feed_forward: 8 modules w1a1, input from 0 up (behind a ReLU)",
+        "feed_forward: 8 modules w1a1, input from 0 up (after a ReLU)",
     ]
