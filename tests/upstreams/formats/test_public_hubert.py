@@ -18,6 +18,7 @@ from upstreams.config import EncoderConfig, FrontEndConfig, ModelConfig, preset
 from upstreams.errors import UserError
 from upstreams.formats import checkpoint
 from upstreams.formats.public_hubert import load_public
+from upstreams.s3prl import compat  # noqa: F401  (makes torchaudio importable, which transformers and s3prl import)
 
 LENGTHS = (8_000, 16_007, 1_000, 400)
 
