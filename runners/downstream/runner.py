@@ -85,6 +85,8 @@ class Runner(S3prlRunner):
         with count_targets(self.downstream.model, training=True) as targets:
             super().train()
         targets.print_counts("train")
+        if isinstance(self.upstream.model, FeatureStore):
+            self.upstream.model.print_usage()
 
     def evaluate(self, split: str | None = None, logger: Any = None, global_step: int = 0) -> Any:
         if split is None:
@@ -93,6 +95,11 @@ class Runner(S3prlRunner):
             saved = super().evaluate(split, logger, global_step)
         targets.print_counts(split)
         targets.log(f"{self.args.downstream}/{split}", logger, global_step)
+        if isinstance(self.upstream.model, FeatureStore):
+            if logger is self.recorder:
+                self.upstream.model.print_usage()
+            elif split == self.config["runner"]["eval_dataloaders"][-1]:  # once for each step
+                self.upstream.model.log_usage(logger, global_step)
         return saved
 
 

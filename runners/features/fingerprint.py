@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,9 +9,10 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from runners.features.code import code_version
 from upstreams.files import sha256
 
-FORMAT = 1  # of the records; increment when it changes
+FORMAT = 2  # of the records; increment when it changes
 
 
 def fingerprint(name: str, files: Sequence[str | Path | None], upstream: nn.Module, device: str) -> str:
@@ -33,15 +33,8 @@ def fingerprint(name: str, files: Sequence[str | Path | None], upstream: nn.Modu
     return f"{name}-{digest.hexdigest()[:24]}"
 
 
-@functools.cache
-def code_version() -> str:
-    """Return a digest of all code that turns waveforms into features: this project's upstreams, torch and s3prl."""
-    import upstreams
-    from upstreams.versions import versions
-
-    found = versions()
-    digest = hashlib.sha256(f"{found['torch']} {found['s3prl']}".encode())
-    folder = Path(upstreams.__file__).parent
-    for path in sorted(path for path in folder.rglob("*") if path.suffix in (".py", ".cpp", ".h")):
-        digest.update(path.relative_to(folder).as_posix().encode() + path.read_bytes())
-    return digest.hexdigest()
+def numerics(device: torch.device) -> str:
+    """Return the modes of torch that change what a forward pass computes: autocast's dtype and reduced precision."""
+    autocast = torch.is_autocast_enabled(device.type) and torch.get_autocast_dtype(device.type)
+    tensor_cores = device.type == "cuda" and torch.backends.cudnn.allow_tf32
+    return f"autocast {autocast}, matrix products {torch.get_float32_matmul_precision()}, tf32 {tensor_cores}"

@@ -7,15 +7,18 @@ time. For most tasks, computing them takes nearly all of a step.
 from __future__ import annotations
 
 import hashlib
+import os
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from runners.features.code import code_version
 from runners.features.encoding import Encoded, decode, encode
-from runners.features.fingerprint import code_version, fingerprint
+from runners.features.fingerprint import fingerprint, numerics
 from runners.features.settings import StoreSettings
 from runners.features.shards import Shards
 from upstreams.files import write_json
@@ -25,10 +28,11 @@ class FeatureStore(nn.Module):
     """Replaces a frozen s3prl upstream; a waveform that was seen before costs a read instead of a forward pass.
 
     Returns what the upstream returns for the batch, rounded to `dtype`, whether it was stored or computed: numbers do
-    not depend on the content of the store. The key of an utterance is a digest of its samples. Utterances are computed
-    with others of the same length, so without padding, and are padded with zeros to the longest of the batch. This is
-    right for upstreams whose features of an utterance do not depend on the rest of the batch and are zero after its
-    end, such as this project's and s3prl's Kaldi baselines. `depends_on_batch` detects others.
+    not depend on the content of the store. The key of an utterance is a digest of its samples and of the precision that
+    torch computes with, such as autocast's dtype. Utterances are computed with others of the same length, so without
+    padding, and are padded with zeros to the longest of the batch. This is right for upstreams whose features of an
+    utterance do not depend on the rest of the batch and are zero after its end, such as this project's and s3prl's
+    Kaldi baselines. `depends_on_batch` detects others.
 
     space: folder name that identifies the upstream (`fingerprint`); crop_samples: waveforms of exactly this length are
     random crops of longer ones, which are computed each time and never stored.
@@ -45,6 +49,18 @@ class FeatureStore(nn.Module):
         self.hits = 0
         self.misses = 0
 
+    def print_usage(self) -> None:
+        """Print how many utterances were read and computed; of several ranks, the first prints its own."""
+        if os.environ.get("RANK", "0") == "0":
+            share = 100 * self.hits / max(1, self.hits + self.misses)
+            counts = f"{self.hits} utterances read (hits), {self.misses} computed (misses)"
+            print(f"[superbit] feature store: {counts}; {share:.1f} % read", flush=True)
+
+    def log_usage(self, logger: Any, step: int) -> None:
+        """Write `feature_store/hits` and `feature_store/misses`, counted since the start, to a TensorBoard writer."""
+        logger.add_scalar("feature_store/hits", self.hits, global_step=step)
+        logger.add_scalar("feature_store/misses", self.misses, global_step=step)
+
     def get_downsample_rates(self, key: str) -> int:
         """Return the upstream's samples per frame."""
         return self.upstream.get_downsample_rates(key)  # type: ignore[operator]
@@ -58,7 +74,8 @@ class FeatureStore(nn.Module):
         """
         if self.training:
             raise RuntimeError("a feature store needs a frozen upstream in eval mode; it cannot be fine-tuned")
-        keys = [_key(wav) for wav in wavs]
+        mode = numerics(wavs[0].device)
+        keys = [_key(wav, mode) for wav in wavs]
         by_key = dict(zip(keys, wavs, strict=True))
         states = self._stored(by_key)
         missing = {key: wav for key, wav in by_key.items() if key not in states}
@@ -114,29 +131,34 @@ class FeatureStore(nn.Module):
                 yield key, encode(state, self.dtype)
 
 
-def _key(wav: Tensor) -> bytes:
-    return hashlib.sha256(wav.detach().cpu().contiguous().numpy().data).digest()
+def _key(wav: Tensor, mode: str) -> bytes:
+    digest = hashlib.sha256(mode.encode())
+    digest.update(wav.detach().cpu().contiguous().numpy().data)
+    return digest.digest()
 
 
 def weighted_sum(weights: Tensor, hidden_states: Sequence[Tensor]) -> Tensor:
     """Return s3prl's softmax-weighted sum over layers, as one matrix-vector product: on a CPU, six times as fast.
 
     weights: (layers,) before the softmax; hidden_states: one (batch, frames, dim) for each layer, views of one tensor
-    as a FeatureStore returns them. Tensors that are not such views are copied.
+    as a FeatureStore returns them. Tensors that are not such views are copied. Autocast does not apply: s3prl
+    multiplies in fp32, where autocast would make this product one in fp16.
     """
     stacked = hidden_states[0]._base
     if stacked is None or stacked.shape != (len(hidden_states), *hidden_states[0].shape):
         stacked = torch.stack(list(hidden_states))
     flat = stacked.view(len(hidden_states), -1)
-    return (torch.softmax(weights, dim=-1) @ flat).view(hidden_states[0].shape)
+    with torch.autocast(flat.device.type, enabled=False):
+        return (torch.softmax(weights, dim=-1) @ flat).view(hidden_states[0].shape)
 
 
 @torch.no_grad()
 def depends_on_batch(upstream: nn.Module, device: str) -> bool:
     """True if the features of an utterance change by more than rounding when a longer one is in its batch.
 
-    This happens if padding is not masked everywhere, as in s3prl's own wav2vec 2.0 and HuBERT. Such features cannot be
-    stored by utterance.
+    Each layer is compared with its own largest value: their scales may differ by orders of magnitude. This happens if
+    padding is not masked everywhere, as in s3prl's own wav2vec 2.0 and HuBERT. Such features cannot be stored by
+    utterance.
     """
     generator = torch.Generator().manual_seed(0)
     long, short = (0.1 * torch.randn(samples, generator=generator).to(device) for samples in (9600, 5000))
@@ -144,8 +166,9 @@ def depends_on_batch(upstream: nn.Module, device: str) -> bool:
     together = torch.stack(list(upstream([long, short])["hidden_states"]))[:, 1, :frames]
     alone = torch.stack(list(upstream([short])["hidden_states"]))[:, 0, :frames]
     common = min(alone.shape[1], together.shape[1])
-    beyond = together[:, common:].abs().sum()
-    return bool((alone[:, :common] - together[:, :common]).abs().max() + beyond > 1e-3 * alone.abs().max())
+    beyond = together[:, common:].abs().sum((1, 2))
+    change = (alone[:, :common] - together[:, :common]).abs().amax((1, 2)) + beyond
+    return not bool((change <= 1e-3 * alone.abs().amax((1, 2))).all())  # NaN is not equal either
 
 
 def open_store(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -39,6 +40,8 @@ def test_a_feature_store_does_not_change_the_numbers(
     for tag, steps in plain.items():
         if "loss" in tag:
             assert [value for _, value in cold[tag]] == pytest.approx([value for _, value in steps], rel=2e-3)
+    for curves in (cold, warm):
+        del curves["hits"], curves["misses"]
     assert warm == cold
     # The store does not grow when the same waveforms come again, and it holds no crops.
     shards = list((tmp_path / "features").glob("*/*.shard"))
@@ -56,3 +59,14 @@ def test_a_feature_store_needs_a_frozen_upstream(tiny_corpora: Path, tmp_path: P
         with pytest.raises(UserError, match=message):
             train("ic", tiny_corpora, tmp_path / "exp", *store, *flags)
     assert not (tmp_path / "features").exists()
+
+
+def test_hits_and_misses_are_shown(tiny_corpora: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for folder in ("cold", "warm"):
+        train("ic", tiny_corpora, tmp_path / folder, "--feature-store", str(tmp_path / "features"))
+        curves = logged(tmp_path / folder)
+        assert [step for step, _ in curves["hits"]] == [2, 4] == [step for step, _ in curves["misses"]]
+    # Four utterances each of train, dev and test, and the noise with which s3prl measures the upstream.
+    printed = re.findall(r"feature store: (\d+) utterances read \(hits\), (\d+) computed", capsys.readouterr().out)
+    assert [int(misses) for _, misses in printed] == [13, 0]
+    assert int(printed[1][0]) == int(printed[0][0]) + 13
