@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 
-from runners.features.fingerprint import code_version
+from runners.features.code import code_version
 from runners.matrix.cell import Cell
 from upstreams.files import read_json, write_json
 
