@@ -74,7 +74,8 @@ class ConvolutionStem:
         bins = -(-mels // 4)
         zeros = np.zeros(bins * width, np.float32)
         # (taps over frames, channels of all bins) and bias, for each of the three bins that a filter sees
-        self.columns = [(np.tile(depthwise[:, 0, :, column].T, (1, bins)), zeros) for column in range(3)]
+        taps = [np.ascontiguousarray(depthwise[:, 0, :, column].T) for column in range(3)]
+        self.columns = [(np.tile(column, (1, bins)), zeros) for column in taps]
         pointwise, bias, self.quantize_pointwise = tensors.convolution(f"{name}.pointwise", width, width, 1, 1)
         self.pointwise, self.pointwise_bias = to_float_blocks(pointwise.reshape(width, width)), pad_to_block(bias)
 

@@ -11,38 +11,65 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from upstreams.errors import UserError
 from upstreams.packed.layout import Bytes, Floats, Integers, Words, words_of
 
 LEVELS = ("scalar", "avx2", "avx512")
-INTERFACE = 2  # ABI version: what superbit_interface() of the library must return
+INTERFACE = 3  # ABI version: what superbit_interface() of the library must return
+MAX_THREADS = 255
 
-_TYPES = {"p": ctypes.c_void_p, "l": ctypes.c_int64, "f": ctypes.c_float, "i": ctypes.c_int}
-_SIGNATURES: dict[str, str] = {  # the arguments after the level and the number of threads
-    "binarize": "pllpfip",
-    "binary_to_floats": "pllplpppp",
-    "binary_to_bits": "pllplpp",
-    "binary_attention": "ppplllllpllplfffp",
-    "float_attention": "ppplllllpllplffffp",
-    "quantize_bytes": "pllfffp",
-    "byte_product": "pllplpppp",
-    "sign_product": "pllplppp",
-    "float_product": "plllllplppl",
-    "layer_norm": "pllppfp",
-    "depthwise": "pllllppp",
-    "gelu": "pl",
-    "popcount_peak": "lp",
+_ARRAYS = {letter: np.dtype(kind) for letter, kind in zip("FWIBL", ("f4", "u4", "i4", "u1", "i8"), strict=True)}
+_NUMBERS = {"l": ctypes.c_int64, "f": ctypes.c_float, "i": ctypes.c_int}
+_SIGNATURES: dict[str, str] = {  # the arguments after the level and the number of threads; capitals are arrays
+    "binarize": "FllFfiW",
+    "binary_to_floats": "WllWlIFFF",
+    "binary_to_bits": "WllWlIW",
+    "binary_attention": "WWWlllllLllFlfffF",
+    "float_attention": "FFFlllllLllFlffffF",
+    "quantize_bytes": "FllfffB",
+    "byte_product": "BllWlIFFF",
+    "sign_product": "FllWlFFF",
+    "float_product": "FlllllFlFFl",
+    "layer_norm": "FllFFfF",
+    "depthwise": "FllllFFF",
+    "gelu": "Fl",
+    "popcount_peak": "lW",
 }
 
 
-def _window(lengths: Any, first: int, radius: int | None, relative: Floats | None) -> tuple[Any, ...]:
+NAN = (
+    "a packed model met NaN, which has no place among the levels of a quantizer: "
+    "the waveform must lie in [-1, 1], and the model's scales must not overflow"
+)
+
+
+def _window(
+    queries: int, keys: int, lengths: Any, first: int, radius: int | None, relative: Floats | None
+) -> tuple[Any, ...]:
+    """Return the kernel's arguments from `lengths` to `reach`."""
+    radius = -1 if radius is None else min(radius, keys)  # a larger one would overflow the kernel's integers
     reach = 0 if relative is None else relative.shape[-1] // 2
-    return lengths, first, -1 if radius is None else radius, relative, reach
+    farthest = max(first + queries, keys - first) - 1
+    farthest = farthest if radius < 0 else min(farthest, radius)
+    if relative is not None and reach < farthest:
+        raise ValueError(f"relative scores reach {reach} frames, but keys up to {farthest} frames away are visible")
+    return lengths, first, radius, relative, reach
 
 
-def _address(array: Any) -> int:
+def _same(name: str, found: int, expected: int) -> None:
+    if found != expected:
+        raise ValueError(f"{name}: the input has a width of {found}, but the weights have {expected}")
+
+
+def _address(name: str, array: Any, dtype: np.dtype[Any]) -> int:
+    """Return the address of an array's first element, for the function `name`. This is the only check of arrays."""
+    if array.dtype != dtype:
+        raise TypeError(f"{name}: an array is of type {array.dtype} instead of {dtype}")
     try:
         return ctypes.addressof(ctypes.c_char.from_buffer(array))  # twice as fast as `array.ctypes.data`
-    except (TypeError, ValueError):  # a read-only or an empty array
+    except (TypeError, ValueError):  # an array that is read-only, empty or not contiguous
+        if not array.flags.c_contiguous:
+            raise ValueError(f"{name}: an array of shape {array.shape} is not C-contiguous") from None
         return array.ctypes.data
 
 
@@ -50,7 +77,8 @@ def _address(array: Any) -> int:
 class Native:
     """The compiled kernel at one level (an index of LEVELS) with a number of threads.
 
-    Arrays must be C-contiguous and of the annotated types. Nothing is checked here: callers check arrays at loading.
+    Arrays must be C-contiguous and of the annotated types. Raises ValueError or TypeError if one is not, MemoryError if
+    the kernel's working memory cannot be allocated, and UserError if NaN would become a whole number.
     """
 
     level: int
@@ -63,11 +91,20 @@ class Native:
 
     def _call(self, name: str, *arguments: Any) -> None:
         # The library is no attribute, so that objects that hold a kernel can be copied and pickled.
-        values = [_address(a) if isinstance(a, np.ndarray) else a for a in arguments]
-        getattr(_load()[0], f"superbit_{name}")(self.level, self.threads, *values)
+        values = [
+            _address(name, argument, _ARRAYS[letter]) if isinstance(argument, np.ndarray) else argument
+            for letter, argument in zip(_SIGNATURES[name], arguments, strict=True)
+        ]
+        status = getattr(_load()[0], f"superbit_{name}")(self.level, self.threads, *values)
+        if status == 1:
+            raise MemoryError(f"the kernel's {name} could not allocate its working memory")
+        if status == 2:
+            raise UserError(NAN)
 
     def binarize(self, x: Floats, shift: Floats | None, threshold: float = 0.0, strict: bool = False) -> Words:
         """Return (rows, columns) as bits (rows, words): x + shift >= threshold, or > if `strict`."""
+        if shift is not None:
+            _same("binarize", x.shape[1], len(shift))
         bits = np.empty((x.shape[0], words_of(x.shape[1])), np.uint32)
         self._call("binarize", x, *x.shape, shift, threshold, strict, bits)
         return bits
@@ -79,12 +116,14 @@ class Native:
 
         bits: (rows, words). offset, scale and bias are padded to blocks.
         """
+        _same("binary_to_floats", bits.shape[1], weights.shape[1])
         out = np.empty((len(bits), outputs), np.float32)
         self._call("binary_to_floats", bits, *bits.shape, weights, outputs, offset, scale, bias, out)
         return out
 
     def binary_to_bits(self, bits: Words, weights: Words, outputs: int, limit: Integers) -> Words:
         """Return bits (rows, words of the outputs): fewer than `limit` bits differ. limit: padded to blocks."""
+        _same("binary_to_bits", bits.shape[1], weights.shape[1])
         out = np.empty((len(bits), words_of(outputs)), np.uint32)
         self._call("binary_to_bits", bits, *bits.shape, weights, outputs, limit, out)
         return out
@@ -108,9 +147,10 @@ class Native:
         scales: scale of scores, threshold of probabilities, scale of values. relative: scores added by offset,
         (batch, heads, queries, 2 reach + 1).
         """
+        _same("binary_attention", query.shape[3], words_of(dim))
         out = np.empty((*query.shape[:3], dim), np.float32)
         shape = (query.shape[0], query.shape[1], key.shape[1], query.shape[2], dim)
-        window = _window(lengths, first, radius, relative)
+        window = _window(query.shape[1], key.shape[1], lengths, first, radius, relative)
         self._call("binary_attention", query, key, value, *shape, *window, *scales, out)
         return out
 
@@ -130,9 +170,9 @@ class Native:
         scales: scale of scores, scale of probabilities, highest level of probabilities, scale of values. The
         probabilities are quantized unless the highest level is 0. Other arguments as in `binary_attention`.
         """
-        out = np.empty_like(query)
+        out = np.empty(query.shape, np.float32)
         shape = (query.shape[0], query.shape[1], key.shape[1], *query.shape[2:])
-        window = _window(lengths, first, radius, relative)
+        window = _window(query.shape[1], key.shape[1], lengths, first, radius, relative)
         self._call("float_attention", query, key, value, *shape, *window, *scales, out)
         return out
 
@@ -146,12 +186,14 @@ class Native:
         self, x: Bytes, weights: Words, outputs: int, offset: Integers, scale: Floats, bias: Floats
     ) -> Floats:
         """Return scale (offset + x weights) + bias, (rows, outputs), for weights of +1 and -1."""
+        _same("byte_product", x.shape[1], weights.shape[1] * 32)
         out = np.empty((len(x), outputs), np.float32)
         self._call("byte_product", x, len(x), x.shape[1] // 32, weights, outputs, offset, scale, bias, out)
         return out
 
     def sign_product(self, x: Floats, weights: Words, outputs: int, scale: Floats, bias: Floats) -> Floats:
         """Return scale (x weights) + bias, (rows, outputs), for weights of +1 and -1."""
+        _same("sign_product", words_of(x.shape[1]), weights.shape[1])
         out = np.empty((len(x), outputs), np.float32)
         self._call("sign_product", x, *x.shape, weights, outputs, scale, bias, out)
         return out
@@ -175,13 +217,15 @@ class Native:
         first, last = zeros[0] * stride, (rows - zeros[1]) * stride
         if window is not None:
             rows, inputs = rows - window + 1, inputs * window
+        _same("float_product", inputs, weights.shape[1])
         out = np.empty((rows, outputs), np.float32)
         self._call("float_product", x, rows, stride, inputs, first, last, weights, outputs, bias, out, outputs)
         return out
 
     def layer_norm(self, x: Floats, weight: Floats, bias: Floats, epsilon: float = 1e-5) -> Floats:
         """Return the layer normalisation of (rows, dim)."""
-        out = np.empty_like(x)
+        _same("layer_norm", x.shape[1], len(weight))
+        out = np.empty(x.shape, np.float32)
         self._call("layer_norm", x, *x.shape, weight, bias, epsilon, out)
         return out
 
@@ -191,6 +235,7 @@ class Native:
         x: (frames, channels), weights: (taps, channels).
         """
         taps, channels = weights.shape
+        _same("depthwise", x.shape[1], channels)
         out = np.empty(((len(x) - taps) // stride + 1, channels), np.float32)
         self._call("depthwise", x, len(out), channels, taps, stride, weights, bias, out)
         return out
@@ -220,8 +265,8 @@ def _load() -> tuple[ctypes.CDLL | None, str]:
             continue
         for name, signature in _SIGNATURES.items():
             function = getattr(library, f"superbit_{name}")
-            function.argtypes = [ctypes.c_int, ctypes.c_int, *(_TYPES[letter] for letter in signature)]
-            function.restype = None
+            arguments = (_NUMBERS.get(letter, ctypes.c_void_p) for letter in signature)
+            function.argtypes = [ctypes.c_int, ctypes.c_int, *arguments]
         return library, ""
     return None, reason
 

@@ -6,6 +6,7 @@
 #include <cstring>
 
 #include "affine.h"
+#include "floats.h"
 #include "platform.h"
 
 namespace superbit {
@@ -69,6 +70,7 @@ struct Binarize {
 
     template <class Arch>
     INLINE void run(i64 begin, i64 end) const {
+        reject_nan<Arch>(values + begin * columns, (end - begin) * columns);
         for (i64 row = begin; row < end; ++row)
             Arch::pack(values + row * columns, columns, shift, threshold, strict, bits + row * words_of(columns));
     }

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "affine.h"
+#include "floats.h"
 #include "functions.h"
 #include "platform.h"
 
@@ -23,6 +24,7 @@ struct QuantizeBytes {
     INLINE void run(i64 begin, i64 end) const {
         const i64 count = columns, padded = words_of(columns) * 32;
         const float step = alpha, lowest = low, highest = high;  // locals, because `bytes` may alias the members
+        reject_nan<Arch>(values + begin * count, (end - begin) * count);
         for (i64 row = begin; row < end; ++row) {
             const f32* from = values + row * count;
             uint8_t* to = bytes + row * padded;

@@ -25,6 +25,23 @@ using VectorOf = typename Arch::Vector;
 template <class Arch>
 constexpr int LENGTH = sizeof(VectorOf<Arch>) / sizeof(float);
 
+// Throw NotANumber if one of the values is NaN.
+template <class Arch>
+INLINE void reject_nan(const f32* values, i64 count) {
+    using Vector = VectorOf<Arch>;
+    constexpr int length = LENGTH<Arch>;
+    auto found = Vector{} != Vector{};  // for each lane
+    i64 k = 0;
+    for (; k + length <= count; k += length) {
+        Vector x = *(const Vector*)(values + k);
+        found |= x != x;
+    }
+    bool is_nan = false;
+    for (int lane = 0; lane < length; ++lane) is_nan |= found[lane] != 0;
+    for (; k < count; ++k) is_nan |= values[k] != values[k];
+    if (is_nan) throw NotANumber();
+}
+
 // out = x w + bias. w: [block][input][output], `panel` inputs a block, of which the first `inputs` are used; bias is
 // padded to whole blocks. Rows of x begin `stride` floats apart and may overlap, as the windows of a convolution do.
 struct FloatProduct {

@@ -12,9 +12,9 @@ namespace superbit {
 // Nearest whole number, halves to even, for |x| < 2^22: 1.5 * 2^23 leaves no fractional bits.
 INLINE float round_to_even(float x) { return (x + 12582912.0f) - 12582912.0f; }
 
-// exp(x) for x <= 0, within 2 units in the last place.
+// exp(x) for x <= 0, within 2 units in the last place; exp(-87) for anything lower and for NaN.
 INLINE float exponential(float x) {
-    x = x < -87.0f ? -87.0f : x;
+    x = x > -87.0f ? x : -87.0f;
     float whole = round_to_even(x * 1.44269504f);
     float r = (x - whole * 0.693359375f) + whole * 2.12194440e-4f;
     float p = 1.9875691500e-4f;

@@ -29,6 +29,9 @@ enum class Level { scalar = 0, avx2 = 1, avx512 = 2 };
 
 constexpr i64 LANES = 16;  // outputs in a block of weights
 
+// Thrown where floats become whole numbers, none of which stands for NaN.
+struct NotANumber {};
+
 INLINE constexpr i64 blocks_of(i64 outputs) { return (outputs + LANES - 1) / LANES; }
 INLINE constexpr i64 words_of(i64 bits) { return (bits + 31) / 32; }
 

@@ -25,7 +25,7 @@ class Pool {
 
     // Run one task. The caller holds `in_use`.
     void run(int threads, int parts, const std::function<void(int)>& work) {
-        while (started < threads - 1) std::thread(&Pool::wait_for_tasks, this, ++started).detach();
+        start(threads - 1);
         task = &work;
         unfinished = parts;
         Ticket next{ticket.load().task + 1, uint64_t(threads), uint64_t(parts), 0};
@@ -55,6 +55,14 @@ class Pool {
 #endif
     }
 
+    // Have `count` threads wait for tasks, or as many as the system allows.
+    void start(int count) {
+        try {
+            for (; started < count; ++started) std::thread(&Pool::wait_for_tasks, this, started + 1).detach();
+        } catch (...) {
+        }
+    }
+
     void take_parts() {
         for (Ticket now = ticket; now.taken < now.parts; now = ticket) {
             Ticket next = now;
@@ -65,7 +73,7 @@ class Pool {
         }
     }
 
-    void wait_for_tasks(int number) {
+    void wait_for_tasks(int number) noexcept {
         for (uint32_t seen = 0;;) {
             for (int spins = 0; spins < SPINS && ticket.load().task == seen; ++spins) pause();
             if (ticket.load().task == seen) {
