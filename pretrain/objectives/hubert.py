@@ -1,4 +1,4 @@
-"""HuBERT's masked prediction (arXiv 2106.07447) over any AudioEncoder, and what keeps the speaker in its features."""
+"""HuBERT's masked prediction (arXiv 2106.07447) over any AudioEncoder, with a loss that keeps speaker information."""
 
 from __future__ import annotations
 
@@ -23,32 +23,32 @@ class CodewordHead(nn.Module):
         self.codewords = nn.Parameter(torch.randn(codewords, code_dim))
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., dim) -> (..., codewords) logits."""
+        """Return logits: (..., dim) -> (..., codewords)."""
         code = nn.functional.normalize(self.projection(x), dim=-1)
         return code @ nn.functional.normalize(self.codewords, dim=-1).T / 0.1
 
 
 class LinearHead(nn.Linear):
-    """Plain logits of the codewords (MelHuBERT, arXiv 2211.09944; Fast-HuBERT, arXiv 2309.13860)."""
+    """Linear logits of the codewords (MelHuBERT, arXiv 2211.09944; Fast-HuBERT, arXiv 2309.13860)."""
 
 
 @dataclass(frozen=True)
 class Objective:
-    """Parts of the loss and their weights; the masked frames' prediction has weight 1."""
+    """Parts of the loss and their weights. The prediction of the masked frames has weight 1."""
 
     mask_prob: float = 0.65
     mask_length: int = 5
-    head: str = "cosine"  # codewords of `code_dim` dimensions, or linear
+    head: str = "cosine"  # cosine with codewords of `code_dim` dimensions, or linear
     code_dim: int = 64
-    layers: tuple[int, ...] = ()  # inner layers that predict as well, by heads of their own (Fast-HuBERT)
-    unmasked_weight: float = 0.5  # of the frames that are not masked; 0: they take no part
-    utterance_weight: float = 0.3
-    utterance_layer: int = 3
-    feature_penalty: float = 10.0  # times the mean square of what the waveform's convolutions give; none for log-mel
-    feature_gradient: float = 0.1  # what the gradient into the waveform's convolutions is multiplied by
+    layers: tuple[int, ...] = ()  # inner layers that also predict, each with its own head (Fast-HuBERT)
+    unmasked_weight: float = 0.5  # weight of the unmasked frames; 0: only masked frames are predicted
+    utterance_weight: float = 0.3  # weight of the utterance loss
+    utterance_layer: int = 3  # hidden state that the utterance loss uses
+    feature_penalty: float = 10.0  # weight of the mean square of the waveform convolutions' output; log-mel: none
+    feature_gradient: float = 0.1  # factor of the gradient into the waveform convolutions
 
     def check(self, layers: int, where: str) -> None:
-        """Raise UserError on a value that is out of range for a model of so many layers."""
+        """Raise UserError if a value is out of range for a model with that many layers. where: name of the recipe."""
         if self.head not in ("cosine", "linear"):
             raise UserError(f"objective.head is {self.head!r} in {where}, but must be cosine or linear")
         for layer in self.layers:
@@ -56,24 +56,25 @@ class Objective:
                 raise UserError(f"objective.layers holds {layer} in {where}, but inner layers are 1 to {layers - 1}")
         if not 1 <= self.utterance_layer <= layers:
             raise UserError(
-                f"objective.utterance_layer is {self.utterance_layer} in {where}, but there are layers 1 to {layers}"
+                f"objective.utterance_layer is {self.utterance_layer} in {where}, but the layers are 1 to {layers}"
             )
         if not 0 < self.mask_prob < 1 or self.mask_length < 1:
             raise UserError(
-                f"mask_prob {self.mask_prob} and mask_length {self.mask_length} in {where} must be a probability and "
-                "at least one frame"
+                f"objective.mask_prob is {self.mask_prob} and objective.mask_length is {self.mask_length} in {where}, "
+                "but mask_prob must be between 0 and 1 and mask_length at least 1 frame"
             )
 
 
 def build_head(kind: str, dim: int, codewords: int, code_dim: int = 64) -> CodewordHead | LinearHead:
-    """The head that maps frames to logits of the codewords."""
+    """Return a new head, which maps frames to logits of the codewords. kind: cosine or linear."""
     return LinearHead(dim, codewords) if kind == "linear" else CodewordHead(dim, codewords, code_dim)
 
 
 class UtteranceHead(nn.Module):
-    """Tells which two crops are of one utterance, from the mean over frames of a layer (NT-Xent, arXiv 2002.05709).
+    """Contrastive loss that pairs the two crops of each utterance (NT-Xent, arXiv 2002.05709).
 
-    Two crops without overlap share the speaker and the channel, not the words: what masked prediction forgets.
+    It compares the means over frames of one layer. Two crops without overlap share the speaker and the channel but not
+    the words; masked prediction alone discards speaker and channel.
     """
 
     def __init__(self, dim: int, embedding_dim: int = 64, temperature: float = 0.1) -> None:
@@ -82,34 +83,34 @@ class UtteranceHead(nn.Module):
         self.temperature = temperature
 
     def forward(self, states: Tensor, frames: Tensor) -> Tensor:
-        """states (2 * n, frames, dim) with crops 2 i and 2 i + 1 of one utterance, frames (2 * n,) -> scalar loss."""
+        """Return the scalar loss. states: (2 n, frames, dim), rows 2 i and 2 i + 1 of one utterance; frames: (2 n,)."""
         mean = states.sum(1) / frames[:, None]  # padded frames are zero
         embedding = nn.functional.normalize(self.projection(mean), dim=-1)
         similarity = embedding @ embedding.T / self.temperature
-        itself = torch.eye(len(similarity), dtype=torch.bool, device=similarity.device)
+        diagonal = torch.eye(len(similarity), dtype=torch.bool, device=similarity.device)
         partner = torch.arange(len(similarity), device=similarity.device) ^ 1
-        return nn.functional.cross_entropy(similarity.masked_fill(itself, float("-inf")), partner)
+        return nn.functional.cross_entropy(similarity.masked_fill(diagonal, float("-inf")), partner)
 
 
 class Counts(NamedTuple):
-    """How many items the means of a loss are over."""
+    """Numbers of items that the means of a loss are over."""
 
     masked: float  # frames with a label
     unmasked: float
-    crops: float  # that have a partner
+    crops: float  # with a partner
     frames: float
 
 
 class Targets(NamedTuple):
-    """Frames of a batch, as places in (batch * frames), and their labels."""
+    """Frames of a batch, as indices into (batch * frames), and their labels."""
 
-    place: Tensor
+    index: Tensor
     label: Tensor
 
 
 @dataclass(frozen=True)
 class MaskedBatch:
-    """A batch with its mask (batch, frames), True where masked, and what is to be predicted."""
+    """A batch with its mask (batch, frames), True where masked, and the targets of the prediction."""
 
     waveforms: Tensor
     lengths: Tensor
@@ -120,31 +121,31 @@ class MaskedBatch:
     counts: Counts
 
     def to(self, device: torch.device) -> MaskedBatch:
-        """The same batch on another device."""
+        """Return the batch on another device."""
 
-        def targets(one: Targets) -> Targets:
+        def move(one: Targets) -> Targets:
             return Targets(*(t.to(device, non_blocking=True) for t in one))
 
         tensors = {key: getattr(self, key).to(device, non_blocking=True) for key in ("waveforms", "lengths", "mask")}
-        return replace(self, **tensors, masked=targets(self.masked), unmasked=targets(self.unmasked))
+        return replace(self, **tensors, masked=move(self.masked), unmasked=move(self.unmasked))
 
 
 def with_mask(batch: Batch, mask: Tensor, frames: Tensor, paired: bool) -> MaskedBatch:
-    """Choose the frames to predict. mask (batch, frames) bool, frames (batch,); labels behind are ignored."""
+    """Return the batch with its mask and targets. mask: (batch, frames) bool; frames: (batch,)."""
     labels = nn.functional.pad(batch.labels, (0, max(0, mask.shape[1] - batch.labels.shape[1])), value=-1)
     labels = labels[:, : mask.shape[1]].masked_fill(padding_mask(frames, mask.shape[1]), -1)
 
-    def targets(chosen: Tensor) -> Targets:
-        place = (chosen & (labels >= 0)).flatten().nonzero().squeeze(1)
-        return Targets(place, labels.flatten()[place])
+    def targets_of(selected: Tensor) -> Targets:
+        index = (selected & (labels >= 0)).flatten().nonzero().squeeze(1)
+        return Targets(index, labels.flatten()[index])
 
-    masked, unmasked = targets(mask), targets(~mask)
-    counts = Counts(len(masked.place), len(unmasked.place), len(frames) * paired, int(frames.sum()))
+    masked, unmasked = targets_of(mask), targets_of(~mask)
+    counts = Counts(len(masked.index), len(unmasked.index), len(frames) * paired, int(frames.sum()))
     return MaskedBatch(batch.waveforms, batch.lengths, mask, masked, unmasked, paired, counts)
 
 
 class ScaleGradient(torch.autograd.Function):
-    """The identity, whose gradient is multiplied by a constant."""
+    """Identity whose gradient is multiplied by a constant."""
 
     @staticmethod
     def forward(ctx, x: Tensor, scale: float) -> Tensor:
@@ -157,7 +158,7 @@ class ScaleGradient(torch.autograd.Function):
 
 
 class HubertPretraining(nn.Module):
-    """An AudioEncoder with the mask vector and the heads that pre-training needs."""
+    """An AudioEncoder with the mask vector and the heads of pre-training."""
 
     def __init__(self, model: AudioEncoder, codewords: int, objective: Objective) -> None:
         super().__init__()
@@ -175,9 +176,10 @@ class HubertPretraining(nn.Module):
     def forward(
         self, batch: MaskedBatch, totals: Counts | None = None, detailed: bool = True
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """This batch's part of a loss whose means are over `totals` (its own items when None), and of what is logged.
+        """Return the loss of this micro-batch, normalised by the step's totals, and the sums to log.
 
-        detailed: also accuracies and use of the codewords. Means of several batches with their common totals add up.
+        totals: None for the batch's own counts. The losses of micro-batches with common totals add up. detailed: also
+        compute accuracies and the use of the codewords.
         """
         totals = totals or batch.counts
         embedded, frames, penalty = self.embed(batch)
@@ -193,11 +195,11 @@ class HubertPretraining(nn.Module):
             if not (weight or detailed) or not total:
                 continue
             with torch.set_grad_enabled(bool(weight) and torch.is_grad_enabled()):
-                logits = single(self.head(chosen(states[-1], targets.place)))
+                logits = single(self.head(select(states[-1], targets.index)))
                 part = nn.functional.cross_entropy(logits, targets.label, reduction="sum") / total
                 inner = [
                     nn.functional.cross_entropy(
-                        single(head(chosen(states[layer], targets.place))), targets.label, reduction="sum"
+                        single(head(select(states[layer], targets.index))), targets.label, reduction="sum"
                     )
                     / total
                     for layer, head in zip(objective.layers if weight else (), self.inner_heads, strict=False)
@@ -223,9 +225,9 @@ class HubertPretraining(nn.Module):
         return loss, sums
 
     def embed(self, batch: MaskedBatch) -> tuple[Tensor, Tensor, Tensor | None]:
-        """What is masked (batch, frames, dim), frames (batch,), and the convolutions' mean squares summed over frames.
+        """Return the encoder's input (batch, frames, dim), frames (batch,), and the feature penalty summed over frames.
 
-        As in the reference the penalty lies behind the scaling of the gradient.
+        The penalty is None for a log-mel front-end. Its gradient is scaled too, as in the reference.
         """
         front_end = self.model.front_end
         if not isinstance(front_end, WaveformFrontEnd):
@@ -240,10 +242,10 @@ class HubertPretraining(nn.Module):
 
 
 def single(x: Tensor) -> Tensor:
-    """x in single precision where it is in half."""
+    """Return x in single precision if it is in half precision."""
     return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
 
 
-def chosen(states: Tensor, place: Tensor) -> Tensor:
-    """(batch, frames, dim), places in (batch * frames) -> (places, dim): heads see what they predict alone."""
-    return states.flatten(0, 1)[place]
+def select(states: Tensor, index: Tensor) -> Tensor:
+    """Return the frames that a head predicts: (batch, frames, dim), indices into (batch * frames) -> (indices, dim)."""
+    return states.flatten(0, 1)[index]

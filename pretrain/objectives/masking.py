@@ -8,11 +8,11 @@ from torch import Tensor
 
 
 def span_mask(lengths: list[int], probability: float, span: int, seed: int) -> Tensor:
-    """Which frames are masked: (batch, longest) bool.
+    """Return the mask of a batch, (batch, longest) bool, True where masked. lengths: of the utterances, in frames.
 
-    An utterance of T frames gets `probability * T / span` spans of `span` frames (rounded at random, at least one)
-    whose starts are drawn without replacement; spans may overlap, so that fewer frames than `probability` are masked.
-    An utterance no longer than one span has every second frame masked, so that something remains to predict from.
+    An utterance of T frames gets `probability * T / span` spans of `span` frames (rounded at random, at least one).
+    Their starts are drawn without replacement. Spans may overlap, so the masked share is less than `probability`. In an
+    utterance of at most one span every second frame is masked, so that unmasked frames remain.
     """
     random = np.random.default_rng(seed)
     mask = torch.zeros(len(lengths), max(lengths), dtype=torch.bool)

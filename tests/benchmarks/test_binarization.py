@@ -1,4 +1,4 @@
-"""The table of losses says whether its claims hold, whichever way they fall."""
+"""The table of losses states for each claim whether it holds."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def rows(encoder: str, losses: dict[str, tuple[float, float]]) -> list[dict[str,
     ]
 
 
-def test_table_checks_the_order_for_each_seed_and_states_who_is_lower() -> None:
+def test_table_checks_the_order_for_each_seed_and_counts_the_gains() -> None:
     good = {"w8a8": (1.0, 2.0), "w1a32": (2.0, 3.0), "w1a2": (4.0, 5.0), "w1a1": (6.0, 7.0), ONE_STEP: (6.5, 8.5)}
     bad = good | {"w1a2": (4.0, 7.5), ONE_STEP: (5.0, 7.5)}
     text = table(rows("one", good) + rows("two", bad))
@@ -31,7 +31,7 @@ def test_table_checks_the_order_for_each_seed_and_states_who_is_lower() -> None:
     assert "lower than in one step of as many training steps for 1 of 2 seeds, by -0.250 ± 1.061." in text
 
 
-def test_held_out_utterances_are_no_students(tmp_path: Path) -> None:
+def test_held_out_utterances_are_not_in_the_training_manifest(tmp_path: Path) -> None:
     manifest = write_corpus(tmp_path / "audio", utterances=HELD_OUT + 2, seconds=0.2)
     train, held_out = (Manifest.read(path) for path in split_manifest(manifest, tmp_path / "out"))
     assert len(held_out) == 2 and len(train) == HELD_OUT

@@ -20,3 +20,8 @@ def superbit(*arguments: object, **options: object) -> subprocess.CompletedProce
 def weights(path: Path) -> dict[str, torch.Tensor]:
     """Return all tensors of a checkpoint."""
     return checkpoint.read(path)[1]
+
+
+def equal(ours: dict[str, torch.Tensor], reference: dict[str, torch.Tensor]) -> bool:
+    """True if both hold the same tensors, bit for bit."""
+    return ours.keys() == reference.keys() and all(torch.equal(ours[k], reference[k]) for k in ours)

@@ -1,4 +1,4 @@
-"""Distillation through the command line: every step a checkpoint, resumed to the bit, bad input refused."""
+"""Distillation through the command line: checkpoints of all steps, bit-exact resume, refusal of bad input."""
 
 from __future__ import annotations
 
@@ -7,34 +7,23 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from pretrain.audio.data import Batch, BatchOrder, Crops, loader
-from pretrain.audio.manifest import Manifest, load_audio
-from pretrain.distill import DistillationSettings, read_distillation_settings, start_student
-from pretrain.objectives.distillation import ModelWithHead, distillation_loss, load_with_head
-from pretrain.objectives.hubert import CodewordHead
+from pretrain.audio.manifest import load_audio
+from pretrain.distill import read_distillation_settings
+from pretrain.objectives.distillation import load_with_head
 from pretrain.recipes import read_recipe
-from pretrain.training import distributed
-from pretrain.training.monitor import SignFlips
-from pretrain.training.optimizers import build_optimizers
-from pretrain.training.settings import TrainingSettings
 from pretrain.training.state import States
 from runners.cli import main
 from tests.pretrain.command import superbit, weights
 from tests.pretrain.tiny_audio import write_recipe
-from upstreams.config import preset
 from upstreams.errors import UserError
 from upstreams.files import sha256
 from upstreams.formats import checkpoint
-from upstreams.formats.checkpoint import build
-from upstreams.quantization.convert import calibrate
-from upstreams.quantization.modules import QuantLinear
 from upstreams.quantization.quantizers import Quantizer
 from upstreams.quantization.spec import Bits
 
@@ -56,7 +45,7 @@ def teacher_path(work: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def distilled(work: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run folder of the schedule w2a8, w1a1 by RECIPE, which lies beside it."""
+    """Return a folder with recipe.yaml (RECIPE) and run/, the finished schedule w2a8, w1a1."""
     out = tmp_path_factory.mktemp("distilled")
     (out / "recipe.yaml").write_text(RECIPE)
     done = superbit("quantize", *arguments(work, out), "--out", out / "run")
@@ -70,7 +59,7 @@ def arguments(work: Path, out: Path) -> list[object]:
     return [teacher_path(work), *bits, "--manifest", work / "audio/train.tsv", "--recipe", out / "recipe.yaml"]
 
 
-def test_every_step_is_a_checkpoint_and_teaches_the_next(work: Path, distilled: Path) -> None:
+def test_every_step_writes_a_checkpoint_that_teaches_the_next(work: Path, distilled: Path) -> None:
     middle, final = (
         distilled / f"run/checkpoints/sparseformer_dn_mini_{bits}.safetensors" for bits in ("w2a8", "w1a1")
     )
@@ -86,8 +75,8 @@ def test_every_step_is_a_checkpoint_and_teaches_the_next(work: Path, distilled: 
     assert load_with_head(final).head.codewords.shape[0] == 10
 
 
-def test_calibration_alone_leaves_the_weights(work: Path, tmp_path: Path) -> None:
-    """--steps 0: the teacher's weights bit for bit, calibrated, and hidden states close to the teacher's."""
+def test_calibration_without_training_keeps_the_weights(work: Path, tmp_path: Path) -> None:
+    """--steps 0: the weights equal the teacher's, the scales are calibrated, the hidden states are close."""
     where = ["--manifest", work / "audio/train.tsv", "--out", tmp_path, "--steps", 0]
     done = superbit("quantize", teacher_path(work), "--bits", "w8a8", *where)
     assert done.returncode == 0, done.stderr
@@ -103,20 +92,20 @@ def test_calibration_alone_leaves_the_weights(work: Path, tmp_path: Path) -> Non
     assert 20 < 10 * torch.log10(exact.square().sum() / (exact - close).square().sum()) < 100
 
 
-def test_what_tensorboard_shows(distilled: Path) -> None:
+def test_logged_values(distilled: Path) -> None:
     events = EventAccumulator(str(distilled / "run/quantize/sparseformer_dn_mini_w1a1"))
     events.Reload()
     tags = set(events.Tags()["scalars"])
     assert {"loss", "divergence", *(f"hidden_error_layer/{k}" for k in range(9))} <= tags
     assert "scale/encoder.blocks.3.attention.product.query" in tags
     assert {"sign_flips/attention", "sign_flips/feed_forward"} <= tags
-    # The first layers are of several bits: only those of one bit have signs to flip.
+    # The first layers have several bits. Only 1-bit weights have signs that flip.
     flips = [event.value for event in events.Scalars("sign_flips/attention")]
     assert all(0 <= value < 0.5 for value in flips) and any(value > 0 for value in flips)
 
 
-def test_a_killed_distillation_resumes_to_the_same_curve(work: Path, distilled: Path) -> None:
-    """kill -9 between two steps of w1a1's training; weights and logged losses equal the uninterrupted run's."""
+def test_a_killed_distillation_resumes_with_the_same_losses(work: Path, distilled: Path) -> None:
+    """kill -9 during w1a1: weights and logged losses equal those of an uninterrupted run."""
     out = distilled / "killed"
     command = [
         sys.executable,
@@ -147,14 +136,14 @@ def test_a_killed_distillation_resumes_to_the_same_curve(work: Path, distilled: 
     assert curves[0] == curves[1] and set(curves[0]) == {0, 10, 11}
 
 
-def test_finished_steps_are_kept_and_a_state_of_other_settings_is_not(
+def test_finished_steps_are_skipped_and_states_of_other_settings_removed(
     work: Path, distilled: Path, tmp_path: Path
 ) -> None:
     final = distilled / "run/checkpoints/sparseformer_dn_mini_w1a1.safetensors"
     before = final.stat().st_mtime_ns
     assert superbit("quantize", *arguments(work, distilled), "--out", distilled / "run").returncode == 0
     assert final.stat().st_mtime_ns == before
-    # The state of a run by another recipe lies where this one's would: it is not gone on from.
+    # A folder with a state of another recipe: the run starts from step 0.
     run = tmp_path / "quantize/sparseformer_dn_mini_w2a8"
     run.mkdir(parents=True)
     newest = States(distilled / "run/quantize/sparseformer_dn_mini_w2a8").saved()[-1].path
@@ -171,7 +160,7 @@ def test_finished_steps_are_kept_and_a_state_of_other_settings_is_not(
 
 
 def refused(arguments: list[object], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> str:
-    """What the command line says of bad input, having checked that it ends with 2."""
+    """Return the message of the command line on bad input; check that its exit code is 2."""
     monkeypatch.setattr(sys, "argv", ["superbit", *map(str, arguments)])
     with pytest.raises(SystemExit) as stopped:
         main()
@@ -199,7 +188,7 @@ def refused(arguments: list[object], monkeypatch: pytest.MonkeyPatch, capsys: py
         ),
     ],
 )
-def test_bad_input_ends_with_one_sentence(
+def test_bad_input_gets_one_sentence(
     work: Path,
     tmp_path: Path,
     options: list[str],
@@ -218,7 +207,7 @@ def test_bad_input_ends_with_one_sentence(
 @pytest.mark.parametrize(
     ("damage", "message"), [("untrained", "has no pre-training head"), ("truncated", "damaged"), ("altered", "altered")]
 )
-def test_a_checkpoint_that_cannot_teach(
+def test_an_unusable_teacher_is_refused(
     work: Path,
     tmp_path: Path,
     damage: str,
@@ -240,96 +229,9 @@ def test_a_checkpoint_that_cannot_teach(
     assert not (tmp_path / "x").exists()
 
 
-def test_a_missing_recipe_is_named(tmp_path: Path) -> None:
+def test_a_missing_recipe_is_reported(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no distillation recipe at"):
         read_distillation_settings(tmp_path / "none.yaml")
-
-
-def student_and_teacher(bits: str) -> tuple[ModelWithHead, ModelWithHead, Batch]:
-    """Of the smallest preset; a batch with padding."""
-    torch.manual_seed(0)
-    head = CodewordHead(256, 9)
-    teacher = ModelWithHead(build(preset("sparseformer_sw_mini")), head).eval().requires_grad_(False)
-    student, _ = start_student(teacher, bits, DistillationSettings())
-    waveforms, lengths = torch.randn(2, 12_000) * 0.1, torch.tensor([12_000, 7_000])
-    calibrate(student.model, waveforms, lengths)
-    return student, teacher, Batch(waveforms, lengths, torch.zeros(0), 0)
-
-
-def test_padding_takes_no_part_in_the_loss_or_its_gradients() -> None:
-    student, teacher, batch = student_and_teacher("w2a2")
-    student.double(), teacher.double()
-    wide = torch.nn.functional.pad(batch.waveforms.double(), (0, 9_000), value=0.4)
-    results = []
-    for waveforms in (batch.waveforms.double(), wide):
-        student.zero_grad()
-        loss, _ = distillation_loss(student, teacher, replace(batch, waveforms=waveforms))
-        loss.backward()
-        results.append([loss, *(p.grad for p in student.parameters() if p.grad is not None)])
-    for ours, reference in zip(*results, strict=True):
-        torch.testing.assert_close(ours, reference, atol=1e-8, rtol=1e-6)
-
-
-@pytest.mark.parametrize("bits", ["w1a1", "w2a4", "w8a8"])
-def test_a_step_in_bfloat16_has_full_precision_gradients(bits: str) -> None:
-    """As distillation runs on a GPU: the loss is close to float32's, gradients of weights and scales are float32."""
-    student, teacher, batch = student_and_teacher(bits)
-    exact, _ = distillation_loss(student, teacher, batch)
-    with torch.autocast("cpu", torch.bfloat16):
-        loss, _ = distillation_loss(student, teacher, batch)
-    loss.backward()
-    assert float((loss - exact).detach().abs()) < 0.3 * float(exact.detach())
-    gradients = [p.grad for p in student.parameters() if p.grad is not None]
-    assert len(gradients) > 40
-    assert all(g.dtype == torch.float32 and torch.isfinite(g).all() for g in gradients)
-
-
-def test_scales_have_a_rate_of_their_own_and_no_decay() -> None:
-    student, _, _ = student_and_teacher("w2a2")
-    muon, adam = build_optimizers(
-        student, TrainingSettings(lr=1e-3, weight_decay=0.1, scale_lr=2e-5), student.model.encoder.blocks
-    )
-    others, scales = adam.param_groups
-    expected = {id(p) for m in student.modules() if isinstance(m, Quantizer) for p in m.parameters()}
-    assert {id(p) for p in scales["params"]} == expected
-    assert (scales["lr"], scales["weight_decay"], others["weight_decay"]) == (2e-5, 0.0, 0.1)
-    weight = student.model.encoder.blocks[0].attention.query.weight
-    assert any(weight is p for p in muon.param_groups[0]["params"])
-    everything = [*muon.param_groups[0]["params"], *others["params"], *scales["params"]]
-    assert len(everything) == len({id(p) for p in everything}) == len(list(student.parameters()))
-
-
-def test_sign_flips_are_counted() -> None:
-    model = build(replace(preset("sparseformer_sw_mini"), bits="w1a32"))
-    flips = SignFlips(model)
-    assert flips() == {}
-    assert all(float(value) == 0 for value in flips().values())
-    layer = model.encoder.blocks[0].attention.query
-    assert isinstance(layer, QuantLinear)
-    with torch.no_grad():
-        layer.weight[:64] = layer.weight[:64].neg()  # a quarter of the weights, about a centre that hardly moves
-    found = flips()
-    weights_of_kind = 2 * 4 * 256 * 256
-    assert float(found["sign_flips/attention"]) == pytest.approx(64 * 256 / weights_of_kind, rel=0.02)
-    assert float(found["sign_flips/feed_forward"]) == 0
-
-
-def test_processes_share_an_epochs_batches(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    manifest = Manifest.read(work / "audio/train.tsv")
-    order, crops = BatchOrder(manifest, 640, 3.0, 1.0, seed=1), Crops(manifest, None, 640)
-    alone = [batch.waveforms for batch in loader(crops, order, 2, 5, micro_batches=2)]
-    monkeypatch.setattr(distributed, "world_size", lambda: 2)
-    for rank in range(2):
-        monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
-        share = distributed.micro_batches_of_rank(2)
-        ours = [batch.waveforms for batch in loader(crops, order, 2, 5, micro_batches=2, share=share)]
-        assert len(ours) == 3 and all(torch.equal(a, b) for a, b in zip(ours, alone[rank::2], strict=True))
-
-
-def test_two_processes_get_the_gradients_of_one() -> None:
-    launch = ["torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "tests.pretrain.ranks"]
-    done = subprocess.run([sys.executable, "-m", *launch], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
 
 
 def test_quantization_from_the_first_step_of_pretraining(work: Path, tmp_path: Path) -> None:
@@ -341,7 +243,7 @@ def test_quantization_from_the_first_step_of_pretraining(work: Path, tmp_path: P
     assert model.get_submodule("encoder.blocks.0.attention.query").bits == Bits(1, 2)
     assert model.get_submodule("front_end.projection").bits == Bits(8, 32)
     assert all(bool(m.calibrated) for m in model.modules() if isinstance(m, Quantizer))
-    # The float initialisation is that of the float recipe, bit for bit.
+    # The float initialisation equals that of the float recipe, bit for bit.
     name = "checkpoints/sparseformer_dn_mini_untrained.safetensors"
     ours, reference = weights(tmp_path / "run" / name), weights(work / "run" / name)
     assert all(torch.equal(ours[key], reference[key]) for key in reference)

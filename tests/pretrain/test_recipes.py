@@ -8,9 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from pretrain.objectives.teacher import resample_nearest
 from pretrain.recipes import read_recipe, recipe_names, with_settings
-from pretrain.training import memory
 from runners.cli import main
 from tests.pretrain.command import weights
 from upstreams.errors import UserError
@@ -120,21 +118,6 @@ def test_a_run_with_other_settings_is_not_resumed(
     assert run(monkeypatch, *where, "--set", "save_every=3") == 0  # it does not influence the weights
 
 
-def test_memory_grows_with_the_model() -> None:
-    recipes = map(read_recipe, ("sparseformer_dn_mini", "hubert_base"))
-    small, large = (memory.required_bytes(recipe.config, 4.0) for recipe in recipes)
-    assert large[0] == pytest.approx(16 * 94.4e6, rel=0.01)
-    assert 10 * small[1] < large[1]
-
-
 def test_a_setting_must_be_key_and_value() -> None:
     with pytest.raises(UserError, match="is not KEY=VALUE"):
         with_settings({}, ["x.y"])
-
-
-def test_frames_of_two_rates_meet() -> None:
-    states = torch.arange(6.0)[None, :, None]
-    assert resample_nearest(states, torch.tensor([3]), torch.tensor([6])).flatten().tolist() == [1, 3, 5]
-    assert resample_nearest(states, torch.tensor([12]), torch.tensor([6])).flatten().tolist() == [
-        k // 2 for k in range(12)
-    ]

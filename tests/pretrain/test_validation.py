@@ -1,4 +1,4 @@
-"""Validation beside pre-training: it says which state is the best, and changes nothing of what is trained."""
+"""Validation during pre-training: it selects the best state and does not change the training."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.pretrain.tiny_audio import write_corpus
 from upstreams.errors import UserError
 
 
-def test_validation_chooses_the_best_state_and_changes_no_weight(work: Path, tmp_path: Path) -> None:
+def test_validation_selects_the_best_state_and_changes_no_weight(work: Path, tmp_path: Path) -> None:
     valid = write_corpus(tmp_path / "valid", utterances=4, seconds=1.1)
     where = ["--manifest", work / "audio/train.tsv", "--out", tmp_path / "run", "--valid", valid]
     done = superbit("pretrain", work / "recipe.yaml", *where, "--set", "save_every=1", "--set", "keep=1")
@@ -38,7 +38,7 @@ def test_validation_chooses_the_best_state_and_changes_no_weight(work: Path, tmp
         assert States(folder).saved()[0].loss == pytest.approx(min(losses), rel=1e-5)
 
 
-def test_labels_of_the_training_audio_by_kept_clusters_are_its_own(work: Path, tmp_path: Path) -> None:
+def test_stored_centroids_give_the_training_audio_the_same_labels(work: Path, tmp_path: Path) -> None:
     manifest = Manifest.read(work / "audio/train.tsv")
     made = work / "run/labels/mfcc8"
     for name in ("kmeans.safetensors", "dict.km.txt"):
@@ -48,6 +48,6 @@ def test_labels_of_the_training_audio_by_kept_clusters_are_its_own(work: Path, t
     assert all((ours == theirs).all() for ours, theirs in pairs)
 
 
-def test_a_label_set_without_its_centroids_is_refused(work: Path, tmp_path: Path) -> None:
+def test_a_label_set_without_centroids_is_refused(work: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"neither valid\.km nor kmeans\.safetensors"):
         write_valid_labels(Manifest.read(work / "audio/train.tsv"), tmp_path, 4)

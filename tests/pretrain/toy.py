@@ -14,6 +14,8 @@ from pretrain.training.loop import fit
 from pretrain.training.optimizers import build_optimizers
 from pretrain.training.settings import TrainingSettings
 
+SETTINGS = TrainingSettings(batch_seconds=4, micro_batch_seconds=1, save_every=5, lr=0.05, matrix_lr=0.05)
+
 
 @dataclass
 class Toy:

@@ -9,13 +9,13 @@ from pretrain.training.muon import Muon, orthogonalise
 
 
 @pytest.mark.parametrize("shape", [(3, 64, 64), (2, 32, 128), (1, 128, 32), (1, 2, 5)])
-def test_singular_values_become_about_one_and_directions_stay(shape: tuple[int, int, int]) -> None:
+def test_singular_values_become_about_one_and_singular_vectors_stay(shape: tuple[int, int, int]) -> None:
     torch.manual_seed(0)
     matrices = torch.randn(shape)
     left, values, right = torch.linalg.svd(matrices, full_matrices=False)
     result = orthogonalise(matrices)
     wanted = left @ right
-    # In the basis of the singular vectors the result is diagonal, with entries in the iteration's band around one.
+    # In the basis of the singular vectors the result is diagonal, with entries near one.
     diagonal = left.mT @ result @ right.mT
     well_conditioned = values > 0.1 * values[:, :1]
     entries = torch.diagonal(diagonal, dim1=-2, dim2=-1)[well_conditioned]
@@ -29,7 +29,7 @@ def test_singular_values_become_about_one_and_directions_stay(shape: tuple[int, 
     assert torch.nn.functional.cosine_similarity(result.flatten(), wanted.flatten(), dim=0) > 0.95
 
 
-def test_steps_equal_torchs_but_for_rounding() -> None:
+def test_steps_equal_those_of_torch_up_to_rounding() -> None:
     torch.manual_seed(1)
     start = [torch.randn(24, 16), torch.randn(24, 16), torch.randn(8, 40)]
     ours = [torch.nn.Parameter(p.clone()) for p in start]
