@@ -104,7 +104,7 @@ class Counts(NamedTuple):
 class Targets(NamedTuple):
     """Frames of a batch, as indices into (batch * frames), and their labels."""
 
-    index: Tensor
+    indices: Tensor
     label: Tensor
 
 
@@ -136,11 +136,11 @@ def with_mask(batch: Batch, mask: Tensor, frames: Tensor, paired: bool) -> Maske
     labels = labels[:, : mask.shape[1]].masked_fill(padding_mask(frames, mask.shape[1]), -1)
 
     def targets_of(selected: Tensor) -> Targets:
-        index = (selected & (labels >= 0)).flatten().nonzero().squeeze(1)
-        return Targets(index, labels.flatten()[index])
+        indices = (selected & (labels >= 0)).flatten().nonzero().squeeze(1)
+        return Targets(indices, labels.flatten()[indices])
 
     masked, unmasked = targets_of(mask), targets_of(~mask)
-    counts = Counts(len(masked.index), len(unmasked.index), len(frames) * paired, int(frames.sum()))
+    counts = Counts(len(masked.indices), len(unmasked.indices), len(frames) * paired, int(frames.sum()))
     return MaskedBatch(batch.waveforms, batch.lengths, mask, masked, unmasked, paired, counts)
 
 
@@ -195,11 +195,11 @@ class HubertPretraining(nn.Module):
             if not (weight or detailed) or not total:
                 continue
             with torch.set_grad_enabled(bool(weight) and torch.is_grad_enabled()):
-                logits = single(self.head(select(states[-1], targets.index)))
+                logits = single(self.head(select(states[-1], targets.indices)))
                 part = nn.functional.cross_entropy(logits, targets.label, reduction="sum") / total
                 inner = [
                     nn.functional.cross_entropy(
-                        single(head(select(states[layer], targets.index))), targets.label, reduction="sum"
+                        single(head(select(states[layer], targets.indices))), targets.label, reduction="sum"
                     )
                     / total
                     for layer, head in zip(objective.layers if weight else (), self.inner_heads, strict=False)
@@ -246,6 +246,6 @@ def single(x: Tensor) -> Tensor:
     return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
 
 
-def select(states: Tensor, index: Tensor) -> Tensor:
+def select(states: Tensor, indices: Tensor) -> Tensor:
     """Return the frames that a head predicts: (batch, frames, dim), indices into (batch * frames) -> (indices, dim)."""
-    return states.flatten(0, 1)[index]
+    return states.flatten(0, 1)[indices]
