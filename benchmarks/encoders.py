@@ -1,6 +1,6 @@
-"""The encoders' parts against the same shape written plainly: `python -m benchmarks.encoders`.
+"""Speed of the encoders' parts against plain implementations of the same shape: `python -m benchmarks.encoders`.
 
-Everything runs side by side in one process, in turn; figures are medians.
+All variants run alternately in one process. Figures are medians.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from upstreams.formats import checkpoint
 from upstreams.machine import processor
 from upstreams.s3prl import compat as s3prl_compat  # noqa: F401  (lets transformers import)
 
-Contest = tuple[str, dict[str, Callable[[], object]]]  # a title; ours first, then what it is held against
+Comparison = tuple[str, dict[str, Callable[[], object]]]  # a title, and the variants; the last is the reference
 
 
-def attention(frames: int) -> Contest:
-    """A window of 64 frames to either side, 12 heads x 64, against full attention over all frames, without a mask."""
+def attention(frames: int) -> Comparison:
+    """Return local attention (radius 64, 12 heads x 64) against full attention without a mask."""
     query, key, value = torch.randn(3, 1, frames, 12, 64)
     lengths, product = torch.tensor([frames]), ScaledDotProduct()
 
@@ -40,8 +40,8 @@ def attention(frames: int) -> Contest:
     }
 
 
-def depthwise() -> Contest:
-    """768 filters of 31 frames over 500 frames, from and to (batch, frames, dim), against nn.Conv1d."""
+def depthwise() -> Comparison:
+    """Return a depthwise convolution (768 filters of 31 frames) of (1, 500, 768) against nn.Conv1d."""
     ours = DepthwiseConvolution(768, 31)
     plain = nn.Conv1d(768, 768, 31, padding=15, groups=768)
     plain.load_state_dict({"weight": ours.convolution.weight.squeeze(-1), "bias": ours.convolution.bias})
@@ -52,8 +52,8 @@ def depthwise() -> Contest:
     }
 
 
-def grouped() -> Contest:
-    """HuBERT's positional convolution (16 groups of 48 channels, kernel 128) in 1-D, against 2-D in channels_last."""
+def grouped() -> Comparison:
+    """Return HuBERT's positional convolution (16 groups of 48 channels, kernel 128) in 1-D against 2-D."""
     ours = FrameConvolution(768, 768, (128, 1), padding=(64, 0), groups=16)
     x = torch.randn(1, 500, 768).transpose(1, 2).unsqueeze(-1)
     return "convolution of 16 groups, d = 768, kernel 128, 500 frames", {
@@ -62,8 +62,8 @@ def grouped() -> Contest:
     }
 
 
-def whole_models(seconds: float) -> Contest:
-    """transformer_base and hubert_base against transformers' HubertModel of the same encoder, with SDPA."""
+def whole_models(seconds: float) -> Comparison:
+    """Return transformer_base and hubert_base against transformers' HubertModel with the same encoder and SDPA."""
     from transformers import HubertConfig, HubertModel  # after compat, which makes torchaudio importable
 
     theirs = HubertModel(HubertConfig(attn_implementation="sdpa")).eval()  # type: ignore[call-arg]
@@ -77,17 +77,17 @@ def whole_models(seconds: float) -> Contest:
 
 
 def main() -> None:
-    """Run the contests and print a table; --json also writes the figures."""
+    """Time all comparisons and print a table; --json also writes the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=1, help="CPU threads (default 1)")
-    parser.add_argument("--repeats", type=int, default=21, help="counted rounds (default 21)")
+    parser.add_argument("--repeats", type=int, default=21, help="timed rounds (default 21)")
     parser.add_argument("--json", type=Path, help="write {title: {name: seconds}}")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
     figures = {}
     print(f"{processor()}, {arguments.threads} thread(s), torch {torch.__version__}, medians of {arguments.repeats}\n")
-    print("| what | ms | times the last one's speed |\n|---|---|---|")
+    print("| variant | ms | times faster than the reference |\n|---|---|---|")
     with torch.inference_mode():
         for title, functions in (attention(500), attention(1500), depthwise(), grouped(), whole_models(10)):
             figures[title] = seconds = interleaved(functions, arguments.repeats)

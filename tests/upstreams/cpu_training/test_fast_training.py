@@ -1,4 +1,4 @@
-"""The ways of training on a CPU against PyTorch's own operators: values and every gradient."""
+"""The faster implementations for training on a CPU against PyTorch's: outputs and all gradients."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ functional = nn.functional
 
 
 @pytest.fixture(params=["this processor", "oneDNN"])
-def everywhere(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Take the faster ways whatever the size, with PyTorch's products as well as oneDNN's."""
+def always_fast(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Use the faster implementations for every size, with the products of this processor and with oneDNN's."""
     if request.param == "oneDNN":
         if not torch.backends.mkldnn.is_available():
             pytest.skip("PyTorch was built without oneDNN")
@@ -31,7 +31,7 @@ def everywhere(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
 
 
 def gradients(function: Callable[..., Tensor], *inputs: Tensor) -> list[Tensor]:
-    """What it gives, and the gradient of each input under a gradient that differs everywhere."""
+    """Return the output, and the gradient of each input for an output gradient whose entries all differ."""
     leaves = [x.detach().clone().requires_grad_() for x in inputs]
     output = function(*leaves)
     output.backward(torch.linspace(-1, 1, output.numel(), dtype=output.dtype).view_as(output).cos())
@@ -45,7 +45,7 @@ def assert_same(ours: list[Tensor], reference: list[Tensor]) -> None:
         assert (got - wanted).abs().max() <= 2e-5 * wanted.abs().max()
 
 
-@pytest.mark.usefixtures("everywhere")
+@pytest.mark.usefixtures("always_fast")
 @pytest.mark.parametrize("shape", [(7, 12), (2, 5, 12), (1, 1, 12), (3, 2, 4, 12)])
 @pytest.mark.parametrize("bias", [True, False])
 def test_linear(shape: tuple[int, ...], bias: bool) -> None:
@@ -56,7 +56,7 @@ def test_linear(shape: tuple[int, ...], bias: bool) -> None:
     assert_same(ours, gradients(functional.linear, *inputs))
 
 
-@pytest.mark.usefixtures("everywhere")
+@pytest.mark.usefixtures("always_fast")
 def test_linear_of_a_transposed_input() -> None:
     torch.manual_seed(0)
     inputs = [torch.randn(2, 12, 5), torch.randn(9, 12), torch.randn(9)]
@@ -69,14 +69,14 @@ def test_linear_of_a_transposed_input() -> None:
     assert_same(ours, gradients(transposed, *inputs))
 
 
-@pytest.mark.usefixtures("everywhere")
+@pytest.mark.usefixtures("always_fast")
 @pytest.mark.parametrize(
     ("batch", "frames", "channels", "outputs", "kernel", "groups", "padding"),
     [
         (2, 70, 12, 12, 32, 3, 16),
-        (1, 65, 8, 8, 31, 2, 15),  # odd: the taps do not fill the last run
-        (3, 40, 6, 4, 5, 2, 0),  # other outputs than inputs, no padding
-        (2, 300, 32, 32, 128, 16, 64),  # HuBERT's positions, narrower
+        (1, 65, 8, 8, 31, 2, 15),  # odd: the last run of taps is not full
+        (3, 40, 6, 4, 5, 2, 0),  # fewer outputs than inputs, no padding
+        (2, 300, 32, 32, 128, 16, 64),  # HuBERT's positions, with fewer channels
     ],
 )
 @pytest.mark.parametrize("bias", [True, False])
@@ -99,7 +99,7 @@ def test_grouped_convolution(
     assert_same(inside, gradients(reference, *inputs))
 
 
-@pytest.mark.usefixtures("everywhere")
+@pytest.mark.usefixtures("always_fast")
 @pytest.mark.parametrize(("kernel", "stride"), [(10, 5), (3, 2), (2, 2), (4, 1)])
 def test_strided_convolution(kernel: int, stride: int) -> None:
     torch.manual_seed(0)
@@ -114,7 +114,7 @@ def test_strided_convolution(kernel: int, stride: int) -> None:
     assert_same(gradients(ours, *inputs), gradients(reference, *inputs))
 
 
-@pytest.mark.usefixtures("everywhere")
+@pytest.mark.usefixtures("always_fast")
 @pytest.mark.parametrize("lengths", [[20, 20], [20, 7, 1]])
 def test_attention(lengths: list[int]) -> None:
     torch.manual_seed(0)
@@ -130,9 +130,9 @@ def test_attention(lengths: list[int]) -> None:
     assert_same(ours, gradients(attention, *inputs))
 
 
-@pytest.mark.usefixtures("everywhere")
+@pytest.mark.usefixtures("always_fast")
 @pytest.mark.parametrize("mask", ["a hole", "a window", "scores"])
-def test_attention_that_sees_otherwise_is_pytorchs(mask: str) -> None:
+def test_attention_with_other_masks_is_pytorchs(mask: str) -> None:
     torch.manual_seed(0)
     query, key, value = (torch.randn(2, 3, 20, 8) for _ in range(3))
     seen = torch.ones(2, 1, 1, 20, dtype=torch.bool)
@@ -147,11 +147,11 @@ def test_attention_that_sees_otherwise_is_pytorchs(mask: str) -> None:
         assert torch.equal(functional.scaled_dot_product_attention(query, key, value, attn_mask=seen), wanted)
 
 
-@pytest.mark.usefixtures("everywhere")
+@pytest.mark.usefixtures("always_fast")
 @pytest.mark.parametrize(
     "layer",
     [
-        nn.Conv1d(8, 6, 5, groups=2, padding=2),  # which calls with every argument, in tuples
+        nn.Conv1d(8, 6, 5, groups=2, padding=2),  # its call passes all arguments, in tuples
         nn.Conv1d(8, 6, 5, groups=2, padding="same"),
         nn.Conv1d(8, 6, 5, groups=2, dilation=2),
         nn.Conv1d(8, 6, 5, groups=2, stride=2),
@@ -161,16 +161,16 @@ def test_attention_that_sees_otherwise_is_pytorchs(mask: str) -> None:
     ],
     ids=str,
 )
-def test_other_peoples_layers(layer: nn.Module) -> None:
-    """A teacher's model runs inside as well."""
+def test_layers_of_other_libraries(layer: nn.Module) -> None:
+    """The models of teachers run inside `FastTraining` as well."""
     x = torch.randn(2, 8, 40)
     with FastTraining():
         ours = gradients(layer, x)
     assert_same(ours, gradients(layer, x))
 
 
-@pytest.mark.usefixtures("everywhere")
-def test_other_peoples_attention() -> None:
+@pytest.mark.usefixtures("always_fast")
+def test_attention_of_other_libraries() -> None:
     module = nn.MultiheadAttention(16, 2, batch_first=True)
     query = torch.randn(2, 20, 16)
     beyond = torch.arange(20) >= torch.tensor([20, 13])[:, None]
@@ -187,32 +187,32 @@ def test_other_peoples_attention() -> None:
         assert module(alone, alone, alone, need_weights=False)[0].shape == (20, 16)
 
 
-@pytest.mark.usefixtures("everywhere")
+@pytest.mark.usefixtures("always_fast")
 @pytest.mark.parametrize("name", ["transformer_mini", "sparseformer_dn_mini", "conformer_mini", "squeezeformer_mini"])
-def test_a_model_learns_the_same(name: str) -> None:
-    """Every parameter's gradient, in a batch of unlike lengths."""
+def test_gradients_of_a_model(name: str) -> None:
+    """Compare the gradients of all parameters for a batch of different lengths."""
     torch.manual_seed(0)
-    model = checkpoint.build(preset(name)).eval()  # no dropout, which draws anew
+    model = checkpoint.build(preset(name)).eval()  # no dropout, which is random
     lengths = torch.tensor([24_000, 15_000, 9_000])
     waveforms = torch.randn(3, 24_000) * (torch.arange(24_000) < lengths[:, None])
 
-    def learn() -> dict[str, Tensor]:
+    def gradients_by_name() -> dict[str, Tensor]:
         model.zero_grad()
         states = model(waveforms, lengths)
         (states[-1] * torch.linspace(-1, 1, states[-1].shape[-1])).square().sum().backward()
         return {key: p.grad.clone() for key, p in model.named_parameters() if p.grad is not None}
 
-    reference = learn()
+    reference = gradients_by_name()
     with FastTraining():
-        ours = learn()
+        ours = gradients_by_name()
     largest = max(float(gradient.abs().max()) for gradient in reference.values())
     assert ours.keys() == reference.keys() and len(ours) > 20
     for key, gradient in reference.items():
         assert (ours[key] - gradient).abs().max() <= 1e-4 * gradient.abs().max() + 1e-6 * largest, key
 
 
-@pytest.mark.usefixtures("everywhere")
-def test_what_is_compiled_is_left_to_the_compiler() -> None:
+@pytest.mark.usefixtures("always_fast")
+def test_compiled_code_is_not_changed() -> None:
     torch.manual_seed(0)
     module = nn.Sequential(nn.Linear(64, 32), nn.GELU(), nn.Linear(32, 16))
     x = torch.randn(3, 40, 64)

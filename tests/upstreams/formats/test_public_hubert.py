@@ -1,4 +1,4 @@
-"""Public HuBERT checkpoints: what transformers and s3prl compute with them is what this project computes."""
+"""Imported HuBERT checkpoints compute what transformers and s3prl compute with them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from upstreams.s3prl import compat  # noqa: F401  (makes torchaudio importable, 
 
 LENGTHS = (8_000, 16_007, 1_000, 400)
 
-# Two shapes at a size that a test can afford; heads that no default would guess.
+# Two small shapes, whose number of heads is no default.
 POST = ModelConfig(
     "small_post",
     FrontEndConfig("waveform", "none", width=24, feature_norm="group"),
@@ -38,7 +38,7 @@ PRE = dataclasses.replace(
 
 
 def transformers_model(config: ModelConfig) -> nn.Module:
-    """transformers' HubertModel of that shape with random weights, norms and biases included."""
+    """Return transformers' HubertModel of that shape with random weights, norms and biases included."""
     from transformers import HubertConfig, HubertModel
 
     pre = config.encoder.norm == "pre"
@@ -57,13 +57,13 @@ def transformers_model(config: ModelConfig) -> nn.Module:
             do_stable_layer_norm=pre,
         )
     ).eval()
-    shake(model)
+    randomise_vectors(model)
     return model
 
 
 @torch.no_grad()
-def shake(model: nn.Module) -> None:
-    """Move vectors off their initial zeros and ones: a norm taken for another would not show otherwise."""
+def randomise_vectors(model: nn.Module) -> None:
+    """Add noise to the initial zeros and ones of norms and biases: exchanged norms would otherwise go unnoticed."""
     for parameter in model.parameters():
         if parameter.ndim == 1:
             parameter.add_(torch.randn_like(parameter) * 0.1)
@@ -84,7 +84,7 @@ def waveforms() -> list[Tensor]:
 )
 @torch.no_grad()
 def test_hidden_states_equal_transformers(config: ModelConfig, form: str, tmp_path: Path) -> None:
-    """Every hidden state of every utterance in one padded batch, against transformers run on each alone."""
+    """Compare all hidden states of a padded batch with those of transformers on each utterance alone."""
     theirs = transformers_model(config)
     state = theirs.state_dict()
     path = tmp_path / ("model.safetensors" if form == "safetensors" else "pytorch_model.bin")
@@ -99,14 +99,14 @@ def test_hidden_states_equal_transformers(config: ModelConfig, form: str, tmp_pa
 
     batch = waveforms()
     padded = nn.utils.rnn.pad_sequence(batch, batch_first=True)
-    # What lies behind an utterance's end must not matter.
+    # The padding must not change the features.
     for row, wave in enumerate(batch):
         padded[row, len(wave) :] = 7.0
     states = ours(padded, torch.tensor(LENGTHS))
     for row, wave in enumerate(batch):
         given = nn.functional.layer_norm(wave, wave.shape) if config.front_end.normalisation == "utterance" else wave
         output = theirs(given[None], output_hidden_states=True)
-        # transformers 5 lists the last block's output before the final norm, s3prl and transformers 4 behind it.
+        # transformers 5 lists the last block's output before the final norm; s3prl and transformers 4, after it.
         wanted = (*output.hidden_states[:-1], output.last_hidden_state)
         assert len(wanted) == len(states) == config.encoder.layers + 1
         for state, reference in zip(states, wanted, strict=True):
@@ -116,7 +116,7 @@ def test_hidden_states_equal_transformers(config: ModelConfig, form: str, tmp_pa
 
 
 def s3prl_file(path: Path, config: ModelConfig = POST) -> nn.Module:
-    """A checkpoint as s3prl converts fairseq's, with random weights, and s3prl's own upstream on it."""
+    """Write a checkpoint in s3prl's layout with random weights, and return s3prl's own upstream of it."""
     hubert = pytest.importorskip("s3prl.upstream.hubert.hubert_model")
     from s3prl.upstream.hubert.expert import UpstreamExpert
 
@@ -139,7 +139,7 @@ def s3prl_file(path: Path, config: ModelConfig = POST) -> nn.Module:
     symbols = [str(n) for n in range(20)]
     torch.manual_seed(0)
     model = hubert.HubertModel(model_config, task_config, [symbols])
-    shake(model)
+    randomise_vectors(model)
     content = {
         "task_cfg": dataclasses.asdict(task_config),
         "model_cfg": dataclasses.asdict(model_config),
@@ -167,14 +167,14 @@ def test_hidden_states_equal_s3prls_hubert(config: ModelConfig, tmp_path: Path) 
 
 
 class Dictionary:
-    """As fairseq's, pickled by name beside the weights."""
+    """Like fairseq's class, which is pickled by name beside the weights."""
 
     def __init__(self) -> None:
         self.symbols = ["<s>", "0"]
 
 
 def test_fairseqs_own_files_load_without_fairseq(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Their vocabulary objects are passed over; nothing of them is run."""
+    """The vocabulary objects in the file are skipped; no code of theirs runs."""
     s3prl_file(tmp_path / "hubert.pt")
     weights = torch.load(tmp_path / "hubert.pt", weights_only=True)["model_weight"]
     fairseq = type(sys)("fairseq.data.dictionary")
@@ -204,7 +204,7 @@ class Explosive:
         return Path.touch, (Path("ran"),)
 
 
-def test_what_is_no_hubert_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_files_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     state = transformers_model(POST).state_dict()
     save_file(state, tmp_path / "good.safetensors")
@@ -233,7 +233,7 @@ def test_what_is_no_hubert_is_refused(tmp_path: Path, monkeypatch: pytest.Monkey
 
 @torch.no_grad()
 def test_the_command_makes_an_upstream_and_a_teacher(tmp_path: Path) -> None:
-    """`superbit import` on a file of HuBERT Base's shape, read back as s3prl and distillation read it."""
+    """`superbit import` of a file in HuBERT Base's shape, which s3prl and distillation then load."""
     from pretrain.objectives.distillation import load_with_head
     from upstreams.s3prl.expert import UpstreamExpert
 
@@ -246,7 +246,7 @@ def test_the_command_makes_an_upstream_and_a_teacher(tmp_path: Path) -> None:
     assert len(UpstreamExpert(path)([torch.randn(4_000)])["hidden_states"]) == 13
     with pytest.raises(UserError, match="has no pre-training head"):
         load_with_head(path)
-    # s3prl's file has the head, so that the same checkpoint can teach.
+    # s3prl's file has the pre-training head, so that the checkpoint can be a teacher.
     s3prl_file(tmp_path / "hubert.pt", preset("hubert_base"))
     done = subprocess.run(
         [*command[:-1], str(tmp_path / "hubert.pt"), "--out", str(tmp_path)], capture_output=True, text=True

@@ -1,4 +1,4 @@
-"""Models in few bits: which module becomes what, what stays float, and what must not change."""
+"""Quantized models: which modules are quantized, which stay float, and what must not change."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def make(name: str, bits: str, **quantization: object) -> AudioEncoder:
 
 
 def speech(utterances: int, samples: int, seed: int) -> Tensor:
-    """Harmonics of a moving pitch in noise."""
+    """Return harmonics of a varying pitch in noise, (utterances, samples)."""
     random = np.random.default_rng(seed)
     rows = []
     for _ in range(utterances):
@@ -68,15 +68,15 @@ def test_w32a32_is_bit_identical(name: str) -> None:
 @pytest.mark.parametrize("name", MINIS)
 @torch.no_grad()
 def test_w8a8_by_calibration_alone_keeps_20_decibels(name: str) -> None:
-    """Calibrated on some utterances, measured on others; front-end and depthwise convolutions in 8 bits as well."""
+    """Calibrate and measure on different utterances; front-end and depthwise convolutions have 8 bits as well."""
     model = make(name, "w32a32")
-    heard = speech(2, 32_000, seed=1)
-    reference = model(heard)
+    measured = speech(2, 32_000, seed=1)
+    reference = model(measured)
     overrides = {"front_end": "w8a8"} | ({"depthwise": "w8a8"} if "former_mini" in name and name[0] in "cq" else {})
     quantize(model, "w8a8", QuantizationConfig(overrides))
     calibrate(model, speech(4, 48_000, seed=2), torch.full((4,), 48_000))
     assert all(bool(m.calibrated) for m in model.modules() if isinstance(m, Quantizer))
-    assert 20 < decibels(reference[-1], model(heard)[-1]) < 100
+    assert 20 < decibels(reference[-1], model(measured)[-1]) < 100
 
 
 @pytest.mark.parametrize("name", MINIS)
@@ -101,9 +101,10 @@ def test_w1a1_computes_on_two_levels_everywhere(name: str) -> None:
     for label, output in seen:
         levels = output.unique()
         assert len(levels) <= 2, (label, levels)
-        behind_relu = label.endswith("contract.input") and "convolution" not in label
-        non_negative = behind_relu or label.endswith("probability")
-        # Of a random model's nearly uniform probabilities none may reach the upper level, and what follows is constant.
+        after_relu = label.endswith("contract.input") and "convolution" not in label
+        non_negative = after_relu or label.endswith("probability")
+        # The probabilities of a random model are nearly uniform: all may be at the lower level, and what follows is
+        # then constant.
         if len(levels) == 2 or non_negative:
             assert (levels >= 0).all() == non_negative, label
 
@@ -159,8 +160,8 @@ def test_every_linear_and_convolution_has_a_kind_and_can_be_quantized() -> None:
         assert all(torch.equal(value, model.state_dict()[key]) for key, value in before.items())
 
 
-def test_sites_behind_swish_and_glu_by_choice() -> None:
-    """ReLU with levels from 0 up, or signed levels and the activation as it was."""
+def test_inputs_after_swish_and_glu_by_configuration() -> None:
+    """Either a ReLU and levels from 0 up, or the original activation and signed levels."""
 
     def blocks(bits: str, **choices: object) -> tuple[FeedForward, ConvolutionModule]:
         block = make("conformer_mini", bits, overrides={"depthwise": bits}, **choices).encoder.blocks[0]
@@ -181,23 +182,23 @@ def test_sites_behind_swish_and_glu_by_choice() -> None:
 
 
 @torch.no_grad()
-def test_the_convolutional_stem_is_non_negative_where_it_is() -> None:
-    """Behind its two ReLUs and nowhere else; the quantized stem sees no negative value there."""
+def test_inputs_after_the_relus_of_the_stem_are_non_negative() -> None:
+    """The inputs after the stem's two ReLUs, and no others, are non-negative."""
     model = AudioEncoder(preset("squeezeformer_xs"))
     sites = {s.name: s for s in quantize(model, "w32a32", QuantizationConfig({"front_end": "w4a4"}))}
-    behind = {name for name, site in sites.items() if site.non_negative}
-    assert behind == {"front_end.stem.depthwise", "front_end.projection"}
+    non_negative = {name for name, site in sites.items() if site.non_negative}
+    assert non_negative == {"front_end.stem.depthwise", "front_end.projection"}
     inputs: dict[str, Tensor] = {}
     for name in sites:
         model.get_submodule(name).register_forward_pre_hook(lambda m, i, n=name: inputs.__setitem__(n, i[0]))
     model.embed(torch.randn(1, 8000) * 0.1)
-    assert {name for name, x in inputs.items() if (x >= 0).all()} == behind
+    assert {name for name, x in inputs.items() if (x >= 0).all()} == non_negative
 
 
 def test_padding_touches_no_scale() -> None:
-    """Two whole utterances calibrate to the same scales, bit for bit, beside a shorter one and behind more padding."""
+    """Two full-length utterances give the same scales, bit for bit, with a shorter utterance and more padding."""
     waveforms, lengths = speech(3, 16_000, seed=3), torch.tensor([16_000, 9_000, 16_000])
-    waveforms[1, 9_000:] = 0.7  # whatever lies in the padding
+    waveforms[1, 9_000:] = 0.7  # in the padding
     scales = []
     for batch, count in ((waveforms, lengths), (waveforms[[0, 2]], lengths[[0, 2]])):
         model = make("sparseformer_dn_mini", "w2a8")
@@ -277,7 +278,7 @@ def test_bad_configuration_is_refused() -> None:
         quantize(make("conformer_mini", "w1a1"), "w1a1")
 
 
-def test_summary_counts_what_became_what() -> None:
+def test_summary_counts_quantized_modules() -> None:
     model = make("sparseformer_dn_mini", "w32a32")
     assert summary(quantize(model, "w1a1")) == [
         "attention: 40 modules w1a1, input signed",

@@ -1,4 +1,4 @@
-"""Every quantizer against its formula, in float64 and at every boundary."""
+"""Quantizers against their formulas, in float64 and at every boundary."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def test_learned_step_with_a_scale_a_channel_equals_channels_apart() -> None:
 def test_whole_numbers_are_whole_and_their_gradient_is_that_of_the_quotient() -> None:
     alpha = torch.tensor(0.1)
     x = (alpha * torch.arange(-128.0, 128)).requires_grad_()
-    assert not torch.equal(x / alpha, torch.arange(-128.0, 128))  # what the rounding is for
+    assert not torch.equal(x / alpha, torch.arange(-128.0, 128))  # the reason for the rounding
     output = WholeNumbers.apply(x, alpha)
     assert torch.equal(output, torch.arange(-128.0, 128))
     output.backward(torch.ones(256))
@@ -115,7 +115,7 @@ def test_whole_numbers_are_whole_and_their_gradient_is_that_of_the_quotient() ->
 @pytest.mark.parametrize("bits", [1, 2, 4, 8])
 @pytest.mark.parametrize("signed", [True, False])
 def test_gradients_do_not_depend_on_batch_size_or_padding(bits: int, signed: bool) -> None:
-    """With a loss that is a mean over valid frames, neither copies of a batch nor padding behind it change anything."""
+    """Copies of the batch and padding do not change the gradients of a loss that is a mean over valid frames."""
     torch.manual_seed(0)
     quantizer = ActivationQuantizer(8, bits, signed, shift=bits == 1 and signed).double()
     x, target = torch.randn(2, 3, 5, 8, dtype=torch.float64)
@@ -150,7 +150,7 @@ def test_calibration_and_gradient_scale_by_the_formula(bits: int, signed: bool, 
 
 @pytest.mark.parametrize("make", [lambda: ActivationQuantizer(4, 8, True), lambda: ActivationQuantizer(4, 8, False)])
 def test_eight_bit_scales_are_of_least_squared_error(make: Callable[[], Quantizer]) -> None:
-    """No other scale does better; one outlier among many values is clipped rather than paid for by all of them."""
+    """No other scale has a smaller error; one outlier among many values is clipped."""
     torch.manual_seed(0)
     quantizer = make()
     x = torch.randn(5000, 4).abs()
@@ -208,7 +208,7 @@ CONVOLUTIONS = {
 @pytest.mark.parametrize("name", CONVOLUTIONS)
 @torch.no_grad()
 def test_quantized_convolutions_are_convolutions_of_quantized_operands(name: str, bits: str) -> None:
-    """Output and gradient names as the float layer's; silent frames in front and behind stay silent."""
+    """Parameters have the names of the float layer; silent frames stay silent."""
     torch.manual_seed(2)
     plain = CONVOLUTIONS[name]
     layer = QuantConv1d(plain, Bits.parse(bits), per_channel="depthwise" in name)
@@ -238,7 +238,7 @@ def test_quantized_convolutions_are_convolutions_of_quantized_operands(name: str
 
 @pytest.mark.parametrize("bits", [1, 2, 4, 8])
 def test_attention_products_against_quantized_operands(bits: int) -> None:
-    """Values and every gradient equal softmax attention written out on fake-quantized operands."""
+    """Outputs and gradients equal softmax attention on fake-quantized operands."""
     torch.manual_seed(3)
     product = QuantMatmul(12, bits).double()
     operands = [torch.randn(2, 3, 5, 4, dtype=torch.float64, requires_grad=True) for _ in range(3)]
@@ -266,7 +266,7 @@ def test_attention_products_against_quantized_operands(bits: int) -> None:
 @pytest.mark.parametrize("bits", [1, 2, 4, 8])
 @torch.no_grad()
 def test_attention_products_are_exact(bits: int) -> None:
-    """Values that cancel give 0 to the last bit, whatever the scale and the order of addition."""
+    """Values that cancel give exactly 0, for every scale and order of addition."""
     product = QuantMatmul(4, bits)
     product.query.calibrated.fill_(True)
     for name, scale in (("query", 0.1), ("key", 0.7), ("value", 0.3), ("probability", 0.003)):
@@ -277,8 +277,8 @@ def test_attention_products_are_exact(bits: int) -> None:
     assert (output == 0).all()
 
 
-def test_no_quantizer_waits_for_the_device() -> None:
-    """Forward and backward read no value back: on the meta device there is none."""
+def test_quantizers_read_no_value_back_from_the_device() -> None:
+    """Forward and backward run on the meta device, which has no values."""
     for bits in ("w1a1", "w2a2", "w8a8"):
         layer = QuantLinear(nn.Linear(4, 4), Bits.parse(bits)).to("meta")
         convolution = QuantConv1d(nn.Conv1d(4, 4, 3, groups=4), Bits.parse(bits), True).to("meta")
