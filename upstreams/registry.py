@@ -6,7 +6,7 @@ import dataclasses
 import logging
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from upstreams.config import ModelConfig, preset, preset_names
 from upstreams.errors import UserError, nearest
@@ -74,6 +74,34 @@ def checkpoint_path(name: str, ckpt: str | os.PathLike[str] | None = None) -> Pa
         )
     _log.debug("upstream %s: %s", name, path)
     return path
+
+
+def check_architecture(name: str, config: ModelConfig, path: str | os.PathLike[str]) -> None:
+    """Raise UserError unless a checkpoint's configuration is the one that an upstream name promises, bits included.
+
+    Dropout, which only training uses, may differ.
+    """
+    if name == LOCAL:
+        return
+    expected = shape(name)
+    without = {"dropout": 0.0, "layerdrop": 0.0}
+    for part in ("front_end", "encoder", "bits"):
+        ours, theirs = getattr(expected, part), getattr(config, part)
+        if part == "encoder":
+            ours, theirs = (dataclasses.replace(encoder, **without) for encoder in (ours, theirs))
+        if ours != theirs:
+            raise UserError(
+                f"{path} holds a {config.name} with {_difference(theirs, ours)}, but {name} has "
+                f"{_difference(ours, theirs)}: use the upstream {LOCAL} for it"
+            )
+
+
+def _difference(config: Any, other: Any) -> str:
+    """Return the values of `config` that are different in `other`, for a message."""
+    if isinstance(config, str):
+        return f"bits {config}"
+    values = dataclasses.asdict(config)
+    return ", ".join(f"{key} {value}" for key, value in values.items() if value != getattr(other, key))
 
 
 def cost_model(path: Path) -> AudioEncoder:

@@ -68,6 +68,22 @@ def read(path: Path) -> tuple[ModelConfig, dict[str, Tensor], dict[str, Any]]:
     return config, tensors, description["provenance"]
 
 
+def read_config(path: Path) -> ModelConfig:
+    """Return the configuration of a checkpoint, packed or not, without reading its tensors.
+
+    Raises UserError if the file is missing or no checkpoint of this project.
+    """
+    if not path.is_file():
+        raise UserError(f"there is no checkpoint {path}")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+        description = json.loads(metadata[PACKED] if PACKED in metadata else metadata[CHECKPOINT])
+        return from_dict(ModelConfig, description["config"], f"the configuration in {path}")
+    except (SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
+        raise UserError(f"{path} is damaged or not a superbit checkpoint ({type(error).__name__}: {error})") from error
+
+
 def _digest(tensors: dict[str, Tensor], description: dict[str, Any]) -> str:
     """Return the SHA-256 of the metadata and of all tensors with their names, types and shapes."""
     digest = hashlib.sha256(json.dumps(description, sort_keys=True).encode())

@@ -14,11 +14,23 @@ from upstreams.s3prl.expert import UpstreamExpert
 
 
 def _builder(name: str) -> Callable[..., nn.Module]:
-    def build(ckpt: str | Path | None = None, model_config: Any = None, refresh: bool = False, **_: Any) -> nn.Module:
-        return UpstreamExpert(registry.checkpoint_path(name, ckpt))
+    def build(
+        ckpt: str | Path | None = None,
+        model_config: Any = None,
+        refresh: bool = False,
+        frozen: bool = True,
+        **_: Any,
+    ) -> nn.Module:
+        path = registry.checkpoint_path(name, ckpt)
+        expert = UpstreamExpert(path, frozen)
+        registry.check_architecture(name, expert.model.config, path)
+        return expert
 
     build.__name__ = name
-    build.__doc__ = f"Return the frozen upstream {name}. ckpt: a .safetensors file that replaces the registry's."
+    build.__doc__ = (
+        f"Return the frozen upstream {name}. ckpt: a .safetensors file that replaces the registry's. "
+        "frozen: False lets train mode turn on dropout, for fine-tuning."
+    )
     return build
 
 

@@ -14,6 +14,7 @@ from upstreams import registry
 from upstreams.config import preset
 from upstreams.errors import UserError
 from upstreams.formats import checkpoint
+from upstreams.packed import convert
 from upstreams.quantization.convert import calibrating
 
 NAMES = ("sparseformer_dn_mini", "sparseformer_dn_mini_w1a32", "sparseformer_dn_mini_w1a1", "transformer_mini")
@@ -104,9 +105,90 @@ def test_featurizer_and_deepcopy() -> None:
     assert "transformer_mini" in S3PRLUpstream.available_names()
 
 
+@pytest.fixture(scope="module")
+def with_dropout(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a checkpoint whose dropout is large enough to notice."""
+    config = preset("transformer_mini")
+    config = dataclasses.replace(config, encoder=dataclasses.replace(config.encoder, dropout=0.5))
+    path = tmp_path_factory.mktemp("dropout") / "dropout.safetensors"
+    checkpoint.save(path, checkpoint.build(config), None, {})
+    return path
+
+
+def test_a_frozen_upstream_gives_the_same_features_in_train_mode(with_dropout: Path) -> None:
+    """S3PRLUpstream is in train mode after it is built, as in the README."""
+    from s3prl.nn import S3PRLUpstream
+
+    upstream = S3PRLUpstream("superbit_local", str(with_dropout))
+    assert upstream.training
+    audio, lengths = torch.stack(waves(0.5, 0.5)), torch.tensor([8000, 8000])
+    (first, _), (second, _), (evaluated, _) = (u(audio, lengths) for u in (upstream, upstream, upstream.eval()))
+    for one, two, three in zip(first, second, evaluated, strict=True):
+        assert torch.equal(one, two) and torch.equal(one, three)
+    learning = S3PRLUpstream("superbit_local", str(with_dropout), extra_conf={"frozen": False})
+    (first, _), (second, _) = learning(audio, lengths), learning(audio, lengths)
+    assert not torch.equal(first[-1], second[-1])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_s3prls_randomize_draws_other_weights(name: str) -> None:
+    from s3prl.nn import S3PRLUpstream
+
+    audio, lengths = torch.stack(waves(0.5)), torch.tensor([8000])
+    trained = S3PRLUpstream(name)(audio, lengths)[0]
+    torch.manual_seed(1)
+    random = S3PRLUpstream(name, randomize=True)(audio, lengths)[0]
+    assert all(torch.isfinite(state).all() for state in random)
+    assert not torch.allclose(random[-1], trained[-1], atol=1e-2)
+
+
+def test_a_packed_model_is_neither_randomized_nor_fine_tuned(checkpoints: Path, tmp_path: Path) -> None:
+    import s3prl.hub
+    from s3prl.nn import S3PRLUpstream
+
+    packed = tmp_path / "packed.safetensors"
+    convert.pack_checkpoint(checkpoints / "sparseformer_dn_mini_w1a1.safetensors", packed)
+    with pytest.raises(UserError, match="cannot be randomized: give the checkpoint that it was packed from"):
+        S3PRLUpstream("superbit_local", str(packed), randomize=True)
+    with pytest.raises(UserError, match="cannot be fine-tuned"):
+        s3prl.hub.superbit_local(ckpt=packed).fine_tune()
+
+
+def test_a_batch_as_one_tensor_is_a_list_of_waveforms() -> None:
+    """s3prl's own baselines take it, too."""
+    import s3prl.hub
+
+    for upstream in (s3prl.hub.transformer_mini().eval(), s3prl.hub.fbank_no_cmvn()):
+        batch = torch.stack(waves(0.5, 0.5))
+        together = upstream(batch)["hidden_states"]
+        listed = upstream(list(batch))["hidden_states"]
+        assert all(torch.equal(one, other) for one, other in zip(together, listed, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("name", "held", "message"),
+    [
+        ("transformer_mini", "sparseformer_dn_mini", "holds a sparseformer_dn_mini with .*kind sparseformer"),
+        ("sparseformer_dn_mini_w1a1", "sparseformer_dn_mini_w1a32", "with bits w1a32, but .* has bits w1a1"),
+        ("sparseformer_dn_mini_untrained", "sparseformer_dn_mini_w1a1", "use the upstream superbit_local"),
+    ],
+)
+def test_a_checkpoint_of_another_architecture_under_a_name_is_refused(
+    name: str, held: str, message: str, checkpoints: Path
+) -> None:
+    import s3prl.hub
+
+    file = checkpoints / f"{held}.safetensors"
+    with pytest.raises(UserError, match=message):
+        getattr(s3prl.hub, name)(ckpt=file)
+    s3prl.hub.superbit_local(ckpt=file)
+
+
 @pytest.mark.parametrize(
     ("wavs", "message"),
     [
+        (torch.zeros(1, 1, 100), r"must be \(batch, samples\), not of shape \(1, 1, 100\)"),
+        ([torch.zeros(100, dtype=torch.int16)], "waveform 0 is torch.int16, but must be floating point"),
         ([], "the list of waveforms is empty"),
         ([torch.zeros(100), torch.zeros(1, 100)], r"waveform 1 has shape \(1, 100\), but must be 1-D"),
         ([torch.zeros(100), torch.zeros(0)], "utterance 1 of the batch has length 0"),

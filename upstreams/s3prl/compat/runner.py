@@ -126,6 +126,24 @@ def refuse_empty_loaders(runner: types.ModuleType) -> None:
     runner.Runner._get_downstream = _get_downstream
 
 
+@needs("Runner._get_upstream")
+def fine_tune_frozen_upstreams(runner: types.ModuleType) -> None:
+    """Unfreeze an upstream that stays in eval mode unless it is told to learn (-f); refuse one without parameters."""
+    get_upstream = runner.Runner._get_upstream
+
+    def _get_upstream(self: Any) -> Any:
+        entry = get_upstream(self)
+        if self.args.upstream_trainable:
+            model = getattr(entry.model, "module", entry.model)  # inside DDP
+            if hasattr(model, "fine_tune"):
+                model.fine_tune()
+            if not any(parameter.requires_grad for parameter in model.parameters()):
+                raise UserError(f"{self.args.upstream} has no parameters to fine-tune: remove -f")
+        return entry
+
+    runner.Runner._get_upstream = _get_upstream
+
+
 @needs("Runner._get_featurizer", "SAMPLE_RATE")
 def refuse_unknown_features(runner: types.ModuleType) -> None:
     """Raise UserError for an unknown feature name (-s): s3prl would use hidden_states without an error."""
@@ -149,6 +167,7 @@ FIXES: dict[str, tuple[Fix, ...]] = {
         let_rank_zero_evaluate_alone,
         save_atomically,
         refuse_empty_loaders,
+        fine_tune_frozen_upstreams,
         refuse_unknown_features,
     ),
 }
