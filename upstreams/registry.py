@@ -83,7 +83,7 @@ def check_architecture(name: str, config: ModelConfig, path: str | os.PathLike[s
     """
     if name == LOCAL:
         return
-    expected = shape(name)
+    expected = model_config(name)
     without = {"dropout": 0.0, "layerdrop": 0.0}
     for part in ("front_end", "encoder", "bits"):
         ours, theirs = getattr(expected, part), getattr(config, part)

@@ -1,9 +1,9 @@
 """Lets s3prl 0.4.18 from PyPI run on torch 2.11 to 2.13, torchaudio 2.11 and huggingface_hub 1 and 2.
 
 Import this package before the first import of s3prl. Each module holds the fixes for one broken party: `torchaudio`,
-`packages` (other libraries), and s3prl's own `command_line`, `runner`, `tasks`, `collection` and `messages`. A fix looks
-for the feature that it mends, never for a version number, and is skipped if there is nothing to mend. s3prl's modules
-are fixed when s3prl imports them, so nothing is loaded that is not used.
+`packages` (other libraries), and s3prl's own `command_line`, `runner`, `tasks`, `collection` and `messages`. A fix
+looks for the feature that it mends, never for a version number, and is skipped if there is nothing to mend. s3prl's
+modules are fixed when s3prl imports them, so nothing is loaded that is not used.
 """
 
 from upstreams.s3prl.compat import collection, command_line, messages, packages, runner, tasks, torchaudio
