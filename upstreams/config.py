@@ -120,7 +120,7 @@ class ModelConfig:
         if front_end.normalisation == unsupported:
             raise UserError(
                 f"front_end.normalisation {unsupported!r} in {self.name} does not exist for a {front_end.kind} "
-                f"front-end: valid are {supported}, utterance"
+                f"front-end: valid values: {supported}, utterance"
             )
 
     def _check_encoder(self) -> None:

@@ -28,5 +28,5 @@ def nearest(name: str, choices: Iterable[str]) -> str:
     if close:
         return "did you mean " + " or ".join(repr(c) for c in close) + "?"
     if len(choices) > MOST_LISTED:
-        return f"the nearest is {difflib.get_close_matches(name, choices, n=1, cutoff=0.0)[0]!r}"
-    return "valid are " + ", ".join(choices)
+        return f"the closest is {difflib.get_close_matches(name, choices, n=1, cutoff=0.0)[0]!r}"
+    return "valid values: " + ", ".join(choices)

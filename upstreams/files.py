@@ -1,4 +1,4 @@
-"""Writing files so that a process that dies leaves nothing half-written; JSON files; digests of files."""
+"""Files: writes that leave nothing half-written, strict JSON, and digests."""
 
 from __future__ import annotations
 

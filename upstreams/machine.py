@@ -1,4 +1,4 @@
-"""What a number was computed on: the names of the processor and of the GPU."""
+"""Names of the processor and the GPU, for the provenance of a number."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from pathlib import Path
 def processor() -> str:
     """Return the name of the processor, or `unknown processor`."""
     if platform.system() == "Darwin":
-        return _said_by("sysctl", "-n", "machdep.cpu.brand_string") or platform.processor() or "unknown processor"
+        return _output_of("sysctl", "-n", "machdep.cpu.brand_string") or platform.processor() or "unknown processor"
     try:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
         return text.split("model name")[1].split(":")[1].split("\n")[0].strip()
     except (OSError, IndexError):  # the kernel names no ARM processor; lscpu knows the usual ones
-        names = [line.partition(":")[2].strip() for line in _said_by("lscpu").splitlines() if "Model name" in line]
+        names = [line.partition(":")[2].strip() for line in _output_of("lscpu").splitlines() if "Model name" in line]
         return next(iter(names), platform.processor()) or "unknown processor"
 
 
@@ -34,7 +34,7 @@ def device_name(device: str) -> str:
     return f"{device} ({torch.cuda.get_device_name(device)})" if torch.cuda.is_available() else device
 
 
-def _said_by(*command: str) -> str:
+def _output_of(*command: str) -> str:
     try:
         return subprocess.run(command, capture_output=True, text=True, timeout=10).stdout.strip()
     except (OSError, subprocess.TimeoutExpired):

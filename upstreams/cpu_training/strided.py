@@ -50,8 +50,8 @@ class StridedConvolution(torch.autograd.Function):
         gradient = gradient.contiguous()
         grad_weight = torch.empty_like(taps_first)
         for first, taps in runs:
-            seen = rows(x, first, taps, stride, count)
-            grad_weight[:, first : first + taps] = product(gradient.T, seen.T).unflatten(1, (taps, -1))
+            windows = rows(x, first, taps, stride, count)
+            grad_weight[:, first : first + taps] = product(gradient.T, windows.T).unflatten(1, (taps, -1))
         grad_x = None
         if ctx.needs_input_grad[0]:
             grad_x = torch.zeros_like(x)

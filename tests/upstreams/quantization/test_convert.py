@@ -257,7 +257,7 @@ def test_every_width_is_in_the_grammar_and_a_name() -> None:
     [
         ({"depthwis": "w8a8"}, "'depthwis' matches no module of conformer_mini: did you mean 'depthwise'"),
         ({"encoder.block.0.*": "w8a8"}, r"did you mean 'encoder\.blocks\.0"),
-        ({"zzz": "w8a8"}, "matches no module of conformer_mini: the nearest is '[a-z_0-9.]+'$"),
+        ({"zzz": "w8a8"}, "matches no module of conformer_mini: the closest is '[a-z_0-9.]+'$"),
         ({"front_end": "w9a8"}, "'w9a8' are not valid"),
     ],
 )
