@@ -76,7 +76,10 @@ def evaluate(
 @app.command(rich_help_panel=PANEL)
 def report(
     runs: Annotated[list[Path], typer.Argument(help="Run folders; seeds of several folders are pooled.")],
-    out: Annotated[Path | None, typer.Option(help="Folder for the report.", show_default="RUNS/report")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder for the report.", show_default="RUNS/report; of several folders report_A_B beside A"),
+    ] = None,
     speeds: Annotated[
         Path | None,
         typer.Option(help="Real-time factors: JSON file of `superbit profile --measure` or of benchmarks.inference."),

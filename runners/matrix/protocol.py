@@ -18,6 +18,7 @@ from upstreams.files import json_ready, read_json
 FREE = {"runner.log_step", "runner.save_step", "runner.max_keep", "optimizer.lr", FOLD}
 FREE_SUFFIXES = (".num_workers", ".max_workers", ".pre_load")
 ABSENT = "nothing"
+EMBEDDED = "embedded corpus"  # begins the deviation of a corpus that corpus.json describes
 
 
 def compare(fold: Fold) -> dict[str, Any]:
@@ -30,7 +31,7 @@ def compare(fold: Fold) -> dict[str, Any]:
     described = (read_json(cell.corpora / "corpus.json") or {}).get("tasks", {}).get(cell.task)
     if described is not None:
         corpus = {key: described[key] for key in ("speech", "label")}
-        found = [f"embedded corpus ({corpus['speech']}, {corpus['label']})"]
+        found = [f"{EMBEDDED} ({corpus['speech']}, {corpus['label']})"]
     else:
         found = _of_real_corpus(cell, fold.config)
         corpus = {"speech": "real", "label": "not as published" if found else "as published"}

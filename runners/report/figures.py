@@ -1,23 +1,24 @@
-"""The report's pictures: score against cost, bit width against error, weights of the layers."""
+"""The report's pictures: score against cost, error by bit width, weights of the layers.
+
+Each is narrow enough for a telephone, names its points directly, shows the spread over the seeds or says that there is
+one seed, and has the same scale as its siblings.
+"""
 
 from __future__ import annotations
 
-import io
-import re
 from collections.abc import Mapping
 
-from matplotlib.axes import Axes
-
-# Figure alone, without pyplot, needs no display and keeps no global state.
 from matplotlib.figure import Figure
 
+from runners.report.canvas import colours, column_height, labelled_column, narrow, spread, wrapped
 from runners.report.layer_weights import layer_weights
-from runners.report.table import Table
+from runners.report.numbers import fixed
+from runners.report.table import BASELINE, BITS, Table
 from runners.tasks import TASKS
 
-BITS = re.compile(r"_(w\d+a\d+)$")
 FLOAT = "w32a32"
 SCORE_STORAGE = "score against storage"
+Point = tuple[float, float, str]  # cost, score, upstream
 
 
 def all_figures(table: Table, speeds: Mapping[str, float]) -> dict[str, dict[str, Figure]]:
@@ -29,16 +30,17 @@ def all_figures(table: Table, speeds: Mapping[str, float]) -> dict[str, dict[str
         {u: cost / unit for u in table.upstreams if (cost := table.cost(u, key)) is not None}
         for key, unit in (("storage_bytes", 1e6), ("macs", 1e9))
     )
+    weights = {upstream: layer_weights(table, upstream) for upstream in table.upstreams}
+    largest = max((max(row) for rows in weights.values() for row in rows.values()), default=1.0)
     sections: dict[str, dict[str, Figure | None]] = {
         "Score against cost": {
-            SCORE_STORAGE: score_against_cost(table, storage, "storage of the weights (MB)"),
+            SCORE_STORAGE: score_against_cost(table, storage, "storage of the weights (MB = 10⁶ bytes)"),
             "score against MACs": score_against_cost(table, macs, "GMACs of SUPERB's 32 utterances"),
             "score against real-time factor": score_against_cost(table, speeds, "measured real-time factor"),
         },
-        "Bit width against error": {"bit width against error": bits_against_error(table)},
+        "Error by bit width": {f"error by bit width, {task}": error_by_bits(table, task) for task in table.tasks},
         "Layer weights of the tasks": {
-            f"layer weights of {upstream}": heat_map(layer_weights(table, upstream), upstream)
-            for upstream in table.upstreams
+            f"layer weights of {upstream}": heat_map(rows, upstream, largest) for upstream, rows in weights.items()
         },
     }
     present = {
@@ -51,107 +53,117 @@ def all_figures(table: Table, speeds: Mapping[str, float]) -> dict[str, dict[str
 def score_against_cost(table: Table, costs: Mapping[str, float], label: str) -> Figure | None:
     """Draw the mean score against a cost, one point for each upstream; None if no upstream has both.
 
-    The dashed line is the Pareto front: it joins the upstreams that score higher than every cheaper one.
+    The dashed line joins the Pareto front: the filled points, which no other point beats in score at the same cost or
+    less. Points that another one dominates are hollow.
     """
-    points = [(costs[u], score, u) for u in table.upstreams if u in costs and (score := table.score(u)) is not None]
+    scores = {u: score for u in table.upstreams if u in costs and (score := table.score(u)) is not None}
+    points = [(costs[u], score.mean, u) for u, score in scores.items()]
     if not points:
         return None
-    figure, axes = _figure(7, 4)
-    front: list[tuple[float, float]] = []
-    for cost, score, _ in sorted(points):
-        if not front or score > front[-1][1]:
-            front.append((cost, score))
-    axes.step(*zip(*front, strict=True), where="post", color="#888", linewidth=1, linestyle="--", zorder=1)
-    for number, (cost, score, upstream) in enumerate(sorted(points, key=lambda point: -point[1])):
-        # Ten colours, then the same colours with other markers.
-        axes.plot(cost, score, "osD^v"[number // 10 % 5], color=f"C{number % 10}", label=upstream, zorder=2)
-    positive = [cost for cost, _, _ in points if cost > 0]
-    if positive and max(positive) > 20 * min(positive):
+    front = pareto_front(points)
+    axes_height = max(2.2, 1.1 * column_height(scores))
+    figure, axes = narrow(axes_height + 1.3)
+    axes.plot([p[0] for p in front], [p[1] for p in front], "--", color="#888", linewidth=1, zorder=1, label="front")
+    colour_of = colours(table.upstreams)
+    for point in points:
+        cost, mean, upstream = point
+        colour = colour_of[upstream]
+        face = colour if point in front else "white"
+        error = scores[upstream].deviation
+        axes.errorbar(cost, mean, error, fmt="o", color=colour, markerfacecolor=face, capsize=3, zorder=2)
+    if max(costs[u] for u in scores) > 20 * min((costs[u] for u in scores if costs[u] > 0), default=1.0):
         # An upstream without weights has storage 0, which a plain logarithmic axis cannot show.
-        axes.set_xscale("symlog", linthresh=min(positive))
-    axes.set(xlabel=label, ylabel=f"mean score of {len(table.tasks)} tasks")
+        axes.set_xscale("symlog", linthresh=min(costs[u] for u in scores if costs[u] > 0))
+    axes.margins(x=0.12)
+    every = [found for u in table.upstreams if (found := table.score(u)) is not None]
+    top = max(found.mean + (found.deviation or 0) for found in every)
+    axes.set_ylim(0, 1.08 * top)  # the same for every cost
+    axes.set_xlabel(label)
+    axes.set_ylabel(f"score, mean of {len(table.tasks)} tasks")
+    if BASELINE in scores:
+        axes.axhline(scores[BASELINE].mean, color=colour_of[BASELINE], linewidth=0.8, linestyle=":", zorder=0)
     missing = len(table.upstreams) - len(points)
-    remark = f"\nnot shown: {missing} upstreams without a result for every task or without a known cost"
-    axes.set_title(
-        f"score: accuracy or F1 in %, or 100 - error rate in %, at least 0{remark if missing else ''}", fontsize=8
+    without = f"\n{missing} upstreams without a score or a known cost are not shown" if missing else ""
+    axes.set_title(f"{spread(table.seeds())}\nfilled: Pareto front; dotted: {BASELINE}{without}", fontsize=9)
+    labelled_column(axes, points, colour_of, axes_height)
+    return figure
+
+
+def pareto_front(points: list[Point]) -> list[Point]:
+    """Return the points that no other dominates, by cost: none scores as high for less, or higher for the same cost."""
+    return sorted(
+        (cost, score, upstream)
+        for cost, score, upstream in points
+        if not any(c <= cost and s >= score and (c, s) != (cost, score) for c, s, _ in points)
     )
-    axes.margins(x=0.08, y=0.15)
-    figure.legend(loc="outside right upper", fontsize=7, title="best first", title_fontsize=7)
-    return figure
 
 
-def bits_against_error(table: Table) -> Figure | None:
-    """Draw each task's error against the bit width, one line for each encoder; None if no encoder has two widths."""
-    encoders: dict[str, dict[str, str]] = {}
+def error_by_bits(table: Table, task: str) -> Figure | None:
+    """Draw a task's errors of each encoder at its bit widths; None if no encoder has two widths."""
+    encoders: dict[str, list[str]] = {}
     for upstream in table.upstreams:
-        match = BITS.search(upstream)
-        name = upstream[: match.start()] if match else upstream
-        encoders.setdefault(name, {})[match[1] if match else FLOAT] = upstream
-    encoders = {name: bits for name, bits in encoders.items() if len(bits) > 1}
-    if not encoders:
+        encoders.setdefault(BITS.sub("", upstream), []).append(upstream)
+    encoders = {name: sorted(rows, key=_widths, reverse=True) for name, rows in encoders.items() if len(rows) > 1}
+    shown = [upstream for rows in encoders.values() for upstream in rows if table.measured(upstream, task)]
+    if not shown:
         return None
-    order = sorted({b for bits in encoders.values() for b in bits}, key=_bit_widths, reverse=True)
-    rows = -(-len(table.tasks) // 4)
-    figure, grid = _figures(rows, min(4, len(table.tasks)), 10, 2.5 * rows)
-    for axes, task in zip(grid, table.tasks, strict=False):
-        for number, (name, bits) in enumerate(encoders.items()):
-            known = [(k, m) for k, b in enumerate(order) if b in bits and (m := table.measured(bits[b], task))]
-            errors = [100 - m.mean if TASKS[task].higher_is_better else m.mean for _, m in known]
-            axes.errorbar(
-                [k for k, _ in known],
-                errors,
-                [m.deviation or 0 for _, m in known],
-                marker="o",
-                markersize=4,
-                capsize=3,
-                color=f"C{number}",
-                label=name,
-            )
-        axes.set_xticks(range(len(order)), order, fontsize=7)
-        axes.set_title(f"{task.upper()} error (%)", fontsize=9)
-    for axes in grid[len(table.tasks) :]:
-        axes.set_axis_off()
-    handles, labels = grid[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize=8)
+    figure, axes = narrow(1.4 + 0.36 * len(shown))
+    colour_of = colours(list(encoders))
+    for place, upstream in enumerate(shown):
+        mean, deviation = _error(table, upstream, task)
+        colour = colour_of[BITS.sub("", upstream)]
+        axes.errorbar(mean, place, xerr=deviation, fmt="o", color=colour, capsize=3)
+        side = 1 if mean + deviation < 50 else -1
+        axes.annotate(
+            fixed(mean, 1),
+            (mean + side * deviation, place),
+            (7 * side, 0),
+            textcoords="offset points",
+            ha="left" if side > 0 else "right",
+            va="center",
+            fontsize=9,
+        )
+    axes.set_yticks(range(len(shown)), map(wrapped, shown))
+    axes.set_ylim(len(shown) - 0.5, -0.5)
+    # The same scale for every task. A word error rate may exceed 100 %.
+    errors = [sum(_error(table, u, t)) for t in table.tasks for u in table.upstreams if table.measured(u, t)]
+    axes.set_xlim(0, max(100.0, 1.03 * max(errors)))
+    axes.set_xlabel(f"{table.title(task)[:-2].replace(TASKS[task].metric, '').strip()} error (%)")
+    title = spread(table.seeds())
+    if table.measured(BASELINE, task):
+        axes.axvline(_error(table, BASELINE, task)[0], color="#666", linewidth=0.9, linestyle=":")
+        title += f"\ndotted: {BASELINE}"
+    axes.set_title(title, fontsize=9)
     return figure
 
 
-def heat_map(weights: Mapping[str, list[float]], upstream: str) -> Figure | None:
-    """Draw the layer weights of an upstream, one row for each task; None without weights."""
+def heat_map(weights: Mapping[str, list[float]], upstream: str, largest: float) -> Figure | None:
+    """Draw the layer weights of an upstream, one row for each task; None without weights.
+
+    largest: the weight at the end of the colour scale, the same for every upstream.
+    """
     if not weights:
         return None
-    figure, axes = _figure(6.2, 0.9 + 0.32 * len(weights))
-    image = axes.imshow(list(weights.values()), aspect="auto", cmap="viridis", vmin=0)
-    axes.set_yticks(range(len(weights)), [task.upper() for task in weights], fontsize=8)
-    axes.set_xticks(range(len(next(iter(weights.values())))))
-    axes.set_xlabel("hidden state (0: input of the first block)", fontsize=8)
-    axes.set_title(upstream, fontsize=9)
+    figure, axes = narrow(1.3 + 0.3 * len(weights))
+    image = axes.imshow(list(weights.values()), aspect="auto", cmap="viridis", vmin=0, vmax=largest)
+    axes.set_yticks(range(len(weights)), [task.upper() for task in weights])
+    states = len(next(iter(weights.values())))
+    axes.set_xticks(range(0, states, 1 + states // 14))
+    axes.set_xlabel("hidden state (0: input of the first block)")
+    axes.set_title(upstream, fontsize=10)
     axes.grid(False)
-    figure.colorbar(image, ax=axes, fraction=0.03)
+    figure.colorbar(image, ax=axes, fraction=0.05, label="weight")
     return figure
 
 
-def as_svg(figure: Figure) -> str:
-    """Return the figure as an <svg> element."""
-    text = io.StringIO()
-    figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
-    svg = text.getvalue()
-    return svg[svg.index("<svg") :]
+def _error(table: Table, upstream: str, task: str) -> tuple[float, float]:
+    """Return the mean error in percent and its deviation over the seeds, 0 with one seed."""
+    measured = table.measured(upstream, task)
+    assert measured is not None
+    return 100 - measured.mean if TASKS[task].higher_is_better else measured.mean, measured.deviation or 0.0
 
 
-def _bit_widths(bits: str) -> tuple[int, int]:
-    weight, activation = re.fullmatch(r"w(\d+)a(\d+)", bits).groups()  # type: ignore[union-attr]
+def _widths(upstream: str) -> tuple[int, int]:
+    match = BITS.search(upstream)
+    weight, activation = (match[1] if match else FLOAT)[1:].split("a")
     return int(activation), int(weight)
-
-
-def _figure(width: float, height: float) -> tuple[Figure, Axes]:
-    figure, (axes,) = _figures(1, 1, width, height)
-    return figure, axes
-
-
-def _figures(rows: int, columns: int, width: float, height: float) -> tuple[Figure, list[Axes]]:
-    figure = Figure(figsize=(width, height), layout="constrained")
-    grid = [figure.add_subplot(rows, columns, k + 1) for k in range(rows * columns)]
-    for axes in grid:
-        axes.grid(alpha=0.3)
-    return figure, grid

@@ -1,4 +1,4 @@
-"""The report as one self-contained page: sortable tables, figures, and the origin of each number."""
+"""The report as one self-contained page: sortable tables, notes, figures, and the origin of each number."""
 
 from __future__ import annotations
 
@@ -10,9 +10,14 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from runners.report.figures import as_svg
-from runners.report.published import METRICS, published, superb_score
-from runners.report.results import total_seconds
+from runners.report import comparison
+from runners.report.canvas import as_svg
+from runners.report.legend import has_superb_score, legend, seeds
+from runners.report.note import marks
+from runners.report.notes import notes
+from runners.report.numbers import fixed
+from runners.report.published import METRICS, SUPERB_S, published, scale, superb_score
+from runners.report.results import deviations
 from runners.report.table import Table
 from runners.tasks import TASKS
 
@@ -40,12 +45,23 @@ def as_html(
         table=table,
         titles=[table.title(task) for task in table.tasks],
         runs=runs,
+        seeds=seeds(table),
+        legend=legend(table),
+        notes=notes(table),
+        marks=marks,
+        comparisons=comparison.comparisons(table),
+        comparison_note=comparison.NOTE,
+        comparison_columns=comparison.columns(table),
         sections=drawn,
         speeds=speeds,
+        has_superb_score=has_superb_score(table),
+        superb_s=SUPERB_S,
+        superb_score=superb_score,
+        superb_scale=scale(),
         published=published(),
         published_metrics={name: _title(name) for metrics in METRICS.values() for name in metrics},
-        superb_score=superb_score,
-        total_seconds=total_seconds,
+        deviations=deviations,
+        fixed=fixed,
         anchor=_anchor,
         style=_packaged("report.css"),
         script=_packaged("report.js"),

@@ -5,6 +5,7 @@ Every renderer of this folder imports this data; it imports none of them.
 
 from __future__ import annotations
 
+import re
 import statistics
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 
 from runners.matrix.record import read_record
 from runners.report import published
+from runners.report.numbers import fixed
 from runners.report.results import deviations, fault, here
 from runners.tasks import TASKS
 from upstreams.errors import UserError
@@ -19,6 +21,7 @@ from upstreams.files import read_json
 
 BASELINE = "fbank_no_cmvn"
 UNTRAINED = "_untrained"  # suffix of an upstream with its initial weights
+BITS = re.compile(r"_(w\d+a\d+)$")  # suffix of a quantized upstream
 
 
 @dataclass(frozen=True)
@@ -37,10 +40,10 @@ class Measured:
         """The sample standard deviation over the seeds; None with a single seed."""
         return statistics.stdev(self.values.values()) if len(self.values) > 1 else None
 
-    def text(self, signed: bool = False) -> str:
+    def text(self, signed: bool = False, digits: int = 2) -> str:
         """Return `71.50 ± 0.71`, or `71.50` with a single seed; signed: `+1.50 ± 0.71`."""
-        mean = f"{self.mean:+.2f}" if signed else f"{self.mean:.2f}"
-        return mean if self.deviation is None else f"{mean} ± {self.deviation:.2f}"
+        mean = f"{'+' if signed and self.mean >= 0 else ''}{fixed(self.mean, digits)}"
+        return mean if self.deviation is None else f"{mean} ± {fixed(self.deviation, digits)}"
 
 
 @dataclass(frozen=True)
@@ -92,22 +95,25 @@ class Table:
         choose = max if TASKS[task].higher_is_better else min
         return upstream in means and means[upstream] == choose(means.values())
 
-    def score(self, upstream: str) -> float | None:
-        """Return the mean over the table's tasks as a quality from 0 to 100; None if a task has no result.
+    def score(self, upstream: str) -> Measured | None:
+        """Return the mean over the table's tasks as a quality from 0 to 100, of each seed that has all tasks.
 
         An accuracy or F1 counts as its percentage, an error rate as 100 minus its percentage, at least 0. The score
-        ranks the upstreams of one table. It is not the SUPERB leaderboard's score.
+        ranks the upstreams of one table. It is not the SUPERB leaderboard's score. None if no seed has all tasks.
         """
-        qualities = []
-        for task in self.tasks:
-            measured = self.measured(upstream, task)
-            if measured is None:
-                return None
-            qualities.append(measured.mean if TASKS[task].higher_is_better else max(0.0, 100 - measured.mean))
-        return statistics.fmean(qualities)
+        values = {task: m.values if (m := self.measured(upstream, task)) else {} for task in self.tasks}
+        seeds = set.intersection(*(set(of_seed) for of_seed in values.values())) if values else set()
+        scores = {
+            seed: statistics.fmean(
+                of_seed[seed] if TASKS[task].higher_is_better else max(0.0, 100 - of_seed[seed])
+                for task, of_seed in values.items()
+            )
+            for seed in sorted(seeds)
+        }
+        return Measured(scores) if scores else None
 
     def superb_score(self, upstream: str) -> float | None:
-        """Return superb_s of the seven tasks; None unless all seven have results on the published corpora."""
+        """Return superb_s of the seven tasks; None unless all seven have results without any deviation."""
         results = self.of_upstream(upstream)
         if any(map(deviations, results)):
             return None
@@ -128,9 +134,16 @@ class Table:
         return f"{task.upper()}{' (synthetic)' if is_synthetic else ''} {TASKS[task].metric} {arrow}"
 
     def untrained(self, upstream: str) -> str | None:
-        """Return the row of the same model with initial weights: `x_mini_untrained` for `x_mini` and `x_mini_w1a1`."""
-        copies = [other for other in self.upstreams if other.endswith(UNTRAINED)]
-        return next((copy for copy in copies if upstream.startswith(copy.removesuffix(UNTRAINED))), None)
+        """Return the row of the same model with initial weights: `x_mini_untrained` for `x_mini` and `x_mini_w1a1`.
+
+        The upstreams' names decide, not the labels that a matrix gives them.
+        """
+        wanted = BITS.sub("", self.name(upstream)) + UNTRAINED
+        return next((other for other in self.upstreams if self.name(other) == wanted), None)
+
+    def name(self, upstream: str) -> str:
+        """Return the name in s3prl.hub of a row; its label is another if the matrix says so."""
+        return next((result["name"] for result in self.of_upstream(upstream) if "name" in result), upstream)
 
     def gain(self, upstream: str, reference: str, task: str) -> Measured | None:
         """Return the gain over a reference upstream, paired by seed; positive is better. None without a shared seed."""

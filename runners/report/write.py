@@ -19,8 +19,8 @@ from upstreams.files import atomic_write
 def report(runs: list[Path], out: Path | None = None, speeds: Mapping[str, float] | None = None) -> Path:
     """Write the report on the cells of one or more run folders, and print the table; return the path of table.md.
 
-    out: folder of table.md, table.csv, table.tex, report.html, score_storage.png and tensorboard/; by default `report`
-    in the first run folder. score_storage.png needs an upstream that has a score and a known storage. speeds: measured
+    out: folder of table.md, table.csv, table.tex, report.html, score_storage.png and tensorboard/; by default
+    `default_folder(runs)`. score_storage.png needs an upstream that has a score and a known storage. speeds: measured
     real-time factors by upstream. Raises UserError if a folder has no results, or if two folders contain the same cell.
     """
     table = collect(runs)
@@ -33,7 +33,7 @@ def report(runs: list[Path], out: Path | None = None, speeds: Mapping[str, float
         "table.tex": as_latex(table),
         "report.html": as_html(table, runs, sections, speeds or {}),
     }
-    out = out or runs[0] / "report"
+    out = out or default_folder(runs)
     out.mkdir(parents=True, exist_ok=True)
     for name, content in contents.items():
         with atomic_write(out / name) as temporary:
@@ -41,12 +41,26 @@ def report(runs: list[Path], out: Path | None = None, speeds: Mapping[str, float
     picture = out / "score_storage.png"
     if figures.SCORE_STORAGE in pictures:
         with atomic_write(picture) as temporary:
-            pictures[figures.SCORE_STORAGE].savefig(temporary, format="png", dpi=120)
+            pictures[figures.SCORE_STORAGE].savefig(temporary, format="png", dpi=160)
     else:
         picture.unlink(missing_ok=True)  # that of an earlier report
     write_tensorboard(table, markdown, pictures, out / "tensorboard")
     print_table(table)
     return out / "table.md"
+
+
+def default_folder(runs: list[Path]) -> Path:
+    """Return RUNS/report; of several run folders, report_A_B beside A, which has a report of its own.
+
+    Raises UserError if the names are too long for a file system.
+    """
+    if len(runs) == 1:
+        return runs[0] / "report"
+    folders = [folder.absolute() for folder in runs]
+    name = "_".join(["report", *(folder.name for folder in folders)])
+    if len(name.encode()) > 200:
+        raise UserError(f"the report on {len(runs)} run folders needs a folder of its own: give --out")
+    return folders[0].parent / name
 
 
 def read_speeds(path: Path) -> dict[str, float]:

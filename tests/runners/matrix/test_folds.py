@@ -150,7 +150,7 @@ def test_a_matrix_may_restrict_the_folds(iemocap: Path, tmp_path: Path, fake: Fo
     runs = tmp_path / "runs"
     assert matrix.evaluate(write_matrix(tmp_path / "m.yaml", **{FOLD: "fold3"}), iemocap, runs) == 0
     found = json.loads(mean(runs).read_text())
-    assert "er, fbank_no_cmvn: one fold only; SUPERB" in as_markdown(collect([runs]), [runs])
+    assert "er: one fold only; SUPERB" in as_markdown(collect([runs]), [runs])
     assert found["value_percent"] == 60 and "folds" not in found and not (mean(runs).parent / "fold3").exists()
     both = write_matrix(tmp_path / "m.yaml", **{FOLD: ["fold1", "fold2"]})
     assert matrix.evaluate(both, iemocap, runs) == 0

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from runners.report.text import CSV_COLUMNS
+from runners.report.table import collect
+from runners.report.text import CSV_COLUMNS, as_markdown, print_table
 from runners.report.write import report
 from runners.tasks import SEVEN, TASKS
 from tests.runners.report.fake_cells import UPSTREAMS, write_cell, write_runs
@@ -33,9 +34,9 @@ def test_a_report_with_one_seed(tmp_path: Path, capsys: pytest.CaptureFixture[st
         *("ASR wer ↓", "PR per ↓", "ER (synthetic) acc ↑", "parameters", "MACs", "storage", "score")
     ]
     assert table["tiny_mini"][:3] == ["**90.00**", "**70.00**", "**60.00**"]
-    assert table["fbank_no_cmvn"] == ["99.00", "90.00", "30.00", "0", "480 M", "0 B", "13.7"]
+    assert table["fbank_no_cmvn"] == ["99.00", "90.00", "30.00", "0", "480 M", "0 B", "13.7"], "all in percent"
     assert table["tiny_mini"][3:] == ["1.7 M", "480 M", "6.8 MB", "33.3"]
-    assert "one seed: no deviation" in text
+    assert "Seeds: 1 (one seed, so no spread is known)" in text
     assert "Speech: real in ASR, PR; synthetic in ER." in text
     assert "The ER labels are synthetic: made up." in text
 
@@ -62,9 +63,18 @@ def test_a_report_with_one_seed(tmp_path: Path, capsys: pytest.CaptureFixture[st
         "parameters": "0",
         "macs": "480000000",
         "storage_bytes": "0",
-        "seconds": "11.75",
+        "seconds_training": "10.25",
+        "seconds_test": "1.5",
         "seed": "1",
         "learning_rate": "",
+        "checkpoint_sha256": "",
+        "commit": "c0ffee" * 6,
+        "torch": "2.13.0",
+        "torchaudio": "",
+        "s3prl": "",
+        "device": "cpu",
+        "machine": "x86_64, Some Processor, 2 cores",
+        "deviations": cells[0]["deviations"],
         "train_command": "superbit downstream -m train",
         "command": f"superbit downstream -m evaluate -e fbank_no_cmvn/{cells[0]['task']}/1",
     }
@@ -72,22 +82,20 @@ def test_a_report_with_one_seed(tmp_path: Path, capsys: pytest.CaptureFixture[st
 
 def test_run_folders_with_different_seeds_are_pooled(tmp_path: Path) -> None:
     folders = [write_runs(tmp_path / f"runs{seed}", seed, shift=0.01 * seed) for seed in (1, 2, 3)]
-    path = report(folders, tmp_path / "report")
-    text = path.read_text()
-    assert path == tmp_path / "report" / "table.md"
+    text = as_markdown(collect(folders), folders)
     assert rows(text, "# SUPERB tasks")["tiny_mini"][1] == "**72.00 ± 1.00**"
-    assert "Seeds: 1, 2, 3; mean ± standard deviation" in text
+    assert "Seeds: 1, 2, 3 (mean ± standard deviation over the seeds)" in text
     # Both upstreams have the same shift for each seed: paired by seed, the gain has no deviation.
     assert rows(text, "## Against fbank_no_cmvn")["tiny_mini"][1] == "+20.00 ± 0.00"
     with pytest.raises(UserError, match=r"both contain .* seed 1"):
-        report([folders[0], folders[0]])
+        collect([folders[0], folders[0]])
 
 
 def test_unknown_costs_are_dashes(tmp_path: Path) -> None:
     runs = write_runs(tmp_path / "runs", seed=1)
     for task in ("asr", "pr", "er"):
         write_cell(runs, "hubert", task, 1, 0.5, parameters=None, macs=None, storage_bytes=None)
-    assert rows(report([runs]).read_text(), "# SUPERB tasks")["hubert"][3:6] == ["-", "-", "-"]
+    assert rows(as_markdown(collect([runs]), [runs]), "# SUPERB tasks")["hubert"][3:6] == ["-", "-", "-"]
 
 
 def test_equal_figures_are_all_best_and_a_narrow_terminal_truncates_nothing(
@@ -97,7 +105,8 @@ def test_equal_figures_are_all_best_and_a_narrow_terminal_truncates_nothing(
     for label in ("one_with_quite_a_long_name", "another"):
         for task in SEVEN:
             write_cell(tmp_path, label, task, 1, 0.25)
-    table = rows(report([tmp_path]).read_text(), "# SUPERB tasks")
+    table = rows(as_markdown(collect([tmp_path]), [tmp_path]), "# SUPERB tasks")
+    print_table(collect([tmp_path]))
     assert table["another"][1] == table["one_with_quite_a_long_name"][1] == "**25.00**"
     printed = capsys.readouterr().out
     assert "one_with_quite_a_long_name" in printed
