@@ -9,13 +9,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
+from runners.downstream.effects import check_flags
 from runners.downstream.states import latest_state
 from runners.features.settings import DTYPES
 from runners.tasks import TASKS
 from upstreams.errors import UserError, nearest
 
-# Flags that s3prl does not have, and `given`: the names of the flags that the command line has.
-OWN_FLAGS = ("corpora", "threads", "feature_store", "feature_store_gb", "feature_store_dtype", "given")
+# Flags that s3prl does not have; `given`, the names of the flags in the command line; and `task`, what -d names.
+OWN_FLAGS = ("corpora", "threads", "feature_store", "feature_store_gb", "feature_store_dtype", "given", "task")
 
 EXAMPLES = """examples:
   superbit downstream -m train -u fbank_no_cmvn -d ks -p runs/ks --corpora DIR -o config.optimizer.lr=1e-3
@@ -63,7 +64,7 @@ def parser() -> argparse.ArgumentParser:
     add(
         *("-v", "--downstream_variant"),
         metavar="VARIANT",
-        help="variant of the downstream; for er, the test fold if the config names none",
+        help="for er, the test fold, fold1 to fold5; for other downstreams of s3prl, their variant",
     )
     add(
         "--corpora",
@@ -73,6 +74,13 @@ def parser() -> argparse.ArgumentParser:
 
     add = flags.add_argument_group("upstream").add_argument
     add("-u", "--upstream", metavar="NAME", help="a name in s3prl.hub: this project's or one of s3prl's own")
+    add(
+        "--upstream-module",
+        action="append",
+        default=[],
+        metavar="MODULE",
+        help="Python module that puts other upstreams into s3prl.hub; repeatable",
+    )
     add("-k", "--upstream_ckpt", metavar="FILE", help="checkpoint of the upstream, if its name does not imply one")
     add("-g", "--upstream_model_config", metavar="FILE", help="configuration for s3prl's *_local upstreams")
     add("-r", "--upstream_refresh", action="store_true", help="download the upstream's cached checkpoint again")
@@ -113,7 +121,7 @@ def parser() -> argparse.ArgumentParser:
         "-i",
         "--init_ckpt",
         metavar="CKPT",
-        help="checkpoint to take only the initial weights from",
+        help="checkpoint to take the initial weights from, and nothing else",
     )
     add("--push_to_hf_hub", default=False, help="not supported")
     add("--hf_hub_org", help="not supported")
@@ -149,8 +157,8 @@ def parser() -> argparse.ArgumentParser:
         default=os.environ.get("LOCAL_RANK"),
         help="set by the launcher of distributed training",
     )
-    add("--cache_dir", metavar="DIR", help="folder for the upstreams that s3prl downloads")
-    add("--verbose", action="store_true", help="print more about the model")
+    add("--cache_dir", metavar="DIR", help="folder for the checkpoints that s3prl downloads")
+    add("--verbose", action="store_true", help="print the head and its number of parameters")
     add("--disable_cudnn", action="store_true", help="run without cuDNN")
     return flags
 
@@ -166,6 +174,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         flag = unknown[0].partition("=")[0]
         raise UserError(f"there is no flag {flag!r}: {nearest(flag, flags._option_string_actions)}")
     options.given = _given(argv)
+    options.task = options.downstream
+    check_flags(options)
     if options.expdir is None and options.expname is not None:
         options.expdir = f"result/downstream/{options.expname}"
     make_absolute(options)

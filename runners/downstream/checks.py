@@ -8,10 +8,14 @@ from typing import Any
 
 from runners import tasks
 from runners.corpora.check import check_config
+from runners.downstream.states import latest_state
 from runners.downstream.values import check_values
 from runners.tasks import Task
-from upstreams import register, registry
-from upstreams.errors import UserError, nearest
+from upstreams import registry
+from upstreams.errors import UserError
+from upstreams.formats import checkpoint
+from upstreams.packed import file
+from upstreams.s3prl.names import check_upstream, import_modules
 
 
 def check(args: argparse.Namespace, config: dict[str, Any], task: Task | None) -> None:
@@ -29,7 +33,13 @@ def check(args: argparse.Namespace, config: dict[str, Any], task: Task | None) -
     elif args.mode == "train":
         tasks.check_keys(None, config)
         check_values(None, config)
-    _check_upstream(args.upstream, args.upstream_ckpt)
+    import_modules(args.upstream_module)
+    check_upstream(args.upstream, args.upstream_ckpt, args.upstream_model_config, args.upstream_refresh)
+    if args.upstream in registry.names():
+        path = registry.checkpoint_path(args.upstream, args.upstream_ckpt)
+        registry.check_architecture(args.upstream, checkpoint.read_config(path), path)
+        if args.upstream_trainable and file.is_packed(path):
+            raise UserError(f"{path} is packed and cannot be fine-tuned (-f): give the checkpoint it was packed from")
 
 
 def _check_arguments(args: argparse.Namespace) -> None:
@@ -37,6 +47,10 @@ def _check_arguments(args: argparse.Namespace) -> None:
         raise UserError("the experiment's folder is missing: add -p DIR")
     if not args.upstream:
         raise UserError("the upstream is missing: add -u NAME")
+    folder = Path(args.expdir)
+    if args.mode == "train" and not args.past_exp and (found := sorted(folder.glob("*.ckpt"))):
+        resume = "add -a to resume it, or " if latest_state(folder) else ""
+        raise UserError(f"{folder} holds an experiment already ({found[0].name}): {resume}choose another -p")
     if args.init_ckpt and not Path(args.init_ckpt).is_file():
         raise UserError(f"there is no checkpoint {args.init_ckpt} (-i)")
 
@@ -54,16 +68,8 @@ def _check_task(args: argparse.Namespace, config: dict[str, Any], task: Task) ->
             f"{task.name} trains nothing: use -m evaluate -u NAME -l LAYER, with -t dev to find the best layer, "
             "and then with -t test"
         )
+    if args.mode == "evaluate" and task.has_head and not args.init_ckpt:
+        raise UserError(f"-m evaluate needs a trained head of {task.name}: add -e CKPT")
     tasks.check_keys(task, config)
     check_values(task, config)
     check_config(task, config, [args.evaluate_split] if args.mode == "evaluate" else None)
-
-
-def _check_upstream(name: str, checkpoint: str | None) -> None:
-    ours = register()
-    from s3prl import hub
-
-    if name not in hub.options():
-        raise UserError(f"there is no upstream {name!r} (-u): {nearest(name, hub.options())}")
-    if name in ours and not (path := registry.checkpoint_path(name, checkpoint)).is_file():
-        raise UserError(f"there is no checkpoint {path} (-k)")

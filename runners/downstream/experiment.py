@@ -24,6 +24,7 @@ from upstreams.s3prl.compat.patching import replaced
 
 # isort: split
 from s3prl import run_downstream
+from s3prl.util import download
 
 
 def run(settings: Settings, on_step: Callable[[int], None] | None) -> dict[str, float] | None:
@@ -55,6 +56,7 @@ def _run_s3prl(settings: Settings, recorder: MetricRecorder, on_step: Callable[[
     try:
         with (
             contextlib.nullcontext() if settings.store is None else cached_audio(),
+            replaced(download, "_download_dir", Path(settings.args.cache_dir or download._download_dir)),
             replaced(run_downstream, "Runner", runner),
             replaced(run_downstream, "get_downstream_args", lambda: (settings.args, settings.config, [])),
         ):

@@ -8,10 +8,14 @@ from collections.abc import Callable
 from typing import Any
 
 from runners.downstream.ctc_targets import count_targets
+from runners.downstream.resume import keep_settings
+from runners.downstream.selection import check_selection
 from runners.downstream.upstream_files import FLAGS, upstream_files
 from runners.features.settings import StoreSettings
 from runners.features.store import FeatureStore, open_store, weighted_sum
+from upstreams.errors import UserError
 from upstreams.s3prl import compat  # noqa: F401  (makes s3prl importable)
+from upstreams.s3prl.names import module_sources
 
 # isort: split
 from s3prl.downstream.runner import Runner as S3prlRunner
@@ -52,9 +56,28 @@ class Runner(S3prlRunner):
         self.recorder = recorder
         self.on_step = on_step
         super().__init__(args, config)
+        if args.mode == "train" and not args.past_exp:
+            self.init_ckpt: dict[
+                str, Any
+            ] = {}  # the weights (-i) are loaded; the step and the optimizer are of another training
+        if args.verbose:
+            head = self.downstream.model
+            print(f"{head}\n[superbit] the head has {sum(p.numel() for p in head.parameters())} parameters")
+
+    def _load_weight(self, model: Any, name: str) -> None:
+        try:
+            with keep_settings(model):
+                super()._load_weight(model, name)
+        except (RuntimeError, ValueError, KeyError) as error:
+            reason = (str(error).splitlines() or [type(error).__name__])[-1].strip()
+            raise UserError(
+                f"the {name} in {self.args.init_ckpt} does not fit: it was saved with another configuration or on "
+                f"another upstream ({reason})"
+            ) from None
 
     def _get_upstream(self) -> Any:
         entry = super()._get_upstream()
+        check_selection(entry.model, self.args)
         if self.store is not None:
             files = upstream_files(self.args)
             crop = self.config["downstream_expert"].get("datarc", {}).get("max_timestep")  # of speaker identification
@@ -62,7 +85,7 @@ class Runner(S3prlRunner):
                 entry.model,
                 self.store,
                 name=self.args.upstream,
-                files=[files.get(argument) for argument in FLAGS],
+                files=[*(files.get(argument) for argument in FLAGS), *module_sources(self.args.upstream_module)],
                 device=self.args.device,
                 crop_samples=crop,
             )
@@ -82,6 +105,9 @@ class Runner(S3prlRunner):
         return optimizer
 
     def train(self) -> None:
+        done, total = self.init_ckpt.get("Step", 0), self.config["runner"]["total_steps"]
+        if done >= total:
+            print(f"[superbit] {self.args.init_ckpt} is at step {done} of {total}: there is nothing to train")
         with count_targets(self.downstream.model, training=True) as targets:
             super().train()
         targets.print_counts("train")

@@ -32,7 +32,7 @@ def test_flags_are_s3prls(monkeypatch: pytest.MonkeyPatch) -> None:
         run_downstream.get_downstream_args()
     (s3prls,), ours = parsers, parser()
     assert set(ours._option_string_actions) - set(s3prls._option_string_actions) == {
-        *("--corpora", "--threads", "--local-rank"),
+        *("--corpora", "--threads", "--local-rank", "--upstream-module"),
         *("--feature-store", "--feature-store-gb", "--feature-store-dtype"),
     }
     for flag, theirs in s3prls._option_string_actions.items():

@@ -55,7 +55,8 @@ def test_resuming_a_finished_experiment_changes_nothing(
     train("ic", tiny_corpora, tmp_path / "exp", "-a", "--seed", "5")
     notes = [line for line in capsys.readouterr().out.splitlines() if line.startswith("[superbit]")]
     assert "seed stays 1337" in notes[0] and "-o args.seed=5" in notes[0]
-    assert all("dev-best.ckpt" in note for note in notes[1:])
+    assert "is at step 4 of 4: there is nothing to train" in notes[1]
+    assert all("dev-best.ckpt" in note for note in notes[2:])
     assert (tmp_path / "exp" / "states-4.ckpt").read_bytes() == before
 
 
