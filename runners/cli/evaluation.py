@@ -43,6 +43,9 @@ def evaluate(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only list the trainings with estimated time, memory and disk.")
     ] = False,
+    rerun_stale: Annotated[
+        bool, typer.Option("--rerun-stale", help="Compute results of other code or versions again.")
+    ] = False,
     feature_store: Annotated[
         Path | None, typer.Option(help="Folder for the upstreams' features.", show_default="OUT/features")
     ] = None,
@@ -67,6 +70,7 @@ def evaluate(
         store_folder=feature_store,
         store_gb=feature_store_gb,
         store_dtype=feature_store_dtype,
+        rerun_stale=rerun_stale,
     )
     failed = run(matrix, corpora, out, seeds=seed, jobs=jobs, only=only or (), options=options)
     if failed:

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from runners.features.settings import StoreSettings
+from runners.matrix.identity import portable, same_experiment, same_origin, short
 from runners.tasks import FOLD, flat_keys
-from upstreams.files import json_ready, read_json
+from upstreams.files import read_json
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,11 +30,13 @@ class Cell:
     configs: tuple[dict[str, Any], ...]  # s3prl's resolved configuration of each fold
     learning_rates: tuple[float, ...]  # tried in each fold; empty: only the configuration's
     corpora: Path
-    corpus_sha256: str | None  # of corpus.json; None for the real corpora, which have no such file
-    version: str  # of superbit
-    device: str
+    contents: tuple[dict[str, Any], ...]  # of the corpus, for each fold: `lists` and `audio`
+    code: dict[str, str]  # digests of what computes features and heads
+    versions: dict[str, str]  # of the libraries
+    device: str  # cpu, cuda; auto until the plan is checked
     store: StoreSettings | None
     folder: Path
+    rerun_stale: bool = False  # True: results of other code or versions are not done
 
     @property
     def name(self) -> str:
@@ -49,7 +52,8 @@ class Cell:
     def folds(self) -> list[Fold]:
         """Folds in the order of their configurations."""
         names = [str(dict(flat_keys(config))[FOLD]) for config in self.configs] if len(self.configs) > 1 else [""]
-        return [Fold(self, name, config) for name, config in zip(names, self.configs, strict=True)]
+        found = zip(names, self.configs, self.contents, strict=True)
+        return [Fold(self, name, config, contents) for name, config, contents in found]
 
     @property
     def trainings(self) -> list[Training]:
@@ -64,6 +68,7 @@ class Fold:
     cell: Cell
     key: str  # s3prl's name of the fold; "" if the cell has only one
     config: dict[str, Any]  # s3prl's, resolved
+    contents: dict[str, Any]  # of the corpus
 
     @property
     def name(self) -> str:
@@ -82,16 +87,18 @@ class Fold:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """Everything that the fold's number depends on: results with another identity are stale. JSON values only."""
+        """Everything that the fold's number depends on; see runners.matrix.identity. JSON values only."""
         cell = self.cell
         identity: dict[str, Any] = {
             "upstream": cell.upstream,
             "checkpoint_sha256": cell.checkpoint_sha256,
             "task": cell.task,
             "seed": cell.seed,
-            "config": json_ready(self.config),
-            "corpus_sha256": cell.corpus_sha256,
-            "superbit": cell.version,
+            "config": portable(cell.task, self.config),
+            "corpus": self.contents,
+            "corpus_sha256": short(self.contents),
+            "code": cell.code,
+            "versions": cell.versions,
         }
         if cell.learning_rates:
             identity["learning_rates"] = list(cell.learning_rates)
@@ -135,7 +142,7 @@ class Training:
     def identity(self) -> dict[str, Any]:
         """Everything that the head's weights depend on, which excludes the other learning rates that are tried."""
         rest = {key: value for key, value in self.fold.identity.items() if key != "learning_rates"}
-        return rest | {"config": json_ready(self.config)}
+        return rest | {"config": portable(self.cell.task, self.config)}
 
     @property
     def folder(self) -> Path:
@@ -169,9 +176,22 @@ class Training:
 
 
 def finished(fold: Fold) -> dict[str, Any] | None:
-    """Return the results of a fold that is done; None if there are none, or if they are stale."""
+    """Return the results of a fold that is done; None if there are none, or if they are of another experiment.
+
+    Results that other code or other versions have computed count, unless the cell asks for its stale results to be
+    computed again. Of several folds they count only if all are by the same code and versions: a mean never mixes them.
+    """
+    results = _of_experiment(fold)
+    if results is None or same_origin(results["identity"], fold.identity):
+        return results
+    others = [_of_experiment(other) for other in fold.cell.folds]
+    alike = all(other and same_origin(other["identity"], results["identity"]) for other in others)
+    return results if alike and not fold.cell.rerun_stale else None
+
+
+def _of_experiment(fold: Fold) -> dict[str, Any] | None:
     results = read_json(fold.results_file)
-    return results if results and results.get("identity") == fold.identity else None
+    return results if results and same_experiment(results.get("identity", {}), fold.identity) else None
 
 
 def trained(training: Training) -> dict[str, Any] | None:

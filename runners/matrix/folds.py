@@ -8,6 +8,7 @@ from typing import Any
 
 from runners.matrix import locks
 from runners.matrix.cell import Cell, finished
+from runners.matrix.stale import RESULTS, set_aside
 from upstreams.files import read_json, write_json
 
 # Entries of each fold's results that its mean repeats.
@@ -18,7 +19,7 @@ KEPT = (
 
 
 def write_mean(cell: Cell) -> None:
-    """Write the mean over the cell's folds into its results.json; remove that file if a fold is not done.
+    """Write the mean over the cell's folds into its results.json; move that file aside if a fold is not done.
 
     Does nothing for a cell with one fold. The file has the entries of a fold's results, with `s3prl_metrics` averaged
     and times added. Two entries are added: `folds`, the value, the commands and the origin of each fold, and
@@ -26,15 +27,20 @@ def write_mean(cell: Cell) -> None:
     """
     if len(cell.folds) == 1:
         return
+    if read_json(cell.results_file) == _of_finished(cell):
+        return
     with locks.hold(cell.folder):
-        results = {fold.key: finished(fold) for fold in cell.folds}
-        done = {key: result for key, result in results.items() if result}
-        if len(done) < len(results):
-            cell.results_file.unlink(missing_ok=True)
-            return
-        content = _mean(done)
-        if read_json(cell.results_file) != content:
+        stored, content = read_json(cell.results_file), _of_finished(cell)
+        if stored is not None and (content is None or stored.get("identity") != content["identity"]):
+            set_aside(cell.folder, RESULTS, stored.get("identity"))
+        if content is not None:
             write_json(cell.results_file, content)
+
+
+def _of_finished(cell: Cell) -> dict[str, Any] | None:
+    """Return the results of a cell; None if a fold is not done."""
+    done = {fold.key: result for fold in cell.folds if (result := finished(fold))}
+    return _mean(done) if len(done) == len(cell.folds) else None
 
 
 def _mean(results: dict[str, dict[str, Any]]) -> dict[str, Any]:

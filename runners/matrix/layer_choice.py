@@ -5,30 +5,32 @@ from __future__ import annotations
 import time
 from typing import Any
 
-import yaml
-
 from runners.matrix import locks
 from runners.matrix.cell import Fold, finished
 from runners.matrix.results import command, describe
+from runners.matrix.stale import settle_training
+from runners.matrix.training import check_unchanged, write_started
 from runners.tasks import TASKS
-from upstreams.files import atomic_write, read_json, write_json
+from upstreams.files import read_json, write_json
 
 
 def choose_and_test(fold: Fold) -> None:
     """Score every hidden state on dev, test the best, of equal ones the lowest, and write results.json.
 
     After an interruption, resumes with the first hidden state without a dev score. Raises UserError if there is no
-    number to report.
+    number to report, and if the upstream's checkpoint or the code has changed since the plan was made.
     """
+    check_unchanged(fold.cell)
     with locks.hold(fold.folder):
         if finished(fold) is not None:
             return
-        with atomic_write(fold.folder / "config.yaml") as temporary:
-            temporary.write_text(yaml.safe_dump(fold.config, sort_keys=False), encoding="utf-8")
+        settle_training(fold.trainings[0], fold.identity)
+        write_started(fold.trainings[0])
         started, metric = time.monotonic(), TASKS[fold.cell.task].metric
         scores = [_metrics(fold, "dev", layer)[metric] for layer in range(_hidden_states(fold))]
         best = scores.index(max(scores))
         chosen = time.monotonic()
+        check_unchanged(fold.cell)
         metrics = _metrics(fold, "test", best)
         tested_in = time.monotonic() - chosen
         percents = [TASKS[fold.cell.task].in_percent(score) for score in scores]

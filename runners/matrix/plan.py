@@ -1,29 +1,42 @@
-"""The cells that a run of a matrix consists of, planned after a check of everything that they need."""
+"""The cells that a run of a matrix consists of, with their identities.
+
+Planning imports neither torch nor s3prl, so that a finished matrix answers at once. runners.matrix.check checks what is
+to run.
+"""
 
 from __future__ import annotations
 
 import fnmatch
-import importlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from runners.corpora.check import check_config
+from runners.corpora.contents import contents
 from runners.features.settings import StoreSettings
 from runners.matrix.cell import Cell, Training, finished, trained
 from runners.matrix.file import Matrix, Upstream
+from runners.matrix.identity import origin
 from runners.tasks import TASKS, task_configs
+from upstreams import registry
 from upstreams.errors import UserError, nearest
-from upstreams.files import sha256
-from upstreams.versions import versions
+from upstreams.files import read_json, sha256
 
 
 def plan(
-    matrix: Matrix, *, corpora: Path, out: Path, seeds: Sequence[int], only: Sequence[str], store: StoreSettings | None
+    matrix: Matrix,
+    *,
+    corpora: Path,
+    out: Path,
+    seeds: Sequence[int],
+    only: Sequence[str],
+    store: StoreSettings | None,
+    rerun_stale: bool,
 ) -> list[Cell]:
-    """Return the cells of a matrix, seed by seed, task by task in the matrix's order, after a check of what they need.
+    """Return the cells of a matrix, seed by seed, task by task in the matrix's order.
 
-    only: patterns LABEL/TASK with `*` as a wildcard; empty: all cells. Imports s3prl. Raises UserError that names the
-    key, the name or the missing file of the corpora, and what would be valid.
+    only: patterns LABEL/TASK with `*` as a wildcard; empty: all cells. Raises UserError that names the key, the missing
+    checkpoint or the missing file of the corpora, and what would be valid.
     """
     chosen = _chosen(matrix, only)
     if not corpora.is_dir():
@@ -31,15 +44,11 @@ def plan(
     corpora, out = corpora.absolute(), out.absolute()
     tasks = [task for task in matrix.tasks if any(task == name for _, name in chosen)]
     configs = {task: tuple(task_configs(task, corpora, matrix.tasks[task])) for task in tasks}
-    for task in tasks:
-        for config in configs[task]:
-            check_config(TASKS[task], config)
-    device = _device(matrix.device)
+    described = (read_json(corpora / "corpus.json") or {}).get("tasks", {})
+    found = {task: tuple(_contents(task, config, described) for config in configs[task]) for task in tasks}
     upstreams = [upstream for upstream in matrix.upstreams if any(upstream.label == label for label, _ in chosen)]
-    checkpoints = _checkpoints(upstreams, tasks)
+    checkpoints = {upstream.label: _checkpoint(upstream) for upstream in upstreams}
     digests = {label: sha256(checkpoint) if checkpoint else None for label, checkpoint in checkpoints.items()}
-    corpus, version = corpora / "corpus.json", versions()["superbit"]
-    corpus_sha256 = sha256(corpus) if corpus.exists() else None
     return [
         Cell(
             label=upstream.label,
@@ -51,11 +60,12 @@ def plan(
             configs=configs[task],
             learning_rates=matrix.learning_rates.get(task, ()),
             corpora=corpora,
-            corpus_sha256=corpus_sha256,
-            version=version,
-            device=device,
+            contents=found[task],
+            **origin(),
+            device=matrix.device,
             store=store,
             folder=out / "cells" / upstream.label / task / f"seed{seed}",
+            rerun_stale=rerun_stale,
         )
         for seed in dict.fromkeys(seeds)
         for task in tasks
@@ -80,49 +90,24 @@ def _chosen(matrix: Matrix, only: Sequence[str]) -> set[tuple[str, str]]:
     pairs = {f"{label}/{task}": (label, task) for task in matrix.tasks for label in labels}
     chosen = set() if only else set(pairs.values())
     for pattern in only:
-        matches = fnmatch.filter(pairs, pattern)
+        # A label may hold characters that have a meaning in a pattern.
+        matches = [pattern] if pattern in pairs else fnmatch.filter(pairs, pattern)
         if not matches:
             raise UserError(f"no cell of the matrix is called {pattern!r}; {nearest(pattern, pairs)}")
         chosen |= {pairs[match] for match in matches}
     return chosen
 
 
-def _checkpoints(upstreams: Sequence[Upstream], tasks: Iterable[str]) -> dict[str, Path | None]:
-    """Return the weights file of each upstream by its label, after a check of its name.
-
-    Also imports what the trainings need, once, for the processes that are forked from this one.
-    """
-    # Before anything computes: a pool of OpenMP threads in this process would block its forks.
-    import torch
-
-    torch.set_num_threads(1)
-    from upstreams import register, registry
-
-    register()
-    from s3prl import hub
-
-    for module in ("runners.downstream.run", "runners.downstream.experiment"):
-        importlib.import_module(module)
-    for task in tasks:
-        importlib.import_module(f"s3prl.downstream.{TASKS[task].downstream}.expert")
-    names = [name for name in dir(hub) if not name.startswith("_")]
-    for upstream in upstreams:
-        if upstream.name not in names:
-            raise UserError(f"there is no upstream {upstream.name!r}; {nearest(upstream.name, names)}")
-    ours = registry.names()
-    return {
-        upstream.label: registry.checkpoint_path(upstream.name, upstream.checkpoint).absolute()
-        if upstream.name in ours
-        else upstream.checkpoint
-        for upstream in upstreams
-    }
+def _contents(task: str, config: Mapping[str, Any], described: Mapping[str, Any]) -> dict[str, Any]:
+    try:
+        return contents(TASKS[task], config, described.get(task))
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        check_config(TASKS[task], config)  # says what is missing
+        raise UserError(f"the corpus of {task} cannot be read ({type(error).__name__}: {error})") from None
 
 
-def _device(name: str) -> str:
-    import torch
-
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cuda" and not torch.cuda.is_available():
-        raise UserError("the matrix asks for device cuda, but torch sees no GPU; set device: cpu or auto")
-    return name
+def _checkpoint(upstream: Upstream) -> Path | None:
+    """Return the weights file of an upstream; None for a name of s3prl without one."""
+    if upstream.name in registry.names():
+        return registry.checkpoint_path(upstream.name, upstream.checkpoint).absolute()
+    return upstream.checkpoint

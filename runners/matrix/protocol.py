@@ -9,14 +9,14 @@ from typing import Any
 from runners.corpora.counts import COUNTERS
 from runners.corpora.published import COUNTS
 from runners.matrix.cell import Cell, Fold
+from runners.matrix.identity import NO_EFFECT, NO_EFFECT_SUFFIXES
 from runners.tasks import FOLD, TASKS, Task, flat_keys, path_keys, task_config
 from upstreams.errors import UserError
 from upstreams.files import json_ready, read_json
 
 # Settings that change no result, and the learning rate, which SUPERB lets everybody tune on dev. The report knows
 # about folds.
-FREE = {"runner.log_step", "runner.save_step", "runner.max_keep", "optimizer.lr", FOLD}
-FREE_SUFFIXES = (".num_workers", ".max_workers", ".pre_load")
+FREE = {*NO_EFFECT, "runner.save_step", "optimizer.lr", FOLD}
 ABSENT = "nothing"
 EMBEDDED = "embedded corpus"  # begins the deviation of a corpus that corpus.json describes
 
@@ -68,7 +68,7 @@ def _differences(official: Mapping[str, Any], found: Mapping[str, Any], prefix: 
         elif key == "runner.eval_dataloaders":
             if _dev_splits(ours) != _dev_splits(theirs):
                 yield key, f"{ours} instead of {theirs}"
-        elif ours != theirs and key not in FREE and not key.endswith(FREE_SUFFIXES):
+        elif ours != theirs and key not in FREE and not key.endswith(NO_EFFECT_SUFFIXES):
             yield key, "changed" if isinstance(theirs, Mapping) else f"{ours} instead of {theirs}"
 
 

@@ -20,7 +20,8 @@ def write_record(matrix: Matrix, out: Path, seeds: Iterable[int]) -> None:
         "tasks": list(matrix.tasks),
         "seeds": sorted({*before.get("seeds", []), *seeds}),
     }
-    write_json(out / RECORD, record)
+    if record != before:
+        write_json(out / RECORD, record)
 
 
 def read_record(out: Path) -> dict[str, Any]:

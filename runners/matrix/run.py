@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from runners.matrix.folds import write_mean
 from runners.matrix.plan import plan, trainings_to_run
 from runners.matrix.progress import Board, show_plan
 from runners.matrix.record import write_record
+from runners.matrix.stale import kept_aside, settle, stale_results
 from runners.matrix.training import train_and_test
 from runners.tasks import TASKS
 from upstreams.errors import UserError, nearest
@@ -34,6 +35,7 @@ class Options:
     store_folder: Path | None = None  # default: `features` in the runs folder
     store_gb: float | None = None  # default: the matrix's
     store_dtype: str | None = None  # default: the matrix's
+    rerun_stale: bool = False  # True: compute results of other code or versions again
 
 
 def evaluate(
@@ -50,9 +52,9 @@ def evaluate(
 
     matrix: name of a packaged matrix, or a YAML file; corpora: folder of the corpora; out: runs folder, whose cells are
     in `cells/<label>/<task>/seed<k>/`; seeds: default: the matrix's; jobs: trainings in parallel on this machine; only:
-    patterns LABEL/TASK with `*` as a wildcard, default: all cells. Everything is checked before the first training
-    starts: raises UserError that names the file, the key, the name or the missing file of the corpora. With `dry_run`,
-    only prints the plan.
+    patterns LABEL/TASK with `*` as a wildcard, default: all cells. Everything is checked before a stale result moves
+    aside and before the first training starts: raises UserError that names the file, the key, the name or the missing
+    file of the corpora. With `dry_run`, only prints the plan.
     """
     content = read_matrix(matrix)
     if jobs < 1:
@@ -65,13 +67,33 @@ def evaluate(
         seeds=content.seeds if seeds is None else seeds,
         only=only,
         store=_store(content, out, options),
+        rerun_stale=options.rerun_stale,
     )
+    cells = _checked(cells)
     if options.dry_run:
         show_plan(cells, Estimator(out), jobs=jobs, console=Console())
         return 0
     write_record(content, out, seeds=[cell.seed for cell in cells])
+    settle(cells)
+    for cell in cells:
+        write_mean(cell)
     settings = {"jobs": jobs, "folder": out.absolute() / "jobs"} | content.engines.get(options.engine, {})
     return _run(cells, run, settings, Estimator(out))
+
+
+def _checked(cells: list[Cell]) -> list[Cell]:
+    """Return the cells after a check of those that are not done; the check imports torch and s3prl."""
+    open_cells = [
+        number
+        for number, cell in enumerate(cells)
+        if not all(finished(fold) or kept_aside(fold) for fold in cell.folds)
+    ]
+    if open_cells:
+        from runners.matrix.check import checked
+
+        for number, cell in zip(open_cells, checked([cells[number] for number in open_cells]), strict=True):
+            cells[number] = cell
+    return cells
 
 
 def run_training(training: Training) -> None:
@@ -100,7 +122,13 @@ def _run(cells: Sequence[Cell], run: Engine, settings: dict[str, object], estima
     done = sum(all(finished(fold) is not None for fold in cell.folds) for cell in cells)
     if done:
         console.print(f"{done} of {len(cells)} cells are done; {len(trainings)} trainings to run")
-    _remove_stale_results(cells)
+    _, staying = stale_results(cells)
+    if staying:
+        console.print(
+            f"{len(staying)} results are of other code or versions. They stay in the report; --rerun-stale computes"
+            " them again, and --dry-run lists them",
+            soft_wrap=True,
+        )
     if not trainings:
         return 0
     memory = {training.name: estimate(training).memory_bytes for training in trainings}
@@ -124,15 +152,6 @@ def _run(cells: Sequence[Cell], run: Engine, settings: dict[str, object], estima
     if board.failed:
         console.print(f"{board.failed} of {len(trainings)} trainings failed; run the same command again to retry them")
     return board.failed
-
-
-def _remove_stale_results(cells: Iterable[Cell]) -> None:
-    """Remove results of another configuration, so that no report shows them; write means that are missing."""
-    for cell in cells:
-        for fold in cell.folds:
-            if finished(fold) is None:
-                fold.results_file.unlink(missing_ok=True)
-        write_mean(cell)
 
 
 def _report(training: Training, reported: set[Path]) -> list[str]:

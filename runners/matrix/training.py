@@ -16,12 +16,14 @@ import yaml
 
 from runners.downstream.states import latest_state, step_of
 from runners.matrix import locks
-from runners.matrix.cell import Fold, Training, finished, trained
+from runners.matrix.cell import Cell, Fold, Training, finished, trained
 from runners.matrix.heartbeat import Heartbeat
+from runners.matrix.identity import origin, reason
 from runners.matrix.results import command, describe
-from runners.tasks import TASKS
+from runners.matrix.stale import RESULTS, set_aside, settle_training
+from runners.tasks import TASKS, flat_keys, path_keys, task_config
 from upstreams.errors import UserError
-from upstreams.files import atomic_write, read_json, write_json
+from upstreams.files import atomic_write, read_json, sha256, write_json
 
 
 def train_and_test(training: Training) -> None:
@@ -29,9 +31,10 @@ def train_and_test(training: Training) -> None:
 
     An interrupted training resumes from s3prl's checkpoint. Training uses the feature store. The test uses none: it is
     `-m evaluate` on the checkpoint that was best on dev, as a user can repeat it. Raises UserError if there is no
-    number to report.
+    number to report, and if the upstream's checkpoint or the code has changed since the plan was made.
     """
     fold = training.fold
+    check_unchanged(training.cell)
     alone = training.tried_rate is None  # then the folders of training and fold, and their locks, are the same
     with locks.hold(training.folder):
         if finished(fold) is not None:
@@ -54,7 +57,26 @@ def resumable_step(training: Training) -> int | None:
     return step_of(state)
 
 
+def check_unchanged(cell: Cell) -> None:
+    """Raise UserError if the upstream's checkpoint or the code is not what the cell was planned with."""
+    planned, checkpoint = cell.checkpoint_sha256, cell.checkpoint
+    found = sha256(checkpoint) if checkpoint and checkpoint.is_file() else None
+    if checkpoint and found != planned:
+        raise UserError(
+            f"the checkpoint {checkpoint} of {cell.name} was replaced after the plan was made: its SHA-256 was"
+            f" {planned}, now it is {found or 'missing'}; put the old file back, or run the command again"
+        )
+    if origin() != {"code": cell.code, "versions": cell.versions}:
+        changes = reason({"code": cell.code, "versions": cell.versions}, origin())
+        raise UserError(f"{cell.name}: {changes} since the plan was made; run the command again")
+
+
 def _train_and_record(training: Training) -> None:
+    if (stored := read_json(training.fold.results_file)) is not None:
+        set_aside(training.fold.folder, RESULTS, stored.get("identity"))
+    settle_training(training, training.identity)
+    if trained(training) is not None:
+        return
     resumed_at = resumable_step(training)
     if resumed_at is None:
         _start_from_scratch(training)
@@ -84,6 +106,7 @@ def _train_and_record(training: Training) -> None:
 
 def _test_best(fold: Fold) -> None:
     """Test the training with the best dev score, of equal ones the first, and write the fold's results."""
+    check_unchanged(fold.cell)
     trainings = [(training, trained(training) or {}) for training in fold.trainings]
     task = TASKS[fold.cell.task]
     sign = 1 if task.higher_is_better or task.best_by_accuracy else -1
@@ -120,11 +143,15 @@ def _test_best(fold: Fold) -> None:
 
 
 def _start_from_scratch(training: Training) -> None:
-    """Remove what an older training left in the folder, and write the configuration and the identity."""
-    for stale in (training.fold.results_file, training.trained_file, training.started_file):
-        stale.unlink(missing_ok=True)
+    """Remove what an attempt at this training left that cannot resume; write the configuration and the identity."""
+    training.trained_file.unlink(missing_ok=True)
     shutil.rmtree(training.expdir, ignore_errors=True)
     training.expdir.mkdir()
+    write_started(training)
+
+
+def write_started(training: Training) -> None:
+    """Write the configuration and the identity of a training that starts."""
     with atomic_write(training.folder / "config.yaml") as temporary:
         temporary.write_text(yaml.safe_dump(training.config, sort_keys=False), encoding="utf-8")
     write_json(training.started_file, training.identity)
@@ -158,7 +185,19 @@ def _store_arguments(training: Training) -> list[str]:
 
 def _test_arguments(training: Training, checkpoint: Path) -> list[str]:
     split = TASKS[training.cell.task].eval_split
-    return ["-m", "evaluate", "-t", split, "-e", str(checkpoint), "--device", training.cell.device]
+    return ["-m", "evaluate", "-t", split, "-e", str(checkpoint), *_paths(training), "--device", training.cell.device]
+
+
+def _paths(training: Training) -> list[str]:
+    """Return the flags for an existing head that name what it uses now: paths in its state may be outdated."""
+    cell = training.cell
+    checkpoint = ["-k", str(cell.checkpoint)] if cell.checkpoint else []
+    standard = dict(flat_keys(task_config(cell.task, cell.corpora)))
+    config = dict(flat_keys(training.config))
+    own = {key: config[key] for key in path_keys(TASKS[cell.task]) if config[key] != standard[key]}
+    # Two commas separate the changes of -o: in a path, they are written as an escape sequence.
+    changes = ",,".join(f"config.{key}={value!r}".replace(",,", "\\x2c\\x2c") for key, value in own.items())
+    return [*checkpoint, "--corpora", str(cell.corpora), *(["-o", changes] if own else [])]
 
 
 def _train(training: Training, *, resumed: bool, on_step: Callable[[int], None]) -> None:
@@ -166,8 +205,9 @@ def _train(training: Training, *, resumed: bool, on_step: Callable[[int], None])
 
     arguments = _train_arguments(training)
     if resumed:
-        device = training.cell.device
-        arguments = ["-m", "train", "-e", str(training.expdir), "--device", device, *_store_arguments(training)]
+        folder = str(training.expdir)
+        arguments = ["-m", "train", "-e", folder, "-p", folder, *_paths(training), "--device", training.cell.device]
+        arguments += _store_arguments(training)
     downstream.main(arguments, on_step)
 
 

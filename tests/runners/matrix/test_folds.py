@@ -125,7 +125,7 @@ def test_no_mean_without_every_fold(iemocap: Path, tmp_path: Path, fake: FoldsDo
     assert fake.trained() == sorted([*FOLDS, "fold4"]), "finished folds are kept"
     assert mean(runs).exists()
 
-    # With another configuration the mean is stale: it is removed before the first fold ends.
+    # With another configuration the mean is stale: it moves aside before the first fold ends.
     fake.failing = {"fold1"}
     assert matrix.evaluate(write_matrix(file, **{"optimizer.lr": 0.5}), iemocap, runs) == 1
     assert not mean(runs).exists()

@@ -50,7 +50,7 @@ def test_a_cell_runs_again_only_if_something_changed(corpora: Path, tmp_path: Pa
     assert matrix.evaluate(file, corpora, runs, jobs=2) == 0
     assert len(fake.calls_made()) == 8
 
-    # One changed value makes all results stale: they are removed before the first training starts.
+    # One changed value makes all results stale: they move aside before the first training starts.
     changed = yaml.safe_load(file.read_text())["tasks"]
     changed["ks"]["optimizer.lr"] = 0.5
     write_matrix(file, upstreams=["fbank", "fbank_no_cmvn"], tasks=changed)
