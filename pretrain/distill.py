@@ -15,6 +15,7 @@ from pretrain.audio.manifest import Manifest
 from pretrain.objectives.distillation import DistillationTask, ModelWithHead, load_with_head
 from pretrain.training import distributed
 from pretrain.training.calibration import calibrate_on_longest, calibration_batches
+from pretrain.training.monitor import warn_of_smallest_scales
 from pretrain.training.provenance import (
     Provenance,
     describe,
@@ -171,6 +172,7 @@ def _distil(
     student.eval()
     student.model.fit_output(statistics)
     if distributed.rank() == 0:
+        warn_of_smallest_scales(student.model, f"{name} {bits}")
         checkpoint.save(final, student.model, student.head, {**content, "stage": "distilled"})
     distributed.barrier()
     return final

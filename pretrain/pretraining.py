@@ -19,6 +19,7 @@ from pretrain.recipes import Iteration, Recipe
 from pretrain.targets.labels import write_labels, write_valid_labels
 from pretrain.training import distributed, memory
 from pretrain.training.calibration import calibrate_on_longest, calibration_batches, fit_log_mel
+from pretrain.training.monitor import warn_of_smallest_scales
 from pretrain.training.provenance import (
     RUN_CONFIG,
     Provenance,
@@ -189,6 +190,7 @@ class _Run:
         if distributed.rank() == 0:
             self.model.eval()
             self.model.fit_output([(w.to(self.device), n.to(self.device)) for w, n in self.statistics])
+            warn_of_smallest_scales(self.model, self.recipe.name)
             checkpoint.save(path, self.model, self.head, {**self.provenance, "stage": "pretrained"})
         distributed.barrier()
         return path

@@ -99,7 +99,7 @@ def fit(
             run.step += 1
             bar.update()
             if run.step % settings.save_every == 0 or run.step == steps:
-                with run.autocast, FastTraining():
+                with run.computing():
                     measured = validate() if validate is not None else {"loss": run.mean_loss()}
                 if writer is not None and validate is not None:
                     for name, value in measured.items():
@@ -140,6 +140,16 @@ class _Run:
         self.autocast = torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32)
         self.meter = Meter(self.device, matmul_peak(self.device, dtype))
 
+    @contextlib.contextmanager
+    def computing(self) -> Iterator[None]:
+        """Enter autocast and, on a CPU without torch.compile, the faster implementations.
+
+        A function mode splits a compiled graph at every function that it sees.
+        """
+        fast = self.device.type == "cpu" and not self.settings.compile
+        with self.autocast, FastTraining() if fast else contextlib.nullcontext():
+            yield
+
     def compute_gradients(self, batches: Iterator[Any], stop: StopSignal) -> dict[str, Tensor] | None:
         """Compute the gradients of one step; return the sums to log, or None if the run shall stop."""
         self.rates.set(self.step)
@@ -166,7 +176,7 @@ class _Run:
             micro_batch, _ = prepared[turn]
             self.batch_norm.begin_micro_batch()
             torch.manual_seed(self.seed * 1_000_003 + first + self.own_micro_batches[turn])
-            with self.autocast, FastTraining():
+            with self.computing():
                 loss, parts = self.task.loss(micro_batch, totals)
             loss.backward()
             self.batch_norm.end_micro_batch()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import defaultdict
 
 import torch
@@ -10,7 +11,9 @@ from torch import Tensor
 from upstreams.model import AudioEncoder
 from upstreams.quantization.convert import kinds
 from upstreams.quantization.modules import QuantConv1d, QuantLinear
-from upstreams.quantization.quantizers import Quantizer, WeightBinarizer
+from upstreams.quantization.quantizers import SMALLEST_SCALE, Quantizer, WeightBinarizer
+
+_log = logging.getLogger(__name__)
 
 
 def scales(model: AudioEncoder) -> dict[str, Tensor]:
@@ -20,6 +23,20 @@ def scales(model: AudioEncoder) -> dict[str, Tensor]:
         for name, module in model.named_modules()
         if isinstance(module, Quantizer)
     }
+
+
+def warn_of_smallest_scales(model: AudioEncoder, title: str) -> None:
+    """Log a warning for each quantizer that training left with scales at the smallest value: its levels are nearly 0."""
+    for name, module in model.named_modules():
+        if isinstance(module, Quantizer) and module.at_smallest:
+            _log.warning(
+                "%s: %d of %d scales of %s ended at the smallest value, %g; a lower scale_lr may keep them",
+                title,
+                module.at_smallest,
+                module.alpha.numel(),
+                name,
+                SMALLEST_SCALE,
+            )
 
 
 class SignFlips:

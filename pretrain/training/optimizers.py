@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from pretrain.training.muon import Muon
 from pretrain.training.settings import TrainingSettings
-from upstreams.quantization.quantizers import Quantizer
+from upstreams.quantization.quantizers import Quantizer, keep_positive
 
 
 def build_optimizers(
@@ -21,10 +21,12 @@ def build_optimizers(
 
     Muon trains the weight matrices inside `matrix_parent`; its learning rate `matrix_lr` is in units of AdamW's update
     size. AdamW trains vectors, embeddings and heads, as Muon's author advises. The quantizers' scales and shifts have
-    their own learning rate `scale_lr` and no weight decay, as in BiT.
+    their own learning rate `scale_lr` and no weight decay, as in BiT. After every step of AdamW a scale below the
+    smallest one is set to it: below it the gradient would be 0 for ever.
     """
     trained = [p for p in module.parameters() if p.requires_grad]
-    scales = {id(p): p for m in module.modules() if isinstance(m, Quantizer) for p in m.parameters()}
+    quantizers = [m for m in module.modules() if isinstance(m, Quantizer)]
+    scales = {id(p): p for m in quantizers for p in m.parameters()}
     matrices: dict[int, Tensor] = {}
     if settings.optimizer == "muon":
         inside = {id(p) for p in matrix_parent.parameters()}
@@ -34,6 +36,7 @@ def build_optimizers(
     if scales:
         groups.append({"params": list(scales.values()), "lr": settings.scale_lr, "weight_decay": 0.0})
     adam = torch.optim.AdamW(groups, lr=settings.lr, betas=(0.9, 0.98), eps=1e-6, fused=True)
+    adam.register_step_post_hook(lambda *_: keep_positive(quantizers))
     if not matrices:
         return [adam]
     return [Muon(matrices.values(), lr=settings.matrix_lr, weight_decay=settings.weight_decay), adam]

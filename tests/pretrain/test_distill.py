@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from pretrain.audio.manifest import load_audio
-from pretrain.distill import read_distillation_settings
+from pretrain.distill import DistillationSettings, quantize_checkpoint, read_distillation_settings
 from pretrain.objectives.distillation import load_with_head
 from pretrain.recipes import read_recipe
 from pretrain.training.state import States
@@ -250,3 +251,28 @@ def test_quantization_from_the_first_step_of_pretraining(work: Path, tmp_path: P
     recipe.write_text(recipe.read_text().replace("w1a2", "w1a3"))
     with pytest.raises(UserError, match="'w1a3' are not valid"):
         read_recipe(str(recipe))
+
+
+def test_scales_at_the_smallest_value_are_named_at_the_end(
+    work: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pretrain.training.optimizers.keep_positive", _shrink_a_scale)
+    quantize_checkpoint(
+        work / "run/checkpoints/sparseformer_dn_mini.safetensors",
+        ["w1a8"],
+        manifest_path=work / "audio/train.tsv",
+        out=tmp_path,
+        seed=0,
+        settings=DistillationSettings(steps=1, batch_seconds=2, crop_seconds=1),
+    )
+    named = [record.message for record in caplog.records if "scale_lr" in record.message]
+    assert named == [
+        "sparseformer_dn_mini w1a8: 1 of 1 scales of encoder.blocks.0.attention.query.input_quantizer ended at the "
+        "smallest value, 1e-05; a lower scale_lr may keep them"
+    ]
+
+
+def _shrink_a_scale(quantizers: Sequence[Quantizer]) -> None:
+    """End every step with the first scale at the smallest value."""
+    with torch.no_grad():
+        quantizers[0].alpha.fill_(1e-5)

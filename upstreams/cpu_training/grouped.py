@@ -6,6 +6,7 @@ import math
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from upstreams.cpu_training.products import product
 
@@ -41,6 +42,7 @@ class GroupedConvolution(torch.autograd.Function):
         return y.transpose(1, 2)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, matrix = ctx.saved_tensors
         kernel, padding, taps, runs = ctx.shape

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from upstreams.cpu_training.products import product
 
@@ -43,6 +44,7 @@ class StridedConvolution(torch.autograd.Function):
         return parts[0]
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, Tensor, None]:
         x, taps_first = ctx.saved_tensors
         stride, count = ctx.stride, len(gradient)

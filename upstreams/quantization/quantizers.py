@@ -148,8 +148,23 @@ class Quantizer(nn.Module):
 
     @property
     def scale(self) -> Tensor:
-        """The distance between neighbouring levels, which is positive."""
+        """The distance between neighbouring levels, which is positive.
+
+        At SMALLEST_SCALE alpha still gets its gradient, below it none: training calls `keep_positive` after each step.
+        """
         return self.alpha.clamp_min(SMALLEST_SCALE)
+
+    @property
+    def at_smallest(self) -> int:
+        """How many scales are at SMALLEST_SCALE or below, where the levels hardly differ from 0."""
+        return int((self.alpha.detach() <= SMALLEST_SCALE).sum())
+
+
+@torch.no_grad()
+def keep_positive(quantizers: Sequence[Quantizer]) -> None:
+    """Raise scales below SMALLEST_SCALE to it, so that their gradients do not vanish (projection after a step)."""
+    for quantizer in quantizers:
+        quantizer.alpha.clamp_min_(SMALLEST_SCALE)
 
 
 class ActivationQuantizer(Quantizer):

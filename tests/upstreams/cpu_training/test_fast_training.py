@@ -221,3 +221,22 @@ def test_compiled_code_is_not_changed() -> None:
     with FastTraining():
         ours = gradients(module, x)
     assert_same(ours, reference)
+
+
+@pytest.mark.usefixtures("always_fast")
+@pytest.mark.parametrize("kind", ["linear", "attention", "convolution", "strided"])
+def test_a_second_derivative_is_an_error_and_not_a_wrong_number(kind: str) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(2, 4, 64, 32, requires_grad=True)
+    with FastTraining():
+        if kind == "linear":
+            y = functional.linear(x, torch.randn(48, 32))
+        elif kind == "attention":
+            y = functional.scaled_dot_product_attention(x, x, x, torch.ones(2, 1, 1, 64, dtype=torch.bool))
+        elif kind == "convolution":
+            y = functional.conv1d(x[:, 0].transpose(1, 2), torch.randn(32, 8, 9), groups=4, padding=4)
+        else:
+            y = StridedConvolution.apply(x[0, 0].contiguous(), torch.randn(16, 32, 3), 2)
+    (gradient,) = torch.autograd.grad(y.square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        gradient.square().sum().backward()
