@@ -26,7 +26,7 @@ def scales(model: AudioEncoder) -> dict[str, Tensor]:
 
 
 def warn_of_smallest_scales(model: AudioEncoder, title: str) -> None:
-    """Log a warning for each quantizer that training left with scales at the smallest value: its levels are nearly 0."""
+    """Warn of each quantizer that training left with scales at the smallest value: its levels are nearly 0."""
     for name, module in model.named_modules():
         if isinstance(module, Quantizer) and module.at_smallest:
             _log.warning(

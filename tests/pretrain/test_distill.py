@@ -267,7 +267,7 @@ def test_scales_at_the_smallest_value_are_named_at_the_end(
     )
     named = [record.message for record in caplog.records if "scale_lr" in record.message]
     assert named == [
-        "sparseformer_dn_mini w1a8: 1 of 1 scales of encoder.blocks.0.attention.query.input_quantizer ended at the "
+        "sparseformer_dn_mini w1a8: 1 of 1 scales of encoder.blocks.0.attention.query.input ended at the "
         "smallest value, 1e-05; a lower scale_lr may keep them"
     ]
 

@@ -35,10 +35,10 @@ def test_a_compiled_block_is_one_graph(tmp_path: Path, monkeypatch: pytest.Monke
     counters.clear()
     pretrain(
         read_recipe(str(tmp_path / "recipe.yaml")),
-        tmp_path / "audio/train.tsv",
-        tmp_path / "run",
-        tmp_path / "labels",
+        manifest_path=tmp_path / "audio/train.tsv",
+        out=tmp_path / "run",
+        labels=tmp_path / "labels",
         seed=0,
     )
     assert not counters["graph_break"]
-    assert counters["stats"]["unique_graphs"] == 4  # blocks
+    assert 1 <= counters["stats"]["unique_graphs"] <= 4  # at most one for each block
