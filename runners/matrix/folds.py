@@ -14,7 +14,7 @@ from upstreams.files import read_json, write_json
 # Entries of each fold's results that its mean repeats.
 KEPT = (
     *("value_percent", "dev_percent", "learning_rate", "learning_rates", "command", "train_command", "tested"),
-    *("best_on_dev", "checkpoint_sha256", "deviations", "versions", "machine", "device"),
+    *("best_on_dev", "checkpoint_sha256", "deviations", "versions", "code", "machine", "device"),
 )
 
 

@@ -44,6 +44,7 @@ def describe(fold: Fold, metrics: dict[str, float]) -> dict[str, Any]:
         "device": device_name(cell.device),
         "machine": machine(),
         "versions": versions(),  # with the git commit
+        "code": cell.code,
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "identity": fold.identity,
     }

@@ -34,7 +34,13 @@ def mixtures(table: Table) -> list[Note]:
 def _properties() -> dict[str, Value]:
     """Return by its plural what should be one value in a table."""
     versions: dict[str, Value] = {f"versions of {name}": functools.partial(_version, name) for name in PACKAGES}
-    return {"commits": _commit, **versions, "devices": itemgetter("device"), "machines": itemgetter("machine")}
+    return {
+        "commits": _commit,
+        "code": _code,
+        **versions,
+        "devices": itemgetter("device"),
+        "machines": itemgetter("machine"),
+    }
 
 
 def _within_rows(table: Table, plural: str, value_of: Value) -> list[Note]:
@@ -107,6 +113,11 @@ def _cells(table: Table, upstream: str, cells: Iterable[Key]) -> str:
         if chosen == {key for key in everything if key[place] in values}:
             return listed(f"{word}{value}" for value in sorted(values, key=str))
     return listed(f"{task} seed {seed} {fold}".rstrip() for task, seed, fold in sorted(chosen))
+
+
+def _code(part: Mapping[str, Any]) -> str:
+    """Return the digests of the code: two states of one checkout may have the same commit, and other code."""
+    return listed(f"{what} {digest[:12]}" for what, digest in part.get("code", {}).items()) or "unknown"
 
 
 def _version(package: str, part: Mapping[str, Any]) -> str:

@@ -26,19 +26,22 @@ HARMLESS = {"runner.log_step": 7, "runner.save_step": 7, "optimizer.lr": 0.5, "r
 
 def cell(task: str, corpora: Path, folder: Path, **overrides: Any) -> Cell:
     """Return a cell of an upstream without a checkpoint, with changes of the official settings by dotted keys."""
-    identity = {"checkpoint_sha256": None, "corpus_sha256": None, "version": "0.1.0", "learning_rates": ()}
     return Cell(
         label="fbank",
         upstream="fbank",
         checkpoint=None,
+        checkpoint_sha256=None,
         task=task,
         seed=1,
         configs=(task_config(task, corpora, overrides),),
+        learning_rates=(),
         corpora=corpora,
+        contents=({},),
+        code={},
+        versions={},
         device="cpu",
         store=None,
         folder=folder / f"cells/fbank/{task}/seed1",
-        **identity,
     )
 
 

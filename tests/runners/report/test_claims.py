@@ -36,6 +36,7 @@ def test_a_row_that_mixes_checkpoints_commits_versions_or_devices_says_so_everyw
     runs = tmp_path / "runs"
     write_cell(runs, "mixed", "asr", 1, 90.0, versions=VERSIONS)
     other = {"versions": {**VERSIONS, "torch": "2.11.0", "commit": "decaf" * 8 + "-dirty"}, "machine": "aarch64, Other"}
+    other["code"] = {"features": "f00d" * 4}
     write_cell(runs, "mixed", "pr", 1, 0.8, checkpoint_sha256="dead" * 16, device="cuda (Some GPU)", **other)
     write_cell(runs, "plain", "asr", 1, 90.0, versions=VERSIONS)
     write_cell(runs, "plain", "pr", 1, 0.8, versions=VERSIONS)
@@ -47,12 +48,13 @@ def test_a_row_that_mixes_checkpoints_commits_versions_or_devices_says_so_everyw
         for sentence in (
             "mixed: the row mixes checkpoints: 5ba15ba15ba1 (asr); deaddeaddead (pr)",
             "mixed: the row mixes commits: c0ffeec0ffee (asr); decafdecafde-dirty (pr)",
+            "mixed: the row mixes code: unknown (asr); features f00df00df00d (pr)",
             "mixed: the row mixes versions of torch: 2.13.0 (asr); 2.11.0 (pr)",
             "mixed: the row mixes devices: cpu (asr); cuda (Some GPU) (pr)",
             "mixed: the code of some cells differed from the commit that they name",
         ):
             assert sentence in said, name
-    assert rows(texts["table.md"], "# SUPERB tasks")["mixed"][-1] == "1, 2, 3, 4, 5, 6"
+    assert rows(texts["table.md"], "# SUPERB tasks")["mixed"][-1] == "1, 2, 3, 4, 5, 6, 7"
     assert rows(texts["table.md"], "# SUPERB tasks")["plain"][-1] == "-"
 
 
