@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,8 +13,10 @@ import yaml
 
 import downstream_configs
 from upstreams.errors import UserError, nearest
+from upstreams.s3prl.made_files import place
 
 CONFIGS = Path(downstream_configs.__file__).parent
+_PLACEHOLDER = re.compile(r"\$\{[a-z]+\}")
 
 
 @dataclass(frozen=True)
@@ -166,9 +169,11 @@ def task_configs(task: str, root: str | Path, overrides: Mapping[str, object]) -
 def read_config(file: str | Path, root: str | Path | None) -> dict[str, Any]:
     """Read a task's YAML file and fill in its placeholders for paths.
 
-    `${root}` is the corpora root, and stays if `root` is None; `${here}` is the file's folder; `${phonemes}` is the
-    root's lexicon/phoneme.txt if it exists, else phoneme.txt beside the file. A path with `*` in a list becomes all
-    matching paths, sorted by name. Raises UserError if the file is missing or no YAML mapping.
+    `${root}` is the corpora root; `${made}/X` is the path of a file or folder that is made for the corpora, below the
+    root or, if the root is read-only, in a cache (upstreams.s3prl.made_files). Both stay if `root` is None. `${here}`
+    is the file's folder; `${phonemes}` is the root's lexicon/phoneme.txt if it exists, else phoneme.txt beside the
+    file. A path with `*` in a list becomes all matching paths, sorted by name. Raises UserError if the file is missing
+    or no YAML mapping.
     """
     file = Path(file).absolute()
     try:
@@ -185,14 +190,19 @@ def read_config(file: str | Path, root: str | Path | None) -> dict[str, Any]:
         if (root / "lexicon" / "phoneme.txt").exists():
             phonemes = root / "lexicon" / "phoneme.txt"
 
+    places = {"${here}": str(file.parent), "${phonemes}": str(phonemes)} | (
+        {} if root is None else {"${root}": str(root)}
+    )
+
     def fill(value: Any) -> Any:
         if isinstance(value, dict):
             return {key: fill(item) for key, item in value.items()}
         if isinstance(value, list):
             return [path for item in value for path in _matches(fill(item))]
         if isinstance(value, str):
-            value = value.replace("${here}", str(file.parent)).replace("${phonemes}", str(phonemes))
-            return value if root is None else value.replace("${root}", str(root))
+            if root is not None and value.startswith("${made}/"):
+                return str(place(root, value.removeprefix("${made}/")))
+            return _PLACEHOLDER.sub(lambda match: places.get(match[0], match[0]), value)
         return value
 
     return fill(config)
@@ -244,7 +254,7 @@ def missing_root(config: Mapping[str, Any]) -> str | None:
 
 def _needs_root(value: Any) -> bool:
     values = value if isinstance(value, list) else [value]
-    return any(isinstance(item, str) and "${root}" in item for item in values)
+    return any(isinstance(item, str) and ("${root}" in item or "${made}" in item) for item in values)
 
 
 def path_keys(task: Task) -> list[str]:

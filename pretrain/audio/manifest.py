@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
+from upstreams.audio_files import read_header
 from upstreams.config import SAMPLE_RATE
 from upstreams.errors import UserError
 
@@ -44,10 +45,11 @@ class Manifest:
             raise UserError(
                 f"the manifest {path} is missing: expected a .tsv with the root folder in line 1, then path TAB samples"
             )
-        root, *lines = path.read_text(encoding="utf-8").splitlines()
+        # Only a line feed ends a line: a file's name may hold any other character.
+        root, *lines = path.read_bytes().decode("utf-8").removesuffix("\n").split("\n")
         paths, samples = [], []
         for number, line in enumerate(lines, start=2):
-            name, tab, count = line.partition("\t")
+            name, tab, count = line.removesuffix("\r").rpartition("\t")
             if not tab or not count.isdigit():
                 raise UserError(f"line {number} of {path} is {line!r}, but must be: path TAB number of samples")
             paths.append(name)
@@ -85,6 +87,8 @@ def load_audio(path: Path, start: int = 0, samples: int = -1) -> np.ndarray:
         raise UserError(f"{path} cannot be read as audio: {error}") from error
     if rate != SAMPLE_RATE or audio.ndim != 1:
         raise UserError(f"{path} has {rate} Hz and shape {audio.shape}, but {SAMPLE_RATE} Hz mono is expected")
+    if samples == -1 and isinstance(source, Path) and (problem := read_header(source).problem):
+        raise UserError(f"{path} cannot be read as audio: {problem}")
     if len(audio) == 0 or (samples > 0 and len(audio) < samples):
         raise UserError(f"{path} ends after {start + len(audio)} samples, but {start + max(samples, 1)} are expected")
     return audio

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -10,14 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import soundfile
 from tqdm import tqdm
 
+from upstreams.audio_files import SUFFIXES, find_audio, read_header
 from upstreams.config import SAMPLE_RATE
 from upstreams.errors import UserError
 from upstreams.files import atomic_write
-
-SUFFIXES = (".flac", ".wav", ".ogg", ".opus", ".mp3")
 
 
 @dataclass(frozen=True)
@@ -38,12 +35,9 @@ def scan(root: Path, min_seconds: float, max_seconds: float, workers: int) -> Sc
     root = root.absolute()
     if not root.is_dir():
         raise UserError(f"the folder {root} is missing: name the folder that holds the audio")
-    names = sorted(
-        (Path(folder) / name).relative_to(root).as_posix()
-        for folder, _, files in os.walk(root, followlinks=True)
-        for name in files
-        if name.lower().endswith(SUFFIXES) and not name.startswith("._")  # made by macOS
-    )
+    if "\n" in str(root):
+        raise UserError(f"the name of the folder {str(root)!r} has a line break, which a manifest cannot hold")
+    names = sorted(find_audio(root))
     usable, left_out = [], []
     with ThreadPoolExecutor(workers) as pool:
         found = pool.map(lambda name: inspect(root / name), names)
@@ -52,8 +46,8 @@ def scan(root: Path, min_seconds: float, max_seconds: float, workers: int) -> Sc
         ):
             if isinstance(result, str):
                 left_out.append((name, result))
-            elif any(mark in name for mark in "\t\n\r"):
-                left_out.append((name, "its name has a tab or a line break"))
+            elif reason := unwritable(name):
+                left_out.append((name, reason))
             elif not min_seconds <= result / SAMPLE_RATE <= max_seconds:
                 left_out.append(
                     (name, f"it is {result / SAMPLE_RATE:.2f} s long, not {min_seconds:g} to {max_seconds:g} s")
@@ -68,21 +62,28 @@ def scan(root: Path, min_seconds: float, max_seconds: float, workers: int) -> Sc
 
 def inspect(path: Path) -> int | str:
     """Return the number of samples of an audio file, or the reason why it cannot be used."""
+    header = read_header(path)
+    if header.rate and (header.rate, header.channels) != (SAMPLE_RATE, 1):
+        return f"it has {header.rate} Hz and {header.channels} channels, but {SAMPLE_RATE} Hz mono is expected"
+    if header.problem:
+        return header.problem if header.rate else f"it cannot be read: {header.problem}"
+    return header.frames
+
+
+def unwritable(name: str) -> str:
+    """Return the reason why a manifest cannot hold a file's name, or an empty text."""
+    if "\n" in name:
+        return "its name has a line break"
     try:
-        with soundfile.SoundFile(path) as file:
-            if (file.samplerate, file.channels) != (SAMPLE_RATE, 1):
-                return (
-                    f"it has {file.samplerate} Hz and {file.channels} channels, but {SAMPLE_RATE} Hz mono is expected"
-                )
-            if file.frames == 0:
-                return "it is empty"
-            # A truncated file often has an intact header.
-            file.seek(max(0, file.frames - 160))
-            if len(file.read(160)) < min(160, file.frames):
-                return f"it ends before the {file.frames} samples that its header states"
-            return file.frames
-    except (soundfile.LibsndfileError, OSError) as error:
-        return f"it cannot be read: {' '.join(str(error).split())}"
+        name.encode("utf-8")
+    except UnicodeEncodeError:
+        return "its name is not UTF-8"
+    return ""
+
+
+def shown(name: str) -> str:
+    """Return a file's name with escapes in place of what a manifest cannot hold."""
+    return name.replace("\n", "\\n").encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def speakers(found: Scan, pattern: str) -> list[str]:
@@ -161,13 +162,15 @@ def write_manifests(
         members = {group for group, own in zip(groups, is_valid, strict=True) if own == wanted}
         of_speakers = "" if speaker is None else f" of {len(members)} speakers"
         say(f"{out / name}.tsv: {len(chosen)} files{of_speakers}, {hours:.2f} h")
-    _write(out / "left_out.tsv", [f"{path}\t{reason}" for path, reason in found.left_out])
-    for path, reason in found.left_out[:10]:
+    left_out = [(shown(path), reason) for path, reason in found.left_out]
+    _write(out / "left_out.tsv", [f"{path}\t{reason}" for path, reason in left_out])
+    for path, reason in left_out[:10]:
         say(f"left out: {path}: {reason}")
     if len(found.left_out) > 10:
         say(f"left out: {len(found.left_out)} files in total, listed in {out / 'left_out.tsv'}")
 
 
 def _write(path: Path, lines: list[str]) -> None:
-    with atomic_write(path) as temporary:
-        temporary.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    content = "".join(f"{line}\n" for line in lines)
+    with atomic_write(path) as temporary:  # bytes, as a name may hold a carriage return
+        temporary.write_bytes(content.encode("utf-8"))

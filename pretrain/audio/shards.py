@@ -39,7 +39,7 @@ def write_shards(manifest_path: Path, out: Path, shard_bytes: int) -> Path:
             first = last
     path = out / f"{manifest_path.stem}.tsv"
     with atomic_write(path) as temporary:
-        temporary.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+        temporary.write_bytes("".join(f"{line}\n" for line in lines).encode("utf-8"))
     return path
 
 

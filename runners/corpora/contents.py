@@ -16,7 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from runners.tasks import Task
+from upstreams.audio_files import find_audio
 from upstreams.files import json_text, sha256
+from upstreams.s3prl.text_files import read_lines
 
 Named = tuple[str, Path]  # a file, and its name wherever the corpus lies
 _THREADS = 16  # the files of a network disk answer slowly, one at a time
@@ -64,16 +66,8 @@ Files = tuple[Iterable[Named], Iterable[Named]]  # lists and audio
 
 def _walk(root: Path, suffixes: tuple[str, ...], prefix: str = "") -> list[Named]:
     """Return the files below a folder that have one of the suffixes, sorted by name, without hidden ones."""
-    found = []
-    for folder, folders, files in os.walk(root, followlinks=True):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        below = os.path.relpath(folder, root)
-        found += [
-            (f"{prefix}{below}/{name}", Path(folder, name))
-            for name in files
-            if name.lower().endswith(suffixes) and not name.startswith(".")
-        ]
-    return sorted(found)
+    names = find_audio(root, suffixes)
+    return sorted((f"{prefix}{name if '/' in name else f'./{name}'}", root / name) for name in names)
 
 
 def _column(listing: Path, name: str) -> list[str]:
@@ -118,7 +112,7 @@ def _ks(expert: Mapping[str, Any], splits: Sequence[str]) -> Files:
 def _sid(expert: Mapping[str, Any], splits: Sequence[str]) -> Files:
     datarc = expert["datarc"]
     root, listing = Path(datarc["file_path"]), Path(datarc["meta_data"])
-    names = [line.split()[1] for line in listing.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+    names = [line.split()[1] for line in read_lines(listing) if line.strip()]
     in_test = {speaker.name for speaker in (root / "test" / "wav").iterdir()}
     halves = ("test" if name.partition("/")[0] in in_test else "dev" for name in names)
     return [("list", listing)], [(name, root / half / "wav" / name) for name, half in zip(names, halves, strict=True)]
@@ -159,7 +153,7 @@ def _sd(expert: Mapping[str, Any], splits: Sequence[str]) -> Files:
         parts = ("segments", "utt2spk", "spk2utt", "reco2dur", *(("rttm",) if split == "test" else ()))
         lists += [(f"{split}/{part}", folder / part) for part in parts]
         # wav.scp has absolute paths, which may change.
-        lines = (folder / "wav.scp").read_text(encoding="utf-8-sig").splitlines()
+        lines = read_lines(folder / "wav.scp")
         audio += [(f"{split}/{line.split(maxsplit=1)[0]}", Path(line.split(maxsplit=1)[1].strip())) for line in lines]
     return lists, audio
 

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from runners.corpora.prepare import read_emotions
-from runners.corpora.published import COUNTS, EMOTIONS, LIBRISPEECH_SETS
+from runners.corpora.emotions import read_emotions
+from runners.corpora.files import read_table, recordings
+from runners.corpora.published import COUNTS, EMOTIONS, LIBRISPEECH_SETS, NOISE
 from runners.tasks import FOLDS
+from upstreams.audio_files import find_audio
 from upstreams.s3prl import ctc_corpus as ctc
+from upstreams.s3prl.text_files import read_lines
 
 
 @dataclass(frozen=True)
@@ -41,29 +43,28 @@ def _librispeech(root: Path, lists: Path | None = None) -> dict[str, int]:
     found = {}
     for name in LIBRISPEECH_SETS.values():
         if lists is None:
-            files = list((root / name).glob("*/*/*.flac"))
+            files = [f"{name}/{file}" for file in find_audio(root / name, (".flac",))]
         else:
-            with (lists / f"{name}.csv").open(encoding="utf-8", newline="") as file:
-                files = [Path(row["file_path"]) for row in csv.DictReader(file)]
+            files = [file for (file,) in read_table(lists / f"{name}.csv", "file_path")]
         found[f"{name} utterances"] = len(files)
-        found[f"{name} speakers"] = len({file.parent.parent.name for file in files})
+        found[f"{name} speakers"] = len({file.rsplit("/", 2)[0] for file in files})
     return found
 
 
 def _speech_commands(expert: Mapping[str, Any]) -> dict[str, int]:
     train, test = (Path(expert["datarc"][f"speech_commands_{part}root"]) for part in ("", "test_"))
-    words = [folder for folder in train.iterdir() if folder.is_dir() and not folder.name.startswith("_")]
+    folders = [name.partition("/")[0] for name in recordings(train)]
+    noises = folders.count(NOISE)
     return {
-        "words": len(words),
-        "recordings": sum(1 for word in words for _ in word.glob("*.wav")),
-        "background noises": sum(1 for _ in (train / "_background_noise_").glob("*.wav")),
-        "test recordings": sum(1 for _ in test.glob("*/*.wav")),
+        "words": len(set(folders) - {NOISE}),
+        "recordings": len(folders) - noises,
+        "background noises": noises,
+        "test recordings": len(recordings(test)),
     }
 
 
 def _voxceleb(expert: Mapping[str, Any]) -> dict[str, int]:
-    lines = Path(expert["datarc"]["meta_data"]).read_text(encoding="utf-8").split("\n")
-    rows = [line.split(" ", 1) for line in lines if line]
+    rows = [line.split() for line in read_lines(expert["datarc"]["meta_data"])]
     found = {
         name: sum(row[0] == split for row in rows) for split, name in zip("123", ("train", "dev", "test"), strict=True)
     }
@@ -75,11 +76,11 @@ def _iemocap(expert: Mapping[str, Any]) -> dict[str, int]:
     found = dict.fromkeys(EMOTIONS, 0)
     for session in range(1, len(FOLDS) + 1):
         listing = meta / f"Session{session}" / "test_meta_data.json"
-        rows = (
-            json.loads(listing.read_text(encoding="utf-8"))["meta_data"]
-            if listing.is_file()
-            else read_emotions(root, session)
-        )
+        rows = []  # a part of the corpus may lack sessions
+        if listing.is_file():
+            rows = json.loads(listing.read_text(encoding="utf-8"))["meta_data"]
+        elif (root / f"Session{session}").is_dir():
+            rows = read_emotions(root, session)
         found[f"Session{session}"] = len(rows)
         for row in rows:
             found[row["label"]] += 1
@@ -89,19 +90,17 @@ def _iemocap(expert: Mapping[str, Any]) -> dict[str, int]:
 def _fluent(expert: Mapping[str, Any]) -> dict[str, int]:
     found, speakers = {}, set()
     for split in ("train", "valid", "test"):
-        with Path(expert["datarc"]["file_path"], "data", f"{split}_data.csv").open(
-            encoding="utf-8", newline=""
-        ) as file:
-            rows = list(csv.DictReader(file))
+        rows = read_table(Path(expert["datarc"]["file_path"], "data", f"{split}_data.csv"), "speakerId")
         found[split] = len(rows)
-        speakers |= {row["speakerId"] for row in rows}
+        speakers |= {speaker for (speaker,) in rows}
     return found | {"speakers": len(speakers)}
 
 
 def _snips(expert: Mapping[str, Any]) -> dict[str, int]:
     corpus = expert["corpus"]
+    sentences = ctc.read_iob(Path(corpus["path"], "all.iob.snips.txt"))
     return {
-        split: sum(1 for _ in ctc.snips_utterances(corpus["path"], [split], corpus[f"{split}_speakers"]))
+        split: len(ctc.read_snips(corpus["path"], split, corpus[f"{split}_speakers"], sentences).listed)
         for split in ("train", "valid", "test")
     }
 
@@ -109,25 +108,22 @@ def _snips(expert: Mapping[str, Any]) -> dict[str, int]:
 def _quesst(expert: Mapping[str, Any]) -> dict[str, int]:
     lists = {"utterances": "utterances", "dev queries": "dev", "eval queries": "eval"}
     scoring = Path(expert["datarc"]["dataset_root"], "scoring")
-    return {
-        part: len((scoring / f"language_key_{name}.lst").read_text(encoding="utf-8").splitlines())
-        for part, name in lists.items()
-    }
+    return {part: len(read_lines(scoring / f"language_key_{name}.lst")) for part, name in lists.items()}
 
 
 def _verification(expert: Mapping[str, Any]) -> dict[str, int]:
     datarc = expert["datarc"]
-    files = list(Path(datarc["file_path"], "dev", "wav").glob("*/*/*.wav"))
+    files = find_audio(Path(datarc["file_path"], "dev", "wav"))
     return {
-        "speakers": len({file.parent.parent.name for file in files}),
+        "speakers": len({file.partition("/")[0] for file in files}),
         "utterances": len(files),
-        "trials": len(Path(datarc["test_meta_data"]).read_text(encoding="utf-8").splitlines()),
+        "trials": len(read_lines(datarc["test_meta_data"])),
     }
 
 
 def _mixtures(expert: Mapping[str, Any]) -> dict[str, int]:
     return {
-        split: len(Path(expert["loaderrc"][f"{split}_dir"], "wav.scp").read_text(encoding="utf-8").splitlines())
+        split: len(read_lines(Path(expert["loaderrc"][f"{split}_dir"], "wav.scp")))
         for split in ("train", "dev", "test")
     }
 

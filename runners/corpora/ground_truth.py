@@ -6,7 +6,9 @@ from collections import defaultdict
 from pathlib import Path
 from xml.etree import ElementTree
 
+from upstreams.audio_files import is_hidden
 from upstreams.errors import UserError
+from upstreams.s3prl.text_files import read_lines
 
 Segments = dict[str, list[tuple[float, float]]]  # speaker -> (begin, end) in seconds
 
@@ -17,17 +19,18 @@ def read_occurrences(folder: Path) -> dict[str, set[str]]:
     The folder holds .rttm files and, where these name a query by its text, .tlist.xml files with the queries' ids.
     Raises UserError if there is no .rttm file, or a line is not `LEXEME <utterance> 1 <begin> <length> <query> ...`.
     """
-    listings = sorted(folder.glob("*.rttm"))
+    listings = sorted(path for path in folder.glob("*.rttm") if not is_hidden(path.name))
     if not listings:
         raise UserError(f"{folder} holds no .rttm file: QUESST's ground truth is expected there")
     ids = {
         term.findtext("termtext", "").strip(): term.attrib["termid"]
         for path in sorted(folder.glob("*.tlist.xml"))
+        if not is_hidden(path.name)
         for term in ElementTree.parse(path).iter("term")
     }
     occurrences: dict[str, set[str]] = {}
     for listing in listings:
-        for number, line in enumerate(listing.read_text(encoding="utf-8").splitlines(), 1):
+        for number, line in enumerate(read_lines(listing), 1):
             words = line.split()
             if not words or words[0] != "LEXEME":
                 continue
@@ -45,7 +48,7 @@ def read_rttm(path: Path) -> dict[str, Segments]:
     segments: dict[str, Segments] = defaultdict(dict)
     if not path.is_file():
         raise UserError(f"the file {path} is missing: it should hold the reference segments of the test set")
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(read_lines(path), 1):
         words = line.split()
         if not words or words[0] != "SPEAKER":
             continue

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 LIBRISPEECH_SETS = {"train": "train-clean-100", "dev": "dev-clean", "test": "test-clean"}  # split -> folder
 KEYWORDS = ("yes", "no", "up", "down", "left", "right", "on", "off", "stop", "go")  # of Speech Commands
+NOISE = "_background_noise_"  # folder of Speech Commands
 EMOTIONS = {"neu": 0, "hap": 1, "ang": 2, "sad": 3}  # SUPERB's classes of IEMOCAP -> their numbers in its lists
 VOXCELEB_SPEAKERS = range(10001, 10001 + 1251)  # s3prl's classifier has one output for each
 

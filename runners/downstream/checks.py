@@ -8,6 +8,7 @@ from typing import Any
 
 from runners import tasks
 from runners.corpora.check import check_config
+from runners.corpora.files import check_audio
 from runners.downstream.states import latest_state
 from runners.downstream.values import check_values
 from runners.tasks import Task
@@ -60,6 +61,8 @@ def _check_inference(args: argparse.Namespace, task: Task | None) -> None:
         raise UserError(f"s3prl infers single files (-m inference) for asr only, not for {task.name}")
     if not Path(args.evaluate_split).is_file():
         raise UserError(f"there is no audio file {args.evaluate_split} (-t)")
+    file = Path(args.evaluate_split).absolute()
+    check_audio(file.parent, [file.name])
 
 
 def _check_task(args: argparse.Namespace, config: dict[str, Any], task: Task) -> None:

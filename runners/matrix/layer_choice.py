@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
+from runners.corpora.check import checked_corpora
 from runners.matrix import locks
 from runners.matrix.cell import Fold, finished
 from runners.matrix.results import command, describe
@@ -60,7 +61,8 @@ def _metrics(fold: Fold, split: str, layer: int) -> dict[str, float]:
     cached = read_json(file)
     if cached and cached["identity"] == fold.identity:
         return dict(cached["metrics"])
-    metrics = downstream.main(_arguments(fold, split, layer)) or {}
+    with checked_corpora():
+        metrics = downstream.main(_arguments(fold, split, layer)) or {}
     write_json(file, {"metrics": metrics, "identity": fold.identity})
     return metrics
 

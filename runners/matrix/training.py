@@ -14,6 +14,7 @@ from pathlib import Path
 
 import yaml
 
+from runners.corpora.check import checked_corpora
 from runners.downstream.states import latest_state, step_of
 from runners.matrix import locks
 from runners.matrix.cell import Cell, Fold, Training, finished, trained
@@ -208,7 +209,8 @@ def _train(training: Training, *, resumed: bool, on_step: Callable[[int], None])
         folder = str(training.expdir)
         arguments = ["-m", "train", "-e", folder, "-p", folder, *_paths(training), "--device", training.cell.device]
         arguments += _store_arguments(training)
-    downstream.main(arguments, on_step)
+    with checked_corpora():
+        downstream.main(arguments, on_step)
 
 
 def _dev_percent(training: Training, checkpoint: Path) -> float | None:
@@ -241,7 +243,8 @@ def _checkpoint_to_test(training: Training) -> Path:
 def _test(training: Training, checkpoint: Path) -> dict[str, float]:
     from runners.downstream import run as downstream
 
-    metrics = downstream.main(_test_arguments(training, checkpoint))
+    with checked_corpora():
+        metrics = downstream.main(_test_arguments(training, checkpoint))
     metric = TASKS[training.cell.task].metric
     if not metrics or metric not in metrics:
         raise UserError(f"the test of {training.name} gave no {metric}: is its test set empty?")

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from upstreams.audio_files import read_header
+from upstreams.config import SAMPLE_RATE
 from upstreams.errors import UserError
 
 
@@ -17,7 +19,7 @@ def load_audio(
 ) -> tuple[torch.Tensor, int]:
     """Return an audio file as float32 (channels, samples) in [-1, 1], and its sample rate in Hz.
 
-    Raises UserError if the file is missing, corrupt or empty.
+    Raises UserError if the file is missing, corrupt or empty, or holds fewer samples than its header states.
     """
     import soundfile
 
@@ -28,7 +30,36 @@ def load_audio(
         raise UserError(f"cannot read the audio file {uri}: {reason}") from error
     if len(samples) == 0:
         raise UserError(f"the audio file {uri} holds no samples")
+    is_whole = (frame_offset, num_frames) == (0, -1) and isinstance(uri, str | os.PathLike)
+    if is_whole and (problem := read_header(os.fspath(uri)).problem):
+        raise UserError(f"cannot read the audio file {uri}: {problem}")
     return torch.from_numpy(samples.T.copy()), rate
+
+
+def load_mono(uri: str | os.PathLike[str], rate: int | None = SAMPLE_RATE) -> tuple[torch.Tensor, int]:
+    """Return an audio file as `load_audio` does, (1, samples) and the sample rate.
+
+    Raises UserError, naming the file, also if it has more than one channel or another rate than `rate` Hz (None: any):
+    s3prl's datasets would take it for longer, or for slower, speech.
+    """
+    samples, found = load_audio(uri)
+    if samples.shape[0] != 1 or rate not in (None, found):
+        wanted = "one channel" if rate is None else f"{rate} Hz mono"
+        raise UserError(f"{uri} has {found} Hz and {samples.shape[0]} channels: {wanted} is expected")
+    return samples, found
+
+
+def read_mono(file: str | os.PathLike[str], **arguments: Any) -> tuple[np.ndarray, int]:
+    """Return what soundfile.read returns; raise UserError, naming the file, unless it is 16 kHz mono."""
+    import soundfile
+
+    try:
+        samples, rate = soundfile.read(file, **arguments)
+    except (soundfile.SoundFileError, OSError) as error:
+        raise UserError(f"cannot read the audio file {file}: {getattr(error, 'error_string', error)}") from None
+    if rate != SAMPLE_RATE or samples.ndim != 1:
+        raise UserError(f"{file} has {rate} Hz and shape {samples.shape}: {SAMPLE_RATE} Hz mono is expected")
+    return samples, rate
 
 
 def save_audio(uri: str | os.PathLike[str], src: torch.Tensor, sample_rate: int, **torchaudio_arguments: Any) -> None:

@@ -6,7 +6,9 @@ One module for each corpus; this one chooses the check of a task and compares si
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +39,19 @@ CHECKS: dict[str, Callable[[Mapping[str, Any], Sequence[str]], None]] = {
 }
 
 
+_CHECKED: ContextVar[bool] = ContextVar("corpora are checked", default=False)
+
+
+@contextmanager
+def checked_corpora() -> Iterator[None]:
+    """Skip the checks inside the block: the plan of a matrix has looked up every file, and its cells need not do so."""
+    token = _CHECKED.set(True)
+    try:
+        yield
+    finally:
+        _CHECKED.reset(token)
+
+
 def check_corpus(task: str, root: str | Path) -> None:
     """Raise UserError unless the corpora root holds everything that training and testing a task will open.
 
@@ -49,8 +64,10 @@ def check_config(task: Task, config: Mapping[str, Any], splits: Collection[str] 
     """Raise UserError unless everything exists that s3prl will open with a task's resolved configuration.
 
     splits: s3prl's names of the splits that will be used; by default the training split, the ones evaluated during
-    training, and the test split.
+    training, and the test split. Does nothing inside `checked_corpora`.
     """
+    if _CHECKED.get():
+        return
     for package in task.packages:
         if importlib.util.find_spec(package) is None:
             raise UserError(f"{task.name} needs the package {package}: `pip install superbit[superb]` installs it")

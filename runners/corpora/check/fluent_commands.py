@@ -6,8 +6,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from runners.corpora.check.files import check_audio, check_split_names, column, existing_folder
+from runners.corpora.files import check_audio, check_split_names, check_unique, existing_folder, read_table
 from upstreams.errors import UserError
+
+SLOTS = ("action", "object", "location")
 
 
 def check_ic(expert: Mapping[str, Any], splits: Sequence[str]) -> None:
@@ -15,14 +17,17 @@ def check_ic(expert: Mapping[str, Any], splits: Sequence[str]) -> None:
     check_split_names(splits)
     root = existing_folder(Path(expert["datarc"]["file_path"]))
     known: dict[str, set[str]] = {}
+    files: list[str] = []
     for split in ("train", "valid", "test"):
         listing = root / "data" / f"{split}_data.csv"
-        files = [root / path for path in column(listing, "path")]
-        if not files:
+        rows = read_table(listing, "path", *SLOTS)
+        if not rows:
             raise UserError(f"{listing} lists no utterance")
-        check_audio(files)
-        for slot in ("action", "object", "location"):
-            values = set(column(listing, slot))
+        files += [path for path, *_ in rows]
+        check_unique(files, f"{root / 'data'}")
+        for slot, *values_of_rows in zip(SLOTS, *(row[1:] for row in rows), strict=True):
+            values = set(values_of_rows)
             unseen = values - known.setdefault(slot, values)
             if unseen:
                 raise UserError(f"{listing} has the {slot} {min(unseen)!r}, which train_data.csv lacks")
+    check_audio(root, files)

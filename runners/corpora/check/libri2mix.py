@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from runners.corpora.check.files import check_audio, check_split_names, existing_file, existing_folder
+from runners.corpora.files import check_audio, check_split_names, check_unique, existing_file, existing_folder
 from runners.corpora.ground_truth import read_rttm
+from upstreams.config import SAMPLE_RATE
 from upstreams.errors import UserError
+from upstreams.s3prl.text_files import read_lines
+
+TOLERANCE = 0.05  # seconds by which reco2dur may differ from the audio
 
 
 def check_sd(expert: Mapping[str, Any], splits: Sequence[str]) -> None:
@@ -16,23 +20,63 @@ def check_sd(expert: Mapping[str, Any], splits: Sequence[str]) -> None:
     check_split_names(splits)
     for split in splits:
         folder = existing_folder(Path(expert["loaderrc"][f"{split}_dir"]))
-        tables = {}
-        for part in ("wav.scp", "segments", "utt2spk", "spk2utt", "reco2dur"):
-            tables[part] = existing_file(folder / part).read_text(encoding="utf-8").splitlines()
-        recordings = {}
-        for number, line in enumerate(tables["wav.scp"], 1):
-            recording, _, path = line.strip().partition(" ")
-            if not path or path.endswith("|"):  # a command of Kaldi, which is not run
+        recordings = []
+        for number, line in enumerate(read_lines(existing_file(folder / "wav.scp"), mark=False), 1):
+            words = line.strip().split(None, 1)
+            if len(words) != 2 or words[1].endswith("|"):  # a command of Kaldi, which is not run
                 raise UserError(f"{folder / 'wav.scp'}, line {number}: expected `<recording> <file>.wav`, got {line!r}")
-            recordings[recording] = Path(path.strip())
+            recordings.append((words[0], words[1]))
         if not recordings:
             raise UserError(f"{folder / 'wav.scp'} lists no recording")
-        check_audio(recordings.values())
-        for part, column in (("segments", 1), ("reco2dur", 0)):
-            listed = {words[column] for line in tables[part] if len(words := line.split()) > column}
-            if unlisted := recordings.keys() - listed:
-                raise UserError(f"{folder / part} has no line for the recording {min(unlisted)}")
+        check_unique([recording for recording, _ in recordings], folder / "wav.scp")
+        headers = check_audio(folder, [str(Path(path).absolute()) for _, path in recordings])
+        seconds = {name: header.frames / SAMPLE_RATE for (name, _), header in zip(recordings, headers, strict=True)}
+        _check_durations(folder, seconds)
+        _check_segments(folder, seconds.keys(), expert["datarc"]["num_speakers"])
+        _read_table(folder / "spk2utt", 2)
         if split == "test":
             reference = read_rttm(folder / "rttm")
-            if unlisted := recordings.keys() - reference.keys():
+            if unlisted := seconds.keys() - reference.keys():
                 raise UserError(f"{folder / 'rttm'} has no line for the recording {min(unlisted)}")
+
+
+def _read_table(path: Path, columns: int) -> list[list[str]]:
+    """Return the words of each line; raise UserError for a line with fewer than `columns` words."""
+    rows = []
+    for number, line in enumerate(read_lines(existing_file(path), mark=False), 1):
+        if len(words := line.split()) < columns:
+            raise UserError(f"{path}, line {number}: expected {columns} words, got {line!r}")
+        rows.append(words)
+    return rows
+
+
+def _check_durations(folder: Path, seconds: Mapping[str, float]) -> None:
+    path = folder / "reco2dur"
+    stated = {words[0]: words[1] for words in _read_table(path, 2)}
+    if unlisted := seconds.keys() - stated.keys():
+        raise UserError(f"{path} has no line for the recording {min(unlisted)}")
+    for recording, duration in seconds.items():
+        try:
+            difference = abs(float(stated[recording]) - duration)
+        except ValueError:
+            raise UserError(f"{path} gives {stated[recording]!r} seconds to {recording}") from None
+        if difference > TOLERANCE:
+            raise UserError(f"{path} gives {stated[recording]} s to {recording}, whose audio has {duration:.3f} s")
+
+
+def _check_segments(folder: Path, recordings: Iterable[str], most: int) -> None:
+    speaker_of = {words[0]: words[1] for words in _read_table(folder / "utt2spk", 2)}
+    speakers: dict[str, set[str]] = {}
+    for words in _read_table(folder / "segments", 4):
+        if len(words) != 4:
+            raise UserError(
+                f"{folder / 'segments'}: expected `<segment> <recording> <begin> <end>`, got {' '.join(words)!r}"
+            )
+        if words[0] not in speaker_of:
+            raise UserError(f"{folder / 'utt2spk'} has no line for the segment {words[0]}")
+        speakers.setdefault(words[1], set()).add(speaker_of[words[0]])
+    for recording in recordings:
+        if recording not in speakers:
+            raise UserError(f"{folder / 'segments'} has no line for the recording {recording}")
+        if len(speakers[recording]) > most:
+            raise UserError(f"{folder / 'segments'} gives {recording} {len(speakers[recording])} speakers, not {most}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tarfile
 from pathlib import Path
 
@@ -35,12 +36,21 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     soundfile.write(root / "slow.wav", noise(RATE, 1), 8000)
     soundfile.write(root / "stereo.wav", noise(4 * RATE, 1).reshape(-1, 2), RATE)
     soundfile.write(root / "empty.wav", noise(0, 1), RATE)
-    soundfile.write(root / "a\ttab.wav", noise(2 * RATE, 1), RATE)
+    for name in ("a\ttab", "a\rreturn", "a [bracket] *?", "a\u2028separator\x85\x0b"):
+        soundfile.write(root / f"{name}.wav", noise(2 * RATE, 1), RATE)
+    soundfile.write(root / "a\nbreak.wav", noise(2 * RATE, 1), RATE)
+    soundfile.write(os.fsencode(root / "latin") + b"\xe9.wav", noise(2 * RATE, 1), RATE)
+    (root / "__MACOSX").mkdir()
+    soundfile.write(root / "__MACOSX/left over.wav", noise(2 * RATE, 1), RATE)
+    (root / ".hidden").mkdir()
+    soundfile.write(root / ".hidden/0.wav", noise(2 * RATE, 1), RATE)
+    (root / "set/0/loop").symlink_to(root / "set")
     (root / "broken.flac").write_bytes(b"fLaC and nothing else")
     (root / "._hidden.wav").write_bytes(b"made by macOS")
     (root / "notes.txt").write_text("no audio")
     whole = (root / "set/1/7/1-7-0000.flac").read_bytes()
     (root / "cut off.flac").write_bytes(whole[: len(whole) // 2])
+    (root / "cut off.wav").write_bytes((root / "set/1/7/1-7-0001.wav").read_bytes()[:-2000])
     return root
 
 
@@ -48,24 +58,23 @@ def test_a_folder_becomes_manifests(folder: Path, tmp_path: Path) -> None:
     done = superbit("manifest", folder, "--out", tmp_path, "--valid", "0.2")
     assert done.returncode == 0, done.stderr
     train, valid = Manifest.read(tmp_path / "train.tsv"), Manifest.read(tmp_path / "valid.tsv")
-    assert len(train) + len(valid) == 26 and not set(train.paths) & set(valid.paths)
+    assert len(train) + len(valid) == 30 and not set(train.paths) & set(valid.paths)
     assert 0.1 < valid.hours / (train.hours + valid.hours) < 0.35
     for manifest in (train, valid):
         assert list(manifest.paths) == sorted(manifest.paths)
         for path, samples in zip(manifest.paths, manifest.samples, strict=True):
             assert len(load_audio(manifest.root / path)) == samples
-    left_out = dict(
-        line.split("\t")[::2] if line.startswith("a\ttab") else line.split("\t")
-        for line in (tmp_path / "left_out.tsv").read_text().splitlines()
-    )
+    left_out = dict(line.split("\t") for line in (tmp_path / "left_out.tsv").read_text().splitlines())
     reasons = {
         "broken.flac": "cannot be read",
         "cut off.flac": "",
-        "empty.wav": "",
+        "cut off.wav": "its header states 48001 samples, but the file holds 47001",
+        "empty.wav": "it holds no samples",
         "short.wav": "1.00 s long",
         "slow.wav": "8000 Hz",
         "stereo.wav": "2 channels",
-        "a": "tab",
+        "a\\nbreak.wav": "line break",
+        "latin\\udce9.wav": "not UTF-8",
     }
     assert set(left_out) == set(reasons)
     for name, reason in reasons.items():

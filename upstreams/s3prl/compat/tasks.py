@@ -10,8 +10,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from upstreams.s3prl import ctc_corpus
-from upstreams.s3prl.compat.patching import Fix, add_module, needs, replaced
+from upstreams.errors import UserError
+from upstreams.s3prl import audio, ctc_corpus
+from upstreams.s3prl.compat.patching import Fix, Overlay, add_module, needs, replaced
+from upstreams.s3prl.corpus_path import CorpusPath
+from upstreams.s3prl.speech_lengths import speech_lengths
 
 
 def add_ctc_corpora(data: types.ModuleType) -> None:
@@ -48,19 +51,23 @@ def disable_voxceleb_path_cache(dataset: types.ModuleType) -> None:
     dataset.SpeakerClassifiDataset.__init__ = __init__
 
 
-@needs("SpeakerVerifi_train", "Parallel", "__file__")
-def cache_voxceleb_lengths_beside_the_corpus(dataset: types.ModuleType) -> None:
-    """Cache the file lengths of speaker verification in the corpus's dev/.wav_lengths, measured in threads.
+@needs("SpeakerVerifi_train", "apply_effects_file", "EFFECTS", "__file__")
+def keep_verification_lengths(dataset: types.ModuleType) -> None:
+    """Keep the lengths of speaker verification's files beside the corpus, and measure them again when it changes.
 
-    s3prl caches them inside site-packages by the corpus's folder name only, and measures in 12 new processes.
+    s3prl keeps them inside site-packages by the corpus's folder name only, for ever, and measures in 12 new processes.
     """
     init = dataset.SpeakerVerifi_train.__init__
 
+    def length(path: Path) -> int:
+        return dataset.apply_effects_file(str(path), dataset.EFFECTS)[0].shape[-1]
+
     @functools.wraps(init)
     def __init__(self: Any, vad_config: Any, key_list: Any, file_path: Any, *args: Any, **kwargs: Any) -> None:
-        beside = str(Path(file_path[0]).parent / "dataset.py")
-        threads = functools.partial(dataset.Parallel, backend="threading")
-        with replaced(dataset, "__file__", beside), replaced(dataset, "Parallel", threads):
+        (key,), (root,) = key_list, file_path  # s3prl's expert gives one of each
+        lengths = speech_lengths(Path(root), f"{key}_length.pt", length)
+        # s3prl reads .wav_lengths beside the module.
+        with replaced(dataset, "__file__", str(lengths.parent.parent / "dataset.py")):
             init(self, vad_config, key_list, file_path, *args, **kwargs)
 
     dataset.SpeakerVerifi_train.__init__ = __init__
@@ -85,9 +92,76 @@ def sort_speech_commands(dataset: types.ModuleType) -> None:
         kind.__init__ = sorting(kind.__init__)
 
 
+@needs("SequenceDataset._load_transcript", "SequenceDataset._parse_x_name", "pd")
+def read_librispeech_as_checked(dataset: types.ModuleType) -> None:
+    """Read the transcripts of ASR as the check of the corpus does, and refuse a character that has no class.
+
+    s3prl drops the utterance after a byte-order mark and one with a dot in its name, fails at a blank line, and adds
+    new characters to the dictionary behind the head.
+    """
+
+    def _load_transcript(self: Any, x_list: list[str]) -> dict[str, str]:
+        transcripts = {}
+        for chapter in sorted({Path(name).parent for name in x_list}):
+            listing = Path(self.libri_root, chapter, f"{'-'.join(chapter.parts[-2:])}.trans.txt")
+            for utterance, words in ctc_corpus.read_transcripts(listing).items():
+                characters = words.upper().replace(" ", "|")
+                if strange := set(characters) - self.dictionary.indices.keys():
+                    raise UserError(f"{listing}: {utterance} has {min(strange)!r}, which is not in ASR's dictionary")
+                transcripts[utterance] = " ".join(characters) + " |"
+        return transcripts
+
+    dataset.SequenceDataset._load_transcript = _load_transcript
+    dataset.SequenceDataset._parse_x_name = lambda self, name: Path(name).stem
+    _take_no_word_for_missing(dataset)
+
+
+@needs("pd")
+def _take_no_word_for_missing(module: types.ModuleType) -> None:
+    """Read tables without pandas' list of words for missing values: `None` can be a label."""
+    read = functools.partial(module.pd.read_csv, keep_default_na=False)
+    module.pd = Overlay(module.pd, read_csv=read)  # type: ignore[attr-defined]
+
+
+@needs("Path")
+def see_corpora_as_checked(module: types.ModuleType) -> None:
+    """Let a module find what the check of the corpus finds: no hidden files, and .wav in any case."""
+    module.Path = CorpusPath  # type: ignore[attr-defined]
+
+
+@needs("torchaudio.load")
+def load_only_speech(module: types.ModuleType) -> None:
+    """Refuse audio that is not 16 kHz mono, naming the file: s3prl would take it for slower or longer speech."""
+    module.torchaudio = Overlay(module.torchaudio, load=audio.load_mono)  # type: ignore[attr-defined]
+
+
+@needs("sf.read")
+def read_only_speech(module: types.ModuleType) -> None:
+    """Refuse audio of diarization that is not 16 kHz mono, naming the file."""
+    module.sf = Overlay(module.sf, read=audio.read_mono)  # type: ignore[attr-defined]
+
+
+@needs("IEMOCAPDataset._load_wav", "torchaudio.load")
+def load_emotions_at_one_rate(module: types.ModuleType) -> None:
+    """Refuse audio of emotion recognition whose rate is not the first file's: s3prl resamples all by that one."""
+
+    def _load_wav(self: Any, path: str) -> Any:
+        wav, _ = audio.load_mono(Path(self.data_dir, path), self.resampler.orig_freq)
+        return self.resampler(wav).squeeze(0)
+
+    module.IEMOCAPDataset._load_wav = _load_wav
+
+
 FIXES: dict[str, tuple[Fix, ...]] = {
-    "s3prl.downstream.ctc.data": (add_ctc_corpora, keep_ctc_config),
-    "s3prl.downstream.voxceleb1.dataset": (disable_voxceleb_path_cache,),
-    "s3prl.downstream.sv_voxceleb1.dataset": (cache_voxceleb_lengths_beside_the_corpus,),
-    "s3prl.downstream.speech_commands.dataset": (sort_speech_commands,),
+    "s3prl.downstream.asr.dataset": (read_librispeech_as_checked, load_only_speech),
+    "s3prl.downstream.ctc.data": (add_ctc_corpora, keep_ctc_config, load_only_speech),
+    "s3prl.downstream.voxceleb1.dataset": (disable_voxceleb_path_cache, load_only_speech),
+    "s3prl.downstream.voxceleb1.expert": (see_corpora_as_checked,),
+    "s3prl.downstream.sv_voxceleb1.dataset": (keep_verification_lengths, see_corpora_as_checked),
+    "s3prl.downstream.speech_commands.dataset": (sort_speech_commands, see_corpora_as_checked),
+    "s3prl.downstream.speech_commands.expert": (see_corpora_as_checked,),
+    "s3prl.downstream.fluent_commands.dataset": (load_only_speech,),
+    "s3prl.downstream.fluent_commands.expert": (_take_no_word_for_missing,),
+    "s3prl.downstream.emotion.dataset": (load_emotions_at_one_rate,),
+    "s3prl.downstream.diarization.dataset": (read_only_speech,),
 }
