@@ -36,8 +36,9 @@ def _builds_an_upstream(value: Any) -> bool:
 def import_modules(modules: Sequence[str]) -> None:
     """Import modules that put upstreams into `s3prl.hub`, installed ones or ones in the current folder.
 
-    Raises UserError if a module is not found, fails, or adds no name.
+    Raises UserError if a module is not found, fails, adds no name, or replaces one of this project's.
     """
+    hubconf.register()
     from s3prl import hub
 
     if (here := str(Path.cwd())) not in sys.path:
@@ -45,7 +46,7 @@ def import_modules(modules: Sequence[str]) -> None:
     for name in modules:
         if name in sys.modules:
             continue
-        before = set(vars(hub))
+        before = dict(vars(hub))
         try:
             importlib.import_module(name)
         except ModuleNotFoundError as error:
