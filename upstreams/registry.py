@@ -25,7 +25,7 @@ class Description(TypedDict):
     """Cost of an upstream: parameters, multiply-accumulates on SUPERB's 32 utterances, bytes of its weights."""
 
     parameters: int
-    macs: int
+    macs: int | None  # None: not known
     storage_bytes: int
 
 

@@ -13,9 +13,9 @@ from runners.downstream.selection import check_selection
 from runners.downstream.upstream_files import FLAGS, upstream_files
 from runners.features.settings import StoreSettings
 from runners.features.store import FeatureStore, open_store, weighted_sum
+from upstreams import plugins
 from upstreams.errors import UserError
 from upstreams.s3prl import compat  # noqa: F401  (makes s3prl importable)
-from upstreams.s3prl.names import module_sources
 
 # isort: split
 from s3prl.downstream.runner import Runner as S3prlRunner
@@ -85,7 +85,7 @@ class Runner(S3prlRunner):
                 entry.model,
                 self.store,
                 name=self.args.upstream,
-                files=[*(files.get(argument) for argument in FLAGS), *module_sources(self.args.upstream_module)],
+                files=[*(files.get(argument) for argument in FLAGS), *plugins.sources(self.args.upstream_module)],
                 device=self.args.device,
                 crop_samples=crop,
             )

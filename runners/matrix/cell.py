@@ -36,6 +36,7 @@ class Cell:
     device: str  # cpu, cuda; auto until the plan is checked
     store: StoreSettings | None
     folder: Path
+    upstream_modules: tuple[str, ...] = ()  # that put the upstream into s3prl.hub
     rerun_stale: bool = False  # True: results of other code or versions are not done
 
     @property

@@ -9,7 +9,7 @@ from dataclasses import replace
 from runners.corpora.check import check_config
 from runners.matrix.cell import Cell
 from runners.tasks import TASKS
-from upstreams.errors import UserError, nearest
+from upstreams.errors import UserError
 
 
 def checked(cells: Sequence[Cell]) -> list[Cell]:
@@ -40,15 +40,12 @@ def checked(cells: Sequence[Cell]) -> list[Cell]:
 
 
 def _check_upstreams(cells: Sequence[Cell]) -> None:
-    from upstreams import register
+    from upstreams.s3prl.names import check_upstream, import_modules
 
-    register()
-    from s3prl import hub
-
-    names = [name for name in dir(hub) if not name.startswith("_")]
-    for name in dict.fromkeys(cell.upstream for cell in cells):
-        if name not in names:
-            raise UserError(f"there is no upstream {name!r}; {nearest(name, names)}")
+    for modules in dict.fromkeys(cell.upstream_modules for cell in cells):
+        import_modules(modules)
+    for name, file in dict.fromkeys((cell.upstream, cell.checkpoint) for cell in cells):
+        check_upstream(name, file, None)
 
 
 def _device(name: str) -> str:

@@ -13,6 +13,7 @@ seeds: [1]
 device: cpu               # cpu, cuda, or auto (default: cuda if there is a GPU)
 feature_store_gb: 32      # largest size of the stored hidden states in GB; 0: compute them at every step
 feature_store_dtype: fp16 # or int8, fp32
+upstream_modules: [my.package]   # Python modules that put other upstreams into s3prl.hub
 ray: {address: auto}      # for --engine ray: address of the cluster
 slurm: {timeout_min: 600, slurm_partition: gpu}   # for --engine slurm: arguments of submitit's update_parameters
 ```
@@ -36,7 +37,7 @@ from upstreams.errors import UserError, nearest
 DEVICES = ("auto", "cpu", "cuda")
 DEFAULT_STORE_GB = 32
 REQUIRED = ("upstreams", "tasks", "seeds")
-OPTIONAL = ("learning_rates", "device", "feature_store_gb", "feature_store_dtype", "ray", "slurm")
+OPTIONAL = ("learning_rates", "device", "feature_store_gb", "feature_store_dtype", "upstream_modules", "ray", "slurm")
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,7 @@ class Matrix:
     store_bytes: int = DEFAULT_STORE_GB << 30
     store_dtype: str = "fp16"
     engines: dict[str, dict[str, Any]] = field(default_factory=dict)  # settings by engine
+    upstream_modules: tuple[str, ...] = ()
 
 
 def matrix_names() -> list[str]:
@@ -99,6 +101,7 @@ def read_matrix(matrix: str | Path) -> Matrix:
         store_bytes=int(gigabytes * 2**30),
         store_dtype=_choice(content, key="feature_store_dtype", default="fp16", choices=DTYPES, where=where),
         engines=engines,
+        upstream_modules=_upstream_modules(content.get("upstream_modules") or [], where),
     )
 
 
@@ -139,6 +142,12 @@ def _learning_rates(content: Any, tasks: Iterable[str], where: str) -> dict[str,
         if len({f"{rate:g}" for rate in rates}) < len(rates):
             raise UserError(f"{where}: learning_rates.{task} names a learning rate twice: {rates}")
     return {task: tuple(float(rate) for rate in rates) for task, rates in content.items()}
+
+
+def _upstream_modules(content: Any, where: str) -> tuple[str, ...]:
+    if not isinstance(content, list) or not all(isinstance(name, str) and name for name in content):
+        raise UserError(f"{where}: upstream_modules must be a list of names of Python modules, not {content!r}")
+    return tuple(content)
 
 
 def _upstreams(content: object, where: str) -> list[Upstream]:

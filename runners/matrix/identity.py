@@ -17,6 +17,7 @@ import upstreams
 from runners import downstream, features, tasks
 from runners.features.code import code_digest
 from runners.tasks import TASKS, flat_keys, path_keys
+from upstreams import plugins
 from upstreams.files import json_ready, json_text, sha256
 from upstreams.versions import versions
 
@@ -37,12 +38,19 @@ WORDS = {
     "learning_rates": "learning rates",
     "features": "number format of the stored features",
 }
-CODE = {"features": "other code that computes features", "heads": "other code that trains and tests heads"}
+CODE = {
+    "features": "other code that computes features",
+    "heads": "other code that trains and tests heads",
+    "upstream": "other code of the upstream",
+}
 
 
 @functools.cache  # of the code that this process has imported, whatever happens to its files later
-def origin() -> dict[str, dict[str, str]]:
-    """Return `code`, digests of what computes features and heads, and `versions` of the libraries."""
+def origin(*upstream_modules: str) -> dict[str, dict[str, str]]:
+    """Return `code`, digests of what computes features and heads, and `versions` of the libraries.
+
+    upstream_modules: the modules of other people that the upstream is from.
+    """
     heads = [Path(package.__file__ or "").parent for package in (downstream, features)]
     here = Path(__file__).parent
     heads += [Path(tasks.__file__), here / "training.py", here / "layer_choice.py"]
@@ -51,6 +59,7 @@ def origin() -> dict[str, dict[str, str]]:
         "code": {
             "features": code_digest(Path(upstreams.__file__).parent)[:16],
             "heads": code_digest(*heads)[:16],
+            **({"upstream": code_digest(*plugins.sources(upstream_modules))[:16]} if upstream_modules else {}),
         },
         # A build for another device, such as 2.11.0+cpu, is the same version.
         "versions": {name: installed[name].partition("+")[0] for name in PACKAGES},
@@ -125,7 +134,7 @@ def _differences(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> Iterat
         yield from _of_mapping(stored.get("corpus", {}), wanted.get("corpus", {}), "corpus, ")
     yield from _of_mapping(_leaves(stored.get("config", {})), _leaves(wanted.get("config", {})), "")
     if "code" not in missing:
-        yield from (word for part, word in CODE.items() if stored["code"][part] != wanted["code"][part])
+        yield from (word for part, word in CODE.items() if stored["code"].get(part) != wanted["code"].get(part))
     if "versions" not in missing:
         yield from _of_mapping(stored["versions"], wanted["versions"], "")
 

@@ -10,7 +10,7 @@ from runners.matrix import locks
 from runners.matrix.cell import Fold, finished
 from runners.matrix.results import command, describe
 from runners.matrix.stale import settle_training
-from runners.matrix.training import check_unchanged, write_started
+from runners.matrix.training import check_unchanged, modules, write_started
 from runners.tasks import TASKS
 from upstreams.files import read_json, write_json
 
@@ -71,7 +71,7 @@ def _arguments(fold: Fold, split: str, layer: int) -> list[str]:
     cell = fold.cell
     checkpoint = ["-k", str(cell.checkpoint)] if cell.checkpoint else []
     return [
-        *("-m", "evaluate", "-t", split, "-u", cell.upstream, *checkpoint, "-l", str(layer)),
+        *("-m", "evaluate", "-t", split, "-u", cell.upstream, *checkpoint, *modules(cell), "-l", str(layer)),
         *("-d", TASKS[cell.task].downstream, "-c", str(fold.folder / "config.yaml")),
         *("-p", str(fold.folder / f"{split}{layer}"), "--seed", str(cell.seed), "--device", cell.device),
     ]
@@ -82,7 +82,10 @@ def _hidden_states(fold: Fold) -> int:
     import torch
     from s3prl import hub
 
+    from upstreams.s3prl.names import import_modules
+
     cell = fold.cell
+    import_modules(cell.upstream_modules)
     options: dict[str, Any] = {"ckpt": str(cell.checkpoint)} if cell.checkpoint else {}
     upstream = getattr(hub, cell.upstream)(**options).to(cell.device).eval()
     with torch.no_grad():

@@ -18,7 +18,7 @@ from runners.matrix.cell import Cell, Training, finished, trained
 from runners.matrix.file import Matrix, Upstream
 from runners.matrix.identity import origin
 from runners.tasks import TASKS, task_configs
-from upstreams import registry
+from upstreams import plugins, registry
 from upstreams.errors import UserError, nearest
 from upstreams.files import read_json, sha256
 
@@ -48,6 +48,7 @@ def plan(
     found = {task: tuple(_contents(task, config, described) for config in configs[task]) for task in tasks}
     upstreams = [upstream for upstream in matrix.upstreams if any(upstream.label == label for label, _ in chosen)]
     checkpoints = {upstream.label: _checkpoint(upstream) for upstream in upstreams}
+    modules = {upstream.label: _modules(upstream, matrix) for upstream in upstreams}
     digests = {label: sha256(checkpoint) if checkpoint else None for label, checkpoint in checkpoints.items()}
     return [
         Cell(
@@ -61,7 +62,8 @@ def plan(
             learning_rates=matrix.learning_rates.get(task, ()),
             corpora=corpora,
             contents=found[task],
-            **origin(),
+            **origin(*modules[upstream.label]),
+            upstream_modules=modules[upstream.label],
             device=matrix.device,
             store=store,
             folder=out / "cells" / upstream.label / task / f"seed{seed}",
@@ -104,6 +106,12 @@ def _contents(task: str, config: Mapping[str, Any], described: Mapping[str, Any]
     except (OSError, ValueError, LookupError, TypeError) as error:
         check_config(TASKS[task], config)  # says what is missing
         raise UserError(f"the corpus of {task} cannot be read ({type(error).__name__}: {error})") from None
+
+
+def _modules(upstream: Upstream, matrix: Matrix) -> tuple[str, ...]:
+    """Return the modules that an upstream may be from; none for the names of this project and of s3prl."""
+    known = upstream.name in registry.names() or upstream.name in plugins.s3prl_names()
+    return () if known else matrix.upstream_modules
 
 
 def _checkpoint(upstream: Upstream) -> Path | None:

@@ -67,8 +67,9 @@ def check_unchanged(cell: Cell) -> None:
             f"the checkpoint {checkpoint} of {cell.name} was replaced after the plan was made: its SHA-256 was"
             f" {planned}, now it is {found or 'missing'}; put the old file back, or run the command again"
         )
-    if origin() != {"code": cell.code, "versions": cell.versions}:
-        changes = reason({"code": cell.code, "versions": cell.versions}, origin())
+    now = origin(*cell.upstream_modules)
+    if now != {"code": cell.code, "versions": cell.versions}:
+        changes = reason({"code": cell.code, "versions": cell.versions}, now)
         raise UserError(f"{cell.name}: {changes} since the plan was made; run the command again")
 
 
@@ -167,11 +168,16 @@ def _train_arguments(training: Training) -> list[str]:
     cell = training.cell
     checkpoint = ["-k", str(cell.checkpoint)] if cell.checkpoint else []
     return [
-        *("-m", "train", "-u", cell.upstream, *checkpoint, "-d", TASKS[cell.task].downstream),
+        *("-m", "train", "-u", cell.upstream, *checkpoint, *modules(cell), "-d", TASKS[cell.task].downstream),
         *("-c", str(training.folder / "config.yaml"), "-p", str(training.expdir)),
         *("--seed", str(cell.seed), "--device", cell.device),
         *_store_arguments(training),
     ]
+
+
+def modules(cell: Cell) -> list[str]:
+    """Return the flags for the modules that the cell's upstream is from."""
+    return [argument for name in cell.upstream_modules for argument in ("--upstream-module", name)]
 
 
 def _store_arguments(training: Training) -> list[str]:

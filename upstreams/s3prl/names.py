@@ -9,8 +9,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from upstreams import registry
+from upstreams import plugins, registry
 from upstreams.errors import UserError, nearest
+from upstreams.formats import checkpoint
 from upstreams.s3prl import hubconf
 
 # s3prl's names end so if the checkpoint is the user's.
@@ -41,8 +42,7 @@ def import_modules(modules: Sequence[str]) -> None:
     hubconf.register()
     from s3prl import hub
 
-    if (here := str(Path.cwd())) not in sys.path:
-        sys.path.append(here)
+    plugins.search_current_folder()
     for name in modules:
         if name in sys.modules:
             continue
@@ -51,32 +51,21 @@ def import_modules(modules: Sequence[str]) -> None:
             importlib.import_module(name)
         except ModuleNotFoundError as error:
             if f"{name}.".startswith(f"{error.name}."):
-                raise UserError(
-                    f"there is no module {name} (--upstream-module, upstream_modules): install it, or run the command "
-                    "in the folder that holds it"
-                ) from None
+                raise plugins.missing(name) from None
             raise UserError(f"the module {name} needs {error.name}, which is not installed") from error
         except Exception as error:
             raise UserError(f"the module {name} cannot be imported: {type(error).__name__}: {error}") from error
-        if set(vars(hub)) <= before:
+        added = {key for key, value in vars(hub).items() if value is not before.get(key)}
+        if not added:
             raise UserError(
                 f"the module {name} adds no upstream to s3prl.hub: it should set an attribute for each name"
             )
-
-
-def module_sources(modules: Sequence[str]) -> list[Path]:
-    """Return the source files of imported modules, with all those of the packages that they are part of."""
-    files: dict[Path, None] = {}
-    for name in modules:
-        for part in (name.partition(".")[0], name):
-            if source := getattr(sys.modules[part], "__file__", None):
-                path = Path(source)
-                files |= dict.fromkeys(sorted(path.parent.rglob("*.py")) if path.stem == "__init__" else [path])
-    return list(files)
+        if taken := added & set(registry.names()):
+            raise UserError(f"the module {name} replaces the upstream {min(taken)}: it should choose another name")
 
 
 def check_upstream(name: str, ckpt: str | Path | None, model_config: str | Path | None, refresh: bool = False) -> None:
-    """Raise UserError for an unknown name, for a file that the upstream needs, and for one that it would ignore.
+    """Raise UserError for an unknown name, a file that the upstream lacks or would ignore, and another architecture.
 
     name: in s3prl's hub; ckpt, model_config, refresh: the values of -k, -g and -r. Upstreams of other people's modules
     receive all of them unchecked.
@@ -91,6 +80,7 @@ def check_upstream(name: str, ckpt: str | Path | None, model_config: str | Path 
         path = registry.checkpoint_path(name, ckpt)
         if not path.is_file():
             raise UserError(f"there is no checkpoint {path} (-k)")
+        registry.check_architecture(name, checkpoint.read_config(path), path)
         _check_unread(name, "-g", model_config)
         if refresh:
             raise UserError(f"{name} downloads nothing: remove -r")
@@ -112,6 +102,7 @@ def _check_files(
         raise UserError(f"{name} needs a configuration: add -g FILE")
     if ckpt and not needs_ckpt and family != "example":
         local = [other for other in names if other.startswith(f"{family}_") and other.endswith(OWN_CHECKPOINT)]
+        local = [] if family == "baseline" else local
         _check_unread(name, "-k", ckpt, f", or use {' or '.join(local)}" if local else "")
     if not needs_config and not (family in OPTIONAL_CONFIG and (needs_ckpt or family == "example")):
         _check_unread(name, "-g", model_config)

@@ -48,7 +48,7 @@ def notes(capsys: pytest.CaptureFixture[str]) -> str:
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["-u", "fbank", "-k", "float"], "fbank does not read -k, so .*float.* would have no effect: remove -k"),
+        (["-u", "fbank", "-k", "float"], "fbank does not read -k, so .*float.* would have no effect: remove -k$"),
         (["-u", "hubert", "-k", "float"], "hubert does not read -k.*: remove -k, or use hubert_custom or hubert_local"),
         (["-u", "fbank", "-g", "float"], "fbank does not read -g"),
         (["-u", "fbank", "-r"], "fbank downloads nothing: remove -r"),

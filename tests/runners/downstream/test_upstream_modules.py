@@ -11,52 +11,7 @@ from runners.downstream import run as downstream
 from tests.runners.downstream.experiments import overrides, train
 from upstreams.errors import UserError
 
-MODULE = '''
-import torch
-from torch import nn
-from torch.nn.utils.rnn import pad_sequence
-import s3prl.hub
-
-
-class UpstreamExpert(nn.Module):
-    """Two layers of 40 ms frames; the scale is read from the checkpoint, if there is one."""
-
-    def __init__(self, ckpt=None, **kwargs):
-        super().__init__()
-        torch.manual_seed(0)
-        self.linear = nn.Linear(640, 16)
-        if ckpt is not None:
-            self.linear.weight.data *= float(open(ckpt).read())
-
-    def get_downsample_rates(self, key):
-        return 640
-
-    def forward(self, wavs):
-        count = max(round(len(wav) / 640) for wav in wavs)
-        padded = torch.zeros(len(wavs), count * 640)
-        for row, wav in zip(padded, wavs):
-            row[: len(wav)] = wav[: count * 640]
-        first = self.linear(padded.view(len(wavs), count, 640))
-        return {"hidden_states": [first, first.tanh()]}
-
-
-s3prl.hub.an_upstream_of_mine = UpstreamExpert
-'''
 TWO_STEPS = overrides("ic", steps=2)
-
-
-@pytest.fixture
-def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Return the folder of a package whose module `module` registers an upstream; the current folder holds it."""
-    folder = tmp_path / "my_package"
-    folder.mkdir()
-    (folder / "__init__.py").touch()
-    (folder / "module.py").write_text(MODULE)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", sys.path[:])
-    for name in ("my_package", "my_package.module"):
-        monkeypatch.delitem(sys.modules, name, raising=False)
-    return folder
 
 
 def test_a_module_registers_an_upstream_for_training_and_evaluation(

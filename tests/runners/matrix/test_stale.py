@@ -318,9 +318,10 @@ def test_code_that_changes_while_a_training_waits_is_refused(
 
 
 def with_checkpoints(file: Path, **checkpoints: Path) -> Path:
-    return write_matrix(
-        file, upstreams=[{"label": label, "name": "fbank", "ckpt": str(path)} for label, path in checkpoints.items()]
-    )
+    # s3prl's example, which reads -k and takes any file.
+    upstream = {"name": "customized_upstream"}
+    listed = [{**upstream, "label": label, "ckpt": str(path)} for label, path in checkpoints.items()]
+    return write_matrix(file, upstreams=listed)
 
 
 def test_a_checkpoint_that_is_replaced_while_it_waits_is_refused_with_both_digests(
