@@ -142,11 +142,11 @@ def show(records: list[dict[str, Any]], by_module: bool, console: Console) -> No
                 table.add_row(m["name"], m["kind"], bits, *counts)
             console.print(table)
     seconds = records[0]["audio_seconds"]
-    heads = ["upstream", "parameters", "GMACs", *KINDS, "other", "TBOPs", "storage", "est. runtime"]
+    heads = ["upstream", "parameters", "GMACs", *KINDS, "other", "TBOPs", "weights", "est. runtime"]
     measured = "real_time_factor" in records[0]
     if measured:
         heads += ["real-time factor", "ms p50", "p90", "p99", "peak memory"]
-    table = _table(f"{seconds:g} s of audio", heads)
+    table = _table(f"{seconds:g} s of audio; MB: 10^6 bytes", heads)
     for r in records:
         row = [r["name"], f"{r['parameters'] / 1e6:.2f} M"]
         row += [f"{r[key] / 1e9:.2f}" for key in ("macs", *(f"macs_{k}" for k in (*KINDS, "other")))]
