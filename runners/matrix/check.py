@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from runners.corpora.check import check_config
 from runners.matrix.cell import Cell
+from runners.matrix.estimate import upstream_shape
 from runners.tasks import TASKS
 from upstreams.errors import UserError
 
@@ -46,6 +47,7 @@ def _check_upstreams(cells: Sequence[Cell]) -> None:
         import_modules(modules)
     for name, file in dict.fromkeys((cell.upstream, cell.checkpoint) for cell in cells):
         check_upstream(name, file, None)
+        upstream_shape(name, file)  # reads the whole checkpoint, which may be damaged
 
 
 def _device(name: str) -> str:

@@ -20,7 +20,9 @@ from runners.matrix import run as matrix
 from runners.matrix.run import Options
 from runners.tasks import task_config
 from tests.runners.matrix.fakes import FakeDownstream, results, write_matrix
+from upstreams.config import preset
 from upstreams.errors import UserError
+from upstreams.formats import checkpoint
 
 CELL = "cells/fbank_no_cmvn/ks/seed1"
 
@@ -71,6 +73,28 @@ def test_a_typo_in_a_value_that_s3prl_reads_late_loses_no_result(
         matrix.evaluate(changed(file, **{key: value}), corpora, runs)
     assert everything(runs) == before
     assert fake.calls_made() == calls
+
+
+@pytest.mark.parametrize("damage", ["cut", "bit", "other"])
+def test_a_checkpoint_that_cannot_be_used_loses_no_result(
+    corpora: Path, tmp_path: Path, fake: FakeDownstream, damage: str
+) -> None:
+    weights, runs = tmp_path / "weights.safetensors", tmp_path / "runs"
+    checkpoint.save(weights, checkpoint.build(preset("transformer_mini")), None, {})
+    upstream = {"label": "m", "name": "transformer_mini", "ckpt": str(weights)}
+    file = write_matrix(tmp_path / "m.yaml", upstreams=[upstream])
+    assert matrix.evaluate(file, corpora, runs) == 0
+    before = everything(runs)
+    content = weights.read_bytes()
+    if damage == "cut":
+        weights.write_bytes(content[:1000])
+    elif damage == "bit":
+        weights.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    else:
+        checkpoint.save(weights, checkpoint.build(preset("sparseformer_dn_mini")), None, {})
+    with pytest.raises(UserError, match={"cut": "damaged", "bit": "altered", "other": "holds a"}[damage]):
+        matrix.evaluate(file, corpora, runs)
+    assert everything(runs) == before
 
 
 def test_stale_results_move_aside_and_come_back_without_training(

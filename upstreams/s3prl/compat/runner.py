@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import types
 from pathlib import Path
@@ -102,6 +103,17 @@ def save_atomically(runner: types.ModuleType) -> None:
     runner.os = Overlay(os, remove=outdated.append)  # type: ignore[attr-defined]
 
 
+@needs("glob.glob")
+def find_checkpoints_in_any_folder(runner: types.ModuleType) -> None:
+    """Take the folder's name literally when old checkpoints are searched: with `[1]` in it, none would be deleted."""
+
+    def find(pattern: str) -> list[str]:
+        folder, name = os.path.split(pattern)
+        return glob.glob(os.path.join(glob.escape(folder), name))  # noqa: PTH118, PTH207
+
+    runner.glob = Overlay(glob, glob=find)  # type: ignore[attr-defined]
+
+
 @needs("Runner._get_downstream")
 def refuse_empty_loaders(runner: types.ModuleType) -> None:
     """Raise UserError for an empty data loader: training would never end, and evaluation would divide by zero."""
@@ -166,6 +178,7 @@ FIXES: dict[str, tuple[Fix, ...]] = {
         end_training_on_every_rank,
         let_rank_zero_evaluate_alone,
         save_atomically,
+        find_checkpoints_in_any_folder,
         refuse_empty_loaders,
         fine_tune_frozen_upstreams,
         refuse_unknown_features,
