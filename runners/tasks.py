@@ -16,7 +16,7 @@ from upstreams.errors import UserError, nearest
 from upstreams.s3prl.made_files import place
 
 CONFIGS = Path(downstream_configs.__file__).parent
-_PLACEHOLDER = re.compile(r"\$\{[a-z]+\}")
+_PLACEHOLDER = re.compile(r"^\$\{[a-z]+\}")  # only at the start: a folder may have such a name
 
 
 @dataclass(frozen=True)
@@ -254,7 +254,7 @@ def missing_root(config: Mapping[str, Any]) -> str | None:
 
 def _needs_root(value: Any) -> bool:
     values = value if isinstance(value, list) else [value]
-    return any(isinstance(item, str) and ("${root}" in item or "${made}" in item) for item in values)
+    return any(isinstance(item, str) and item.startswith(("${root}", "${made}")) for item in values)
 
 
 def path_keys(task: Task) -> list[str]:

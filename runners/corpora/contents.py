@@ -112,7 +112,7 @@ def _ks(expert: Mapping[str, Any], splits: Sequence[str]) -> Files:
 def _sid(expert: Mapping[str, Any], splits: Sequence[str]) -> Files:
     datarc = expert["datarc"]
     root, listing = Path(datarc["file_path"]), Path(datarc["meta_data"])
-    names = [line.split()[1] for line in read_lines(listing) if line.strip()]
+    names = [line.strip().partition(" ")[2] for line in read_lines(listing) if line.strip()]
     in_test = {speaker.name for speaker in (root / "test" / "wav").iterdir()}
     halves = ("test" if name.partition("/")[0] in in_test else "dev" for name in names)
     return [("list", listing)], [(name, root / half / "wav" / name) for name, half in zip(names, halves, strict=True)]

@@ -23,7 +23,7 @@ from tests.tiny_more_corpora import quesst
 from upstreams.config import preset
 from upstreams.formats import checkpoint
 
-ODD = "a 'b' \"c\" [d] *?{e}<f> $g,,h;i#j%k=l&m|n\\o:p~q é\nr"
+ODD = "a 'b' \"c\" [d] *?{e}<f> ${root} $g,,h;i#j%k=l&m|n\\o:p~q é\nr"
 
 
 def save_checkpoint(path: Path) -> Path:
