@@ -8,7 +8,6 @@ from dataclasses import replace
 
 from runners.corpora.check import check_config
 from runners.matrix.cell import Cell
-from runners.matrix.estimate import upstream_shape
 from runners.tasks import TASKS
 from upstreams.errors import UserError
 
@@ -41,13 +40,15 @@ def checked(cells: Sequence[Cell]) -> list[Cell]:
 
 
 def _check_upstreams(cells: Sequence[Cell]) -> None:
+    from upstreams import registry
     from upstreams.s3prl.names import check_upstream, import_modules
 
     for modules in dict.fromkeys(cell.upstream_modules for cell in cells):
         import_modules(modules)
     for name, file in dict.fromkeys((cell.upstream, cell.checkpoint) for cell in cells):
         check_upstream(name, file, None)
-        upstream_shape(name, file)  # reads the whole checkpoint, which may be damaged
+        if name in registry.names():
+            registry.cost_model(registry.checkpoint_path(name, file))  # reads all of a file that may be damaged
 
 
 def _device(name: str) -> str:

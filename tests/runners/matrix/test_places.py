@@ -11,6 +11,7 @@ import pytest
 import torch
 import yaml
 
+from runners.matrix import progress
 from runners.matrix import run as matrix
 from runners.matrix.heartbeat import Heartbeat
 from runners.matrix.run import Options
@@ -26,6 +27,13 @@ from upstreams.formats import checkpoint
 ODD = "a 'b' \"c\" [d] *?{e}<f> ${root} $g,,h;i#j%k=l&m|n\\o:p~q é\nr"
 
 
+@pytest.fixture
+def uncounted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Results without costs, whose counting takes seconds."""
+    nothing = {"parameters": None, "macs": None, "storage_bytes": None}
+    monkeypatch.setattr("runners.matrix.results.costs", lambda cell: nothing)  # the workers are forks
+
+
 def save_checkpoint(path: Path) -> Path:
     torch.manual_seed(0)
     checkpoint.save(path, checkpoint.build(preset("transformer_mini")), None, {})
@@ -33,7 +41,7 @@ def save_checkpoint(path: Path) -> Path:
 
 
 def test_a_run_folder_that_moves_resumes_with_moved_corpora_and_a_renamed_checkpoint(
-    corpora: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    corpora: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, uncounted: None
 ) -> None:
     old, new = tmp_path / "old", tmp_path / "new,,'name'"
     old.mkdir()
@@ -74,7 +82,7 @@ def test_a_run_folder_that_moves_resumes_with_moved_corpora_and_a_renamed_checkp
     assert not new.exists()
 
 
-def test_any_character_works_in_the_names_of_folders_files_and_rows(tmp_path: Path) -> None:
+def test_any_character_works_in_the_names_of_folders_files_and_rows(tmp_path: Path, uncounted: None) -> None:
     root = tmp_path / ODD
     (root / "corpora").mkdir(parents=True)
     librispeech(root / "corpora", Sounds(0))
@@ -102,8 +110,8 @@ def test_output_that_is_no_terminal_gets_a_line_every_minute(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    seconds = iter(range(0, 100_000, 25))  # each look at the clock is 25 s later
-    monkeypatch.setattr("runners.matrix.progress.time.monotonic", lambda: next(seconds))
+    assert progress.LINE_SECONDS == 60
+    monkeypatch.setattr(progress, "LINE_SECONDS", 0.0)
     assert matrix.evaluate(write_matrix(tmp_path / "m.yaml"), corpora, tmp_path / "runs") == 0
     lines = capsys.readouterr().out.splitlines()
     assert any("0 of 1 trainings ended, 0 failed" in line for line in lines)
