@@ -60,7 +60,8 @@ def main() -> None:
             panel.plot(steps, losses, "o-", color=f"C{number}", markersize=3, label=recipe.name)
             steps_trained, trained = scalars(folder, "loss_masked")
             panel.plot(steps_trained, smoothed(trained), color=f"C{number}", linewidth=0.7, alpha=0.5)
-            labels = next(iter(recipe.glob(f"labels{iteration}_*")), arguments.runs / "labels" / "mfcc100")
+            made = [*recipe.glob(f"labels{iteration}_*"), *sorted((arguments.runs / "labels").glob("mfcc100_*"))]
+            labels = made[0]
             entropy, most_frequent = by_frequency(labels / "valid.km")
             print(
                 f"| {recipe.name} | {iteration} | {steps[-1]} | {losses[-1]:.3f} | {100 * accuracies[-1]:.1f} % | "

@@ -2,7 +2,7 @@
 
     python -m benchmarks.labels memory                                   # 10 h of 768 features at 50 Hz, 500 clusters
     python -m benchmarks.labels phones data/mini/manifest/train.tsv OUT  # OUT/train.phn, by forced alignment
-    superbit labels purity --labels runs/my/labels/mfcc100/train.km --reference OUT/train.phn
+    superbit labels purity --labels runs/my/labels/mfcc100_25hz_frame1/train.km --reference OUT/train.phn
 
 `memory` clusters synthetic features (noise around random points), so that it measures the clustering alone, and prints
 the peak memory of the process. `phones` aligns every utterance in LibriSpeech's layout with the phones of its

@@ -27,7 +27,7 @@ from pretrain.training.settings import TrainingSettings
 from pretrain.training.state import States
 from upstreams.config import QuantizationConfig, from_dict, preset
 from upstreams.errors import UserError
-from upstreams.files import sha256
+from upstreams.files import read_text, sha256
 from upstreams.formats import checkpoint
 from upstreams.model import AudioEncoder
 from upstreams.quantization.convert import inherit, quantize, summary
@@ -73,7 +73,7 @@ def _read_recipe(path: Path) -> DistillationSettings:
         raise UserError(f"no distillation recipe at {path}: a YAML file is expected")
     where = f"recipe {path}"
     try:
-        settings = from_dict(DistillationSettings, yaml.safe_load(path.read_text(encoding="utf-8")) or {}, where)
+        settings = from_dict(DistillationSettings, yaml.safe_load(read_text(path)) or {}, where)
     except yaml.YAMLError as error:
         raise UserError(f"{where} is not valid YAML: {error}") from error
     settings.check(where)

@@ -16,6 +16,7 @@ from pretrain.objectives.hubert import HubertPretraining
 from pretrain.objectives.masked_prediction import MaskedPrediction, Validation
 from pretrain.objectives.teacher import learn_from_teacher
 from pretrain.recipes import Iteration, Recipe
+from pretrain.targets.alignment import first_mfcc_frame, label_set_name
 from pretrain.targets.labels import write_labels, write_valid_labels
 from pretrain.training import distributed, memory
 from pretrain.training.calibration import calibrate_on_longest, calibration_batches, fit_log_mel
@@ -125,8 +126,12 @@ class _Run:
     def write_labels(self, number: int, iteration: Iteration) -> Path:
         """Write the targets of an iteration on rank 0; return the folder's train.km."""
         folder, layer = self._label_folder(number, iteration), iteration.layer
-        model, subsampling = self.model if layer else None, self.recipe.config.downsample_rate // HOP
+        if self.recipe.label_rate and not layer:
+            return self._existing_labels(folder)
+        front_end, model = self.recipe.config.front_end, self.model if layer else None
+        subsampling, first = front_end.downsample_rate // HOP, first_mfcc_frame(front_end)
         if distributed.rank() == 0:
+            self._tell_of_older_labels(folder, iteration)
             write_labels(
                 self.manifest,
                 folder,
@@ -134,6 +139,7 @@ class _Run:
                 seed=self.seed,
                 fraction=self.recipe.cluster_fraction,
                 subsampling=subsampling,
+                first=first,
                 model=model,
                 layer=layer,
                 n_init=self.recipe.cluster_starts,
@@ -141,10 +147,29 @@ class _Run:
             )
             if self.valid is not None:
                 write_valid_labels(
-                    self.valid, folder, subsampling, model=model, layer=layer, workers=self.recipe.workers
+                    self.valid,
+                    folder,
+                    subsampling,
+                    first=first,
+                    model=model,
+                    layer=layer,
+                    workers=self.recipe.workers,
                 )
         distributed.barrier()
         return folder / "train.km"
+
+    def _existing_labels(self, folder: Path) -> Path:
+        """Return the label file of a recipe with a label rate. Raises UserError if there is none."""
+        path, rate = folder / "train.km", self.recipe.label_rate
+        if not path.is_file():
+            raise UserError(
+                f"{path} is missing: label_rate is {rate:g} in the recipe, so labels of {rate:g} Hz belong there"
+            )
+        if self.valid is not None and not (folder / "valid.km").is_file():
+            raise UserError(
+                f"{folder / 'valid.km'} is missing: add the labels of --valid at {rate:g} Hz, or omit --valid"
+            )
+        return path
 
     def iterate(self, number: int, iteration: Iteration) -> Path:
         """Train the model by masked prediction of the iteration's labels; return the folder of its states."""
@@ -161,6 +186,7 @@ class _Run:
             views=recipe.views,
             steps=iteration.steps,
             seed=seed,
+            label_rate=0.0 if iteration.layer else recipe.label_rate,
         )
         validate = Validation(task, self.valid, labels / "valid.km") if self.valid is not None else None
         folder = self.folder / f"iteration{number}"
@@ -230,4 +256,18 @@ class _Run:
     def _label_folder(self, number: int, iteration: Iteration) -> Path:
         if iteration.layer:
             return self.folder / f"labels{number}_layer{iteration.layer}_{iteration.clusters}"
-        return self.labels / f"mfcc{iteration.clusters}"
+        return self.labels / label_set_name(iteration.clusters, self.recipe.config.front_end, self.recipe.label_rate)
+
+    def _tell_of_older_labels(self, folder: Path, iteration: Iteration) -> None:
+        """Log that a label set whose name has no frame rate, as earlier versions wrote, is not used."""
+        older = self.labels / f"mfcc{iteration.clusters}"
+        if iteration.layer or (folder / "train.km").is_file() or not (older / "train.km").is_file():
+            return
+        existing = label_set_name(iteration.clusters, self.recipe.config.front_end, 50.0)
+        _log.warning(
+            "%s is not used, as its name has no frame rate: the labels are made again in %s; to train on existing "
+            "labels, set label_rate to their rate in Hz and name their folder after it, for example %s",
+            older,
+            folder,
+            existing,
+        )

@@ -17,6 +17,7 @@ from pretrain.objectives.teacher import TeacherSettings
 from pretrain.training.settings import TrainingSettings
 from upstreams.config import EncoderConfig, ModelConfig, QuantizationConfig, from_dict, preset
 from upstreams.errors import UserError, nearest
+from upstreams.files import read_text
 from upstreams.quantization.spec import FLOAT, Bits
 
 
@@ -58,6 +59,7 @@ class Recipe(TrainingSettings):
     source: str = ""
     expected: Expectation = field(default_factory=Expectation)
     views: int = 2  # crops of each utterance in a batch; the utterance loss needs 2
+    label_rate: float = 0.0  # Hz of existing label files for the first iteration; 0: make labels at the encoder's rate
     cluster_fraction: float = 0.2  # of the utterances, to fit k-means on
     cluster_starts: int = 20  # initialisations of k-means
     objective: Objective = field(default_factory=Objective)
@@ -97,7 +99,7 @@ def read_recipe(name: str, settings: Sequence[str] = ()) -> Recipe:
     if name in recipe_names():
         text = (resources.files("pretrain") / "configs" / f"{name}.yaml").read_text(encoding="utf-8")
     elif Path(name).is_file():
-        text = Path(name).read_text(encoding="utf-8")
+        text = read_text(name)
     else:
         raise UserError(f"there is no recipe or file {name!r}: {nearest(name, recipe_names())}")
     values = with_settings(parsed(text, f"recipe {name}"), settings)
@@ -108,6 +110,8 @@ def read_recipe(name: str, settings: Sequence[str] = ()) -> Recipe:
     recipe.objective.check(layers, f"recipe {name}")
     if not recipe.iterations and not recipe.teacher.name:
         raise UserError(f"recipe {name} has neither iterations nor a teacher: it needs one of them")
+    if not 0 <= recipe.label_rate <= 1000:
+        raise UserError(f"label_rate is {recipe.label_rate:g} in recipe {name}, but must be 0 (make labels) to 1000 Hz")
     for number, iteration in enumerate(recipe.iterations):
         if not 0 <= iteration.layer <= layers or (number == 0 and iteration.layer):
             raise UserError(

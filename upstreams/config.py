@@ -28,6 +28,11 @@ class FrontEndConfig:
     width: int = 32  # channels of the convolutions, independent of the encoder's width
     feature_norm: str = "group"  # waveform only: group (HuBERT Base) or layer (HuBERT Large)
 
+    @property
+    def downsample_rate(self) -> int:
+        """Samples per frame at 16 kHz."""
+        return 320 if self.kind == "waveform" else HOP * self.subsampling
+
 
 @dataclass(frozen=True)
 class EncoderConfig:
@@ -150,7 +155,7 @@ class ModelConfig:
     @property
     def downsample_rate(self) -> int:
         """Samples per encoder frame at 16 kHz."""
-        return 320 if self.front_end.kind == "waveform" else HOP * self.front_end.subsampling
+        return self.front_end.downsample_rate
 
 
 T = TypeVar("T")

@@ -1,7 +1,8 @@
-"""Files: writes that leave nothing half-written, strict JSON, and digests."""
+"""Files: writes that leave nothing half-written, text that users wrote, strict JSON, and digests."""
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import json
 import math
@@ -11,6 +12,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from upstreams.errors import UserError
 
 
 @contextmanager
@@ -78,6 +81,40 @@ def read_json(path: str | os.PathLike[str]) -> dict[str, Any] | None:
     except (FileNotFoundError, ValueError):
         return None
     return content if isinstance(content, dict) else None
+
+
+def text_lines(path: str | os.PathLike[str]) -> Iterator[str]:
+    """Yield the lines of a text file that a user wrote, without their ends; only a line feed ends a line.
+
+    str.splitlines would also split at characters that the name of a file may hold. A carriage return before the line
+    feed belongs to the end. Raises UserError if the file cannot be read or is empty, and names the first line that is
+    not UTF-8, that holds a NUL byte, or that begins with a byte-order mark.
+    """
+    number = 0
+    try:
+        with Path(path).open("rb") as file:
+            for number, line in enumerate(file, start=1):
+                yield _decoded(line, f"line {number} of {os.fspath(path)}")
+    except OSError as error:
+        raise UserError(f"{os.fspath(path)} cannot be read: {error.strerror}") from error
+    if not number:
+        raise UserError(f"{os.fspath(path)} is empty: line 1 is missing")
+
+
+def _decoded(line: bytes, where: str) -> str:
+    if b"\0" in line:
+        raise UserError(f"{where} holds a NUL byte: a text file in UTF-8 is expected, not a binary one")
+    if line.startswith(codecs.BOM_UTF8):
+        raise UserError(f"{where} begins with a byte-order mark: save the file as UTF-8 without one")
+    try:
+        return line.decode("utf-8").removesuffix("\n").removesuffix("\r")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{where} is not UTF-8 at byte {error.start + 1}: save the file as UTF-8") from None
+
+
+def read_text(path: str | os.PathLike[str]) -> str:
+    """Return the content of a text file that a user wrote; raises UserError as `text_lines` does."""
+    return "\n".join(text_lines(path)) + "\n"
 
 
 def sha256(path: Path) -> str:

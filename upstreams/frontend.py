@@ -133,6 +133,17 @@ class ConvolutionStem(nn.Module):
         return x.transpose(1, 2).flatten(2)
 
 
+def receptive_field_centre(config: FrontEndConfig) -> float:
+    """Return the sample, counted from the utterance's begin, at the centre of the receptive field of encoder frame 0.
+
+    Frame i is centred i times the downsample rate later. The window of the log-mel spectrogram and the receptive field
+    of the waveform convolutions are both 25 ms long. A stem that stacks log-mel frames is centred on their middle; the
+    strided convolutions are centred on every second or fourth log-mel frame, from the first one on.
+    """
+    stacked = config.kind == "log_mel" and config.stem == "stack"
+    return WINDOW / 2 + (HOP * (config.subsampling - 1) / 2 if stacked else 0.0)
+
+
 class LogMelFrontEnd(nn.Module):
     """Log-mel, a stem that divides the frame rate by `subsampling`, a linear layer to `dim`, and a norm.
 

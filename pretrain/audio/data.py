@@ -62,7 +62,8 @@ class BatchOrder:
     """The batches of each epoch: crops of similar length together, at most `batch_seconds` of padded audio in each.
 
     The order is a function of the seed and the step, so that a resumed run continues with the very next batch.
-    hop: samples of a frame; views: crops of each utterance in a batch.
+    hop: samples of a frame; views: crops of each utterance in a batch, which share no sample. Utterances with fewer
+    frames than views are left out. Raises UserError if no utterance is left.
     """
 
     def __init__(
@@ -80,15 +81,19 @@ class BatchOrder:
         self.crop = int(crop_seconds * SAMPLE_RATE)
         self.seed = seed
         self.views = views
+        # With several views, each is drawn from its own part of the utterance, of whole frames: the crops of an
+        # utterance share no sample.
+        self.part = self.samples if views == 1 else self.samples // (views * hop) * hop
+        if not self.part.any():
+            raise UserError(f"no utterance of the manifest has the {views * hop} samples that {views} crops need")
         self.batches_per_epoch = len(self._epoch(0))
 
     def _epoch(self, epoch: int) -> list[list[tuple[int, int, int]]]:
         random = np.random.default_rng([self.seed, epoch])
-        # The crops of an utterance do not overlap: each is drawn from its own part of the utterance.
-        part = self.samples // self.views
-        size = np.minimum(part, self.crop)
+        size = np.minimum(self.part, self.crop)
         # Sorted by length plus noise, crops of similar length are together, but not always the same utterances.
         order = np.argsort(size + random.uniform(0, self.crop / 8, len(size)), kind="stable")
+        order = order[self.part[order] > 0]
         batches: list[list[tuple[int, int, int]]] = []
         batch: list[tuple[int, int, int]] = []
         longest = 0
@@ -98,8 +103,11 @@ class BatchOrder:
                 batches.append(batch)
                 batch, longest_with = [], int(size[index])
             for view in range(self.views):
-                room = int(part[index] - size[index]) // self.hop
-                frame = int(view * part[index]) // self.hop + int(random.integers(room + 1))
+                begin = view * int(self.part[index])
+                # The last part ends where the utterance ends.
+                end = int(self.samples[index]) if view == self.views - 1 else begin + int(self.part[index])
+                room = (end - begin - int(size[index])) // self.hop
+                frame = begin // self.hop + int(random.integers(room + 1))
                 batch.append((int(index), frame, int(size[index])))
             longest = longest_with
         batches.append(batch)

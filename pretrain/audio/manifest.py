@@ -16,6 +16,7 @@ import soundfile
 from upstreams.audio_files import read_header
 from upstreams.config import SAMPLE_RATE
 from upstreams.errors import UserError
+from upstreams.files import text_lines
 
 
 @dataclass(frozen=True)
@@ -45,12 +46,11 @@ class Manifest:
             raise UserError(
                 f"the manifest {path} is missing: expected a .tsv with the root folder in line 1, then path TAB samples"
             )
-        # Only a line feed ends a line: a file's name may hold any other character.
-        root, *lines = path.read_bytes().decode("utf-8").removesuffix("\n").split("\n")
+        root, *lines = text_lines(path)  # a file's name may hold any character but a line feed
         paths, samples = [], []
         for number, line in enumerate(lines, start=2):
-            name, tab, count = line.removesuffix("\r").rpartition("\t")
-            if not tab or not count.isdigit():
+            name, tab, count = line.rpartition("\t")
+            if not tab or not (count.isascii() and count.isdigit()):
                 raise UserError(f"line {number} of {path} is {line!r}, but must be: path TAB number of samples")
             paths.append(name)
             samples.append(int(count))

@@ -22,6 +22,11 @@ class CodewordHead(nn.Module):
         self.projection = nn.Linear(dim, code_dim)
         self.codewords = nn.Parameter(torch.randn(codewords, code_dim))
 
+    @property
+    def codeword_count(self) -> int:
+        """Number of codewords."""
+        return len(self.codewords)
+
     def forward(self, x: Tensor) -> Tensor:
         """Return logits: (..., dim) -> (..., codewords)."""
         code = nn.functional.normalize(self.projection(x), dim=-1)
@@ -30,6 +35,11 @@ class CodewordHead(nn.Module):
 
 class LinearHead(nn.Linear):
     """Linear logits of the codewords (MelHuBERT, arXiv 2211.09944; Fast-HuBERT, arXiv 2309.13860)."""
+
+    @property
+    def codeword_count(self) -> int:
+        """Number of codewords."""
+        return self.out_features
 
 
 @dataclass(frozen=True)

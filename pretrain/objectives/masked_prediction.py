@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,7 +19,10 @@ from pretrain.training.settings import TrainingSettings
 
 
 class MaskedPrediction(AudioTask[MaskedBatch]):
-    """Prediction of the labels in a .km file. views: 2 if the crops of an utterance are paired."""
+    """Prediction of the labels in a .km file. views: 2 if the crops of an utterance are paired.
+
+    label_rate: Hz of the labels, 0 if it is the model's.
+    """
 
     module: HubertPretraining
 
@@ -32,10 +36,16 @@ class MaskedPrediction(AudioTask[MaskedBatch]):
         views: int,
         steps: int,
         seed: int,
+        label_rate: float = 0.0,
     ) -> None:
-        self.views = views
-        ids = read_labels(labels, manifest, module.model.config.downsample_rate)
+        self.module, self.views, self.label_rate = module, views, label_rate
+        ids = self.read_labels(labels, manifest)
         super().__init__(module, module.model, settings, manifest, steps=steps, seed=seed, labels=ids, views=views)
+
+    def read_labels(self, path: Path, manifest: Manifest) -> list[np.ndarray]:
+        """Return the labels of the manifest's utterances at the model's frames; see `label_files.read_labels`."""
+        front_end, clusters = self.module.model.config.front_end, self.module.head.codeword_count
+        return read_labels(path, manifest, front_end, label_rate=self.label_rate, clusters=clusters)
 
     def prepare(self, batch: Batch, number: int) -> tuple[MaskedBatch, Tensor]:
         """Add the mask, which the seed and `number` determine."""
@@ -64,7 +74,7 @@ class Validation:
     def __init__(self, task: MaskedPrediction, manifest: Manifest, labels: Path) -> None:
         settings, hop = task.settings, task.hop
         self.task = task
-        self.crops = Crops(manifest, read_labels(labels, manifest, hop), hop)
+        self.crops = Crops(manifest, task.read_labels(labels, manifest), hop)
         order = BatchOrder(manifest, hop, settings.seconds_per_micro_batch, settings.crop_seconds, seed=0)
         batches = enumerate(order.batches(0, order.batches_per_epoch))
         self.batches = list(batches)[distributed.rank() :: distributed.world_size()]

@@ -70,6 +70,48 @@ def hidden_states(teacher: nn.Module, waveforms: list[Tensor]) -> list[Tensor]:
     return list(teacher(waveforms)["hidden_states"])
 
 
+class TeacherFrames:
+    """The number of frames that a teacher gives an utterance alone, whatever the padding of its batch.
+
+    s3prl's upstreams do not tell it. It is a step function of the length, with a step every `rate` samples, so that two
+    measured utterances determine it. A teacher of another kind is asked about each length with silence.
+    """
+
+    def __init__(self, teacher: nn.Module, device: torch.device) -> None:
+        self.teacher, self.device = teacher, device
+        self.measured: dict[int, int] = {}
+        rate = getattr(teacher, "get_downsample_rates", lambda key: 0)("hidden_states")
+        self.rate = int(rate) if rate == int(rate) else 0
+        if not self.rate:
+            return
+        # Find the shortest utterance with as many frames as one second has, by bisection.
+        self.frames = self._measure(SAMPLE_RATE)
+        too_short, self.samples = SAMPLE_RATE - self.rate, SAMPLE_RATE
+        while self.samples - too_short > 1:
+            middle = (too_short + self.samples) // 2
+            if self._measure(middle) < self.frames:
+                too_short = middle
+            else:
+                self.samples = middle
+        if any(self._step(n) != self._measure(n) for n in (SAMPLE_RATE - self.rate, 2 * SAMPLE_RATE - 1)):
+            self.rate = 0
+
+    def __call__(self, lengths: Tensor) -> Tensor:
+        """Return the frames (batch,), at least 1, of utterances of `lengths` (batch,) samples."""
+        count = self._step if self.rate else self._measure
+        frames = [max(1, count(n)) for n in lengths.tolist()]
+        return torch.tensor(frames, device=lengths.device)
+
+    def _step(self, samples: int) -> int:
+        return self.frames + (samples - self.samples) // self.rate
+
+    def _measure(self, samples: int) -> int:
+        if samples not in self.measured:
+            silence = torch.zeros(samples, device=self.device)
+            self.measured[samples] = hidden_states(self.teacher, [silence])[-1].shape[1]
+        return self.measured[samples]
+
+
 def resample_nearest(states: Tensor, frames: Tensor, own: Tensor) -> Tensor:
     """Resample hidden states in time: (batch, any, dim) -> (batch, frames.max(), dim), each frame the nearest one.
 
@@ -128,6 +170,7 @@ class TeacherPrediction(AudioTask[Batch]):
     ) -> None:
         super().__init__(module, module.model, settings, manifest, steps=teacher_settings.steps, seed=seed)
         self.teacher, self.teacher_settings = teacher, teacher_settings
+        self.teacher_frames = TeacherFrames(teacher, self.device)
 
     def prepare(self, batch: Batch, number: int) -> tuple[Batch, Tensor]:
         """Return the batch and its number of frames."""
@@ -139,8 +182,7 @@ class TeacherPrediction(AudioTask[Batch]):
         waveforms = [w[:n] for w, n in zip(batch.waveforms, batch.lengths.tolist(), strict=True)]
         states = hidden_states(self.teacher, waveforms)
         frames = self.model.frame_count(batch.lengths)
-        # The teacher's frames of an utterance are proportional to its length, whatever its frame rate.
-        own = (batch.lengths / batch.lengths.max() * states[0].shape[1]).round().long().clamp_min(1)
+        own = self.teacher_frames(batch.lengths).clamp_max(states[0].shape[1])
         targets = [resample_nearest(states[layer], frames, own) for layer in self.teacher_settings.layers]
         return self.module(batch, targets, self.teacher_settings.cosine_weight, float(totals[0]))
 

@@ -74,17 +74,23 @@ def _unchanged(item: Any) -> Any:
     return item
 
 
-def mfcc_features(manifest: Manifest, subsampling: int, workers: int) -> Features:
-    """Return features (frames, 39) of utterances: MFCC of the middle 10 ms of each encoder frame."""
-    utterances = Utterances(manifest, functools.partial(middle_mfcc, subsampling), (0, 39))
+def mfcc_features(manifest: Manifest, subsampling: int, first: int, workers: int) -> Features:
+    """Return features (frames, 39) of utterances: MFCC frames `first`, `first` + `subsampling` ...
+
+    first: `alignment.first_mfcc_frame` of the front-end.
+    """
+    utterances = Utterances(manifest, functools.partial(strided_mfcc, subsampling, first), (0, 39))
     return lambda indices: utterances.read(indices, workers)
 
 
-def middle_mfcc(subsampling: int, audio: Tensor) -> Tensor:
-    """Return the middle one of each `subsampling` frames of MFCC: (samples,) -> (encoder frames, 39)."""
+def strided_mfcc(subsampling: int, first: int, audio: Tensor) -> Tensor:
+    """Return every `subsampling`-th frame of MFCC from `first` on: (samples,) -> (encoder frames, 39).
+
+    An encoder frame whose MFCC frame would lie beyond the utterance's end takes the last one.
+    """
     features = mfcc(audio)
-    middle = torch.arange(0, len(features), subsampling) + subsampling // 2
-    return features[middle.clamp_max(len(features) - 1)]
+    chosen = torch.arange(0, len(features), subsampling) + first
+    return features[chosen.clamp_max(len(features) - 1)]
 
 
 def layer_features(manifest: Manifest, model: AudioEncoder, layer: int, workers: int) -> Features:

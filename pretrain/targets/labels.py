@@ -5,7 +5,6 @@ Features are computed twice: for a fraction of the utterances to fit k-means on,
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +15,12 @@ from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
 from pretrain.audio.manifest import Manifest
+from pretrain.targets.alignment import stacking_frame
 from pretrain.targets.features import Features, layer_features, mfcc_features
 from pretrain.targets.kmeans import Assignment, Reservoir, fit
 from upstreams.config import HOP
 from upstreams.errors import UserError
-from upstreams.files import atomic_write, write_json
+from upstreams.files import atomic_write, read_json, write_json
 from upstreams.formats import checkpoint
 from upstreams.model import AudioEncoder
 
@@ -67,6 +67,7 @@ def write_labels(
     seed: int,
     fraction: float,
     subsampling: int,
+    first: int | None = None,
     model: AudioEncoder | None = None,
     layer: int = 0,
     n_init: int = FIT_STARTS,
@@ -75,22 +76,18 @@ def write_labels(
     """Cluster MFCC, or hidden state `layer` of `model`, and write OUT/train.km unless it exists; return its path.
 
     Also writes dict.km.txt, kmeans.safetensors (centroids), summary.json (use of the clusters) and TensorBoard's events
-    to the same folder. Labels have the encoder's frame rate, one every 10 * `subsampling` ms. fraction: of the
+    to the same folder. Labels have the encoder's frame rate, one every 10 * `subsampling` ms. first: MFCC frame
+    of the first label (`alignment.first_mfcc_frame`); None: of a front-end that stacks frames. fraction: of the
     utterances, to fit k-means on. n_init: initialisations of k-means. workers: processes that read audio.
 
-    Raises UserError if there is too little audio, and if existing labels have another frame rate.
+    Raises UserError if there is too little audio, and if existing labels have another frame rate or first frame.
     """
     path, summary_file = out / "train.km", out / "summary.json"
-    frame_ms = 10 * subsampling
+    timing = _timing(subsampling, first, is_mfcc=model is None)
     if path.is_file():
-        known = json.loads(summary_file.read_text(encoding="utf-8")) if summary_file.is_file() else {}
-        existing_ms = known.get("frame_ms", frame_ms)
-        if existing_ms != frame_ms:
-            raise UserError(
-                f"{path} has a label every {existing_ms} ms, but one every {frame_ms} ms is needed: give another folder"
-            )
+        _check_timing(path, read_json(summary_file) or {}, timing)
         return path
-    features, title = _features(manifest, subsampling, model, layer, workers)
+    features, title = _features(manifest, subsampling, first, model, layer, workers)
     assign = cluster(features, len(manifest), clusters, seed, fraction, n_init)
     with atomic_write(out / CENTROIDS) as temporary:
         save_file({"centroids": assign.centroids.cpu()}, temporary)
@@ -99,7 +96,7 @@ def write_labels(
         counts, errors = _assign(temporary, manifest, features, assign, f"labels: {title}")
         with atomic_write(out / "dict.km.txt") as dictionary:
             dictionary.write_text("".join(f"{k} {count}\n" for k, count in enumerate(counts)), encoding="utf-8")
-        summary = {"frame_ms": frame_ms, **cluster_usage(counts), "error_per_frame": errors / int(counts.sum())}
+        summary = {**timing, **cluster_usage(counts), "error_per_frame": errors / int(counts.sum())}
         write_json(summary_file, summary)
     _to_tensorboard(out, summary, counts)
     return path
@@ -143,6 +140,7 @@ def write_valid_labels(
     out: Path,
     subsampling: int,
     *,
+    first: int | None = None,
     model: AudioEncoder | None = None,
     layer: int = 0,
     workers: int = 0,
@@ -158,18 +156,43 @@ def write_valid_labels(
     if not file.is_file():
         raise UserError(f"{out} has neither valid.km nor {CENTROIDS}, which it is made with: add one, or omit --valid")
     assign = Assignment(load_file(file)["centroids"])
-    features, _ = _features(manifest, subsampling, model, layer, workers)
+    features, _ = _features(manifest, subsampling, first, model, layer, workers)
     with atomic_write(path) as temporary:
         _assign(temporary, manifest, features, assign, "labels: valid")
     return path
 
 
+def _timing(subsampling: int, first: int | None, *, is_mfcc: bool) -> dict[str, int]:
+    """Return the frame length of labels in ms and, of MFCC labels, the MFCC frame of the first one."""
+    if not is_mfcc:
+        return {"frame_ms": 10 * subsampling}
+    return {"frame_ms": 10 * subsampling, "first_mfcc_frame": stacking_frame(subsampling) if first is None else first}
+
+
+def _check_timing(path: Path, summary: dict[str, Any], timing: dict[str, int]) -> None:
+    """Raise UserError if the summary of existing labels states another timing. path: the labels."""
+    # A summary without the first frame is of a version that took the later of the two middle ones.
+    made_before = {"first_mfcc_frame": summary["frame_ms"] // 20} if "frame_ms" in summary else {}
+    known = {key: {**timing, **made_before, **summary}[key] for key in timing}
+    if known["frame_ms"] != timing["frame_ms"]:
+        raise UserError(
+            f"{path} has a label every {known['frame_ms']} ms, but one every {timing['frame_ms']} ms is needed: "
+            "give another folder"
+        )
+    if known != timing:
+        raise UserError(
+            f"{path} begins at MFCC frame {known['first_mfcc_frame']}, but frame {timing['first_mfcc_frame']} is "
+            "needed: give another folder"
+        )
+
+
 def _features(
-    manifest: Manifest, subsampling: int, model: AudioEncoder | None, layer: int, workers: int
+    manifest: Manifest, subsampling: int, first: int | None, model: AudioEncoder | None, layer: int, workers: int
 ) -> tuple[Features, str]:
     """Return the features to cluster, and their name."""
     if model is None:
-        return mfcc_features(manifest, subsampling, workers), "MFCC"
+        begin = stacking_frame(subsampling) if first is None else first
+        return mfcc_features(manifest, subsampling, begin, workers), "MFCC"
     return layer_features(manifest, model, layer, workers), f"layer {layer}"
 
 

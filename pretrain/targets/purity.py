@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from upstreams.errors import UserError
+from upstreams.files import text_lines
 
 
 def purity(labels: Path, reference: Path) -> dict[str, float | int]:
@@ -23,8 +24,7 @@ def purity(labels: Path, reference: Path) -> dict[str, float | int]:
             raise UserError(
                 f"the file {path} is missing: expected a line of space-separated symbols for each utterance"
             )
-    with labels.open(encoding="utf-8") as ours, reference.open(encoding="utf-8") as theirs:
-        ids, phones = [line.split() for line in ours], [line.split() for line in theirs]
+    ids, phones = ([line.split() for line in text_lines(path)] for path in (labels, reference))
     if len(ids) != len(phones):
         raise UserError(
             f"{labels} has {len(ids)} lines, but {reference} has {len(phones)}: both need one line for each utterance"

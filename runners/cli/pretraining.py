@@ -59,6 +59,14 @@ def mfcc(
     out: LabelSet,
     clusters: Annotated[int, typer.Option(help="Clusters of k-means.", min=2)] = 100,
     subsampling: Annotated[int, typer.Option(help="10 ms frames for each label.", min=1)] = 4,
+    first: Annotated[
+        int | None,
+        typer.Option(
+            help="MFCC frame of the first label; 0 for convolutional and waveform front-ends.",
+            show_default="that of a front-end that stacks frames",
+            min=0,
+        ),
+    ] = None,
     fraction: Fraction = 0.2,
     n_init: Starts = 20,
     workers: Workers = 0,
@@ -78,6 +86,7 @@ def mfcc(
         seed=seed,
         fraction=fraction,
         subsampling=subsampling,
+        first=first,
         n_init=n_init,
         workers=workers,
     )
@@ -135,7 +144,11 @@ def pretrain(
     out: Out,
     label_sets: Annotated[
         Path | None,
-        typer.Option("--labels", help="Folder of MFCC label sets shared between runs.", show_default="OUT/labels"),
+        typer.Option(
+            "--labels",
+            help="Folder of MFCC label sets shared between runs, and of existing ones (recipe: label_rate).",
+            show_default="OUT/labels",
+        ),
     ] = None,
     settings: Annotated[
         list[str] | None,

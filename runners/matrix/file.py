@@ -33,6 +33,7 @@ import yaml
 from runners.features.settings import DTYPES
 from runners.tasks import TASKS
 from upstreams.errors import UserError, nearest
+from upstreams.files import read_text
 
 DEVICES = ("auto", "cpu", "cuda")
 DEFAULT_STORE_GB = 32
@@ -111,7 +112,7 @@ def _text(matrix: str) -> str:
     path = Path(matrix)
     if not path.is_file():
         raise UserError(f"no matrix or file is called {matrix!r}; {nearest(path.stem, matrix_names())}")
-    return path.read_text(encoding="utf-8")
+    return read_text(path)
 
 
 def _tasks(content: Any, where: str) -> dict[str, dict[str, Any]]:

@@ -71,7 +71,9 @@ def test_targets_are_of_layers_with_the_full_frame_rate() -> None:
 def test_a_stage_alone(work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     where = ["pretrain", work / "recipe.yaml", "--manifest", work / "audio/train.tsv", "--out", tmp_path]
     assert run(monkeypatch, *where, "--stage", "labels1") == 0
-    assert (tmp_path / "labels/mfcc8/train.km").is_file() and not (tmp_path / "pretrain/iteration1").exists()
+    assert (tmp_path / "labels/mfcc8_25hz_frame1/train.km").is_file() and not (
+        tmp_path / "pretrain/iteration1"
+    ).exists()
     assert run(monkeypatch, *where, "--stage", "iteration1") == 0
     assert not (tmp_path / "checkpoints/sparseformer_dn_mini.safetensors").exists()
     assert run(monkeypatch, *where) == 0

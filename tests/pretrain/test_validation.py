@@ -15,6 +15,7 @@ from pretrain.targets.labels import write_valid_labels
 from pretrain.training.state import States
 from tests.pretrain.command import superbit, weights
 from tests.pretrain.tiny_audio import write_corpus
+from upstreams.config import FrontEndConfig
 from upstreams.errors import UserError
 
 
@@ -40,12 +41,12 @@ def test_validation_selects_the_best_state_and_changes_no_weight(work: Path, tmp
 
 def test_stored_centroids_give_the_training_audio_the_same_labels(work: Path, tmp_path: Path) -> None:
     manifest = Manifest.read(work / "audio/train.tsv")
-    made = work / "run/labels/mfcc8"
+    made = work / "run/labels/mfcc8_25hz_frame1"
     for name in ("kmeans.safetensors", "dict.km.txt"):
         (tmp_path / name).write_bytes((made / name).read_bytes())
     again = write_valid_labels(manifest, tmp_path, 4)
-    pairs = zip(read_labels(again, manifest, 640), read_labels(made / "train.km", manifest, 640), strict=True)
-    assert all((ours == theirs).all() for ours, theirs in pairs)
+    ours, reference = (read_labels(path, manifest, FrontEndConfig()) for path in (again, made / "train.km"))
+    assert all((own == theirs).all() for own, theirs in zip(ours, reference, strict=True))
 
 
 def test_a_label_set_without_centroids_is_refused(work: Path, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from pretrain.targets.features import mfcc
 from pretrain.targets.label_files import read_labels
 from pretrain.targets.labels import write_labels
 from tests.pretrain.tiny_audio import write_corpus
+from upstreams.config import FrontEndConfig
 from upstreams.errors import UserError
 
 HOP = 640
@@ -70,7 +71,21 @@ def test_batches_are_a_function_of_seed_and_step(manifest: Manifest, views: int)
             assert size <= 16_000 and frame * HOP + size <= manifest.samples[index]
         if views == 2:  # crops 2 i and 2 i + 1 are of one utterance and share no sample
             for (first, start, size), (second, other, _) in zip(batch[::2], batch[1::2], strict=True):
-                assert first == second and start * HOP + size <= other * HOP + HOP
+                assert first == second and start * HOP + size <= other * HOP
+
+
+@pytest.mark.parametrize("hop", [320, 640])
+def test_two_views_of_an_utterance_share_no_sample(hop: int) -> None:
+    samples = (*np.random.default_rng(0).integers(2 * hop, 40_000, 300).tolist(), 2 * hop, 2 * hop - 1, 10)
+    manifest = Manifest(Path("/audio"), tuple(map(str, samples)), samples)
+    order = BatchOrder(manifest, hop, 30.0, 1.0, seed=0, views=2)
+    items = [item for batch in order.batches(0, 2 * order.batches_per_epoch) for item in batch]
+    for (first, start, size), (second, other, length) in zip(items[::2], items[1::2], strict=True):
+        assert first == second and 0 < size == length
+        assert start * hop + size <= other * hop and other * hop + size <= samples[first]
+    assert {item[0] for item in items} == set(range(301))  # the last two are shorter than two frames
+    with pytest.raises(UserError, match="no utterance of the manifest has"):
+        BatchOrder(Manifest(Path("/audio"), ("a",), (100,)), hop, 30.0, 1.0, seed=0, views=2)
 
 
 @pytest.mark.parametrize("workers", [1, 3])
@@ -140,7 +155,7 @@ def test_mfcc_has_one_frame_for_each_10_ms_and_is_deterministic() -> None:
 def test_label_files_have_the_encoders_frame_rate(tmp_path: Path) -> None:
     manifest = Manifest.read(write_corpus(tmp_path / "audio", corrupt=(4,)))
     path = write_labels(manifest, tmp_path / "labels", clusters=6, seed=0, fraction=1.0, subsampling=4)
-    labels = read_labels(path, manifest, HOP)
+    labels = read_labels(path, manifest, FrontEndConfig())
     for k, (ids, samples) in enumerate(zip(labels, manifest.samples, strict=True)):
         assert len(ids) == (0 if k == 4 else -(-samples // 640))
     assert len((tmp_path / "labels" / "dict.km.txt").read_text().splitlines()) == 6

@@ -22,11 +22,12 @@ from pretrain.targets.label_files import read_labels
 from pretrain.targets.labels import cluster, write_labels
 from tests.pretrain.command import superbit
 from tests.pretrain.tiny_audio import write_corpus
-from upstreams.config import preset
+from upstreams.config import FrontEndConfig, preset
 from upstreams.errors import UserError
 from upstreams.formats.checkpoint import build
 
 HOP = 640
+FRONT_END = FrontEndConfig()  # 40 ms
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +55,7 @@ def test_streamed_labels_equal_scikit_learns_on_all_frames_at_once(manifest: Man
         "2",
     )
     assert done.returncode == 0, done.stderr
-    everything = [f.copy() for f in mfcc_features(manifest, 4, 0)(range(len(manifest)))]
+    everything = [f.copy() for f in mfcc_features(manifest, 4, 1, 0)(range(len(manifest)))]
     kmeans = MiniBatchKMeans(
         7,
         init="k-means++",
@@ -66,7 +67,7 @@ def test_streamed_labels_equal_scikit_learns_on_all_frames_at_once(manifest: Man
         reassignment_ratio=0.0,
         random_state=5,
     ).fit(np.concatenate(everything))
-    labels = read_labels(tmp_path / "train.km", manifest, HOP)
+    labels = read_labels(tmp_path / "train.km", manifest, FRONT_END)
     for ids, features in zip(labels, everything, strict=True):
         assert len(ids) == len(features) and (not len(ids) or (ids == kmeans.predict(features)).all())
     assert len(labels[4]) == 0 and "4.wav" in done.stdout + done.stderr
@@ -207,10 +208,12 @@ def test_labels_at_fairseqs_rate_are_read(manifest: Manifest, tmp_path: Path) ->
     """50 Hz labels have the number of frames of HuBERT's convolutions: samples / 320, minus one."""
     count = [n // 320 - 1 for n in manifest.samples]
     path = km(tmp_path / "train.km", [range(n) for n in count])
-    labels = read_labels(path, manifest, HOP, label_rate=50)
-    for ids, n in zip(labels, count, strict=True):
-        assert ids.tolist() == list(range(0, n, 2))
-    assert [ids.tolist() for ids in read_labels(path, manifest, 320)] == [list(range(n)) for n in count]
+    convolutional, waveform = FrontEndConfig(stem="convolution"), FrontEndConfig(kind="waveform")
+    for front_end, first in ((convolutional, 0), (FRONT_END, 1)):  # a stacking stem is centred 15 ms later
+        labels = read_labels(path, manifest, front_end, label_rate=50)
+        for ids, n, samples in zip(labels, count, manifest.samples, strict=True):
+            assert ids.tolist() == [min(first + 2 * k, n - 1) for k in range(-(-samples // HOP))]
+    assert [ids.tolist() for ids in read_labels(path, manifest, waveform)] == [list(range(n)) for n in count]
 
 
 def test_labels_that_do_not_match_the_audio_are_refused(manifest: Manifest, tmp_path: Path) -> None:
@@ -219,7 +222,7 @@ def test_labels_that_do_not_match_the_audio_are_refused(manifest: Manifest, tmp_
 
     def refused(lines: Sequence[Sequence[int] | str]) -> str:
         with pytest.raises(UserError) as caught:
-            read_labels(km(tmp_path / "train.km", lines), manifest, HOP)
+            read_labels(km(tmp_path / "train.km", lines), manifest, FRONT_END)
         return str(caught.value)
 
     assert "has 11 lines, but the manifest has 12 utterances" in refused(good[:-1])
@@ -229,8 +232,8 @@ def test_labels_that_do_not_match_the_audio_are_refused(manifest: Manifest, tmp_
     assert "line 3 of" in (message := refused([*good[:2], [2, *good[2][1:]], *good[3:]])) and "label 2" in message
     assert "whole numbers, not '0 a'" in refused([*good[:2], "0 a", *good[3:]])
     with pytest.raises(UserError, match=r"the label file .* is missing"):
-        read_labels(tmp_path / "missing.km", manifest, HOP)
-    assert len(read_labels(km(tmp_path / "train.km", [*good[:2], [], *good[3:]]), manifest, HOP)[2]) == 0
+        read_labels(tmp_path / "missing.km", manifest, FRONT_END)
+    assert len(read_labels(km(tmp_path / "train.km", [*good[:2], [], *good[3:]]), manifest, FRONT_END)[2]) == 0
 
 
 def test_purity_of_a_small_table(tmp_path: Path) -> None:
@@ -255,7 +258,7 @@ def test_labels_of_a_checkpoints_layer(work: Path, tmp_path: Path) -> None:
     arguments = ["labels", "features", "--manifest", tsv, "--checkpoint", checkpoint, "--clusters", "6"]
     done = superbit(*arguments, "--out", tmp_path, "--layer", "4", "--fraction", "1", "--n-init", "2")
     assert done.returncode == 0, done.stderr
-    labels = read_labels(tmp_path / "train.km", Manifest.read(tsv), HOP)
+    labels = read_labels(tmp_path / "train.km", Manifest.read(tsv), FRONT_END)
     assert len(np.unique(np.concatenate(labels))) == 6
     done = superbit(*arguments, "--out", tmp_path / "none", "--layer", "9")
     assert done.returncode == 2 and "layers 0 to 8" in done.stderr
