@@ -9,16 +9,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-import yaml
 
 from pretrain.audio.manifest import Manifest
 from pretrain.objectives.distillation import DistillationTask, ModelWithHead, load_with_head
+from pretrain.recipes import read_values
 from pretrain.training import distributed
 from pretrain.training.calibration import calibrate_on_longest, calibration_batches
 from pretrain.training.monitor import warn_of_smallest_scales
 from pretrain.training.provenance import (
     Provenance,
     describe,
+    micro_batches_of_run,
+    note_on_processes,
     read_run_config,
     with_stored_micro_batches,
     write_run_config,
@@ -27,7 +29,7 @@ from pretrain.training.settings import TrainingSettings
 from pretrain.training.state import States
 from upstreams.config import QuantizationConfig, from_dict, preset
 from upstreams.errors import UserError
-from upstreams.files import read_text, sha256
+from upstreams.files import sha256
 from upstreams.formats import checkpoint
 from upstreams.model import AudioEncoder
 from upstreams.quantization.convert import inherit, quantize, summary
@@ -72,10 +74,7 @@ def _read_recipe(path: Path) -> DistillationSettings:
     if not path.is_file():
         raise UserError(f"no distillation recipe at {path}: a YAML file is expected")
     where = f"recipe {path}"
-    try:
-        settings = from_dict(DistillationSettings, yaml.safe_load(read_text(path)) or {}, where)
-    except yaml.YAMLError as error:
-        raise UserError(f"{where} is not valid YAML: {error}") from error
+    settings = from_dict(DistillationSettings, read_values(path, where) or {}, where)
     settings.check(where)
     if settings.steps < 0:
         raise UserError(f"steps is {settings.steps} in {where}, but must be 0 (calibrate only) or more")
@@ -146,9 +145,10 @@ def _distil(
     final, folder = out / "checkpoints" / f"{name}_{bits}.safetensors", out / "quantize" / f"{name}_{bits}"
     inputs = {"bits": bits, "seed": seed, "teacher_sha256": sha256(teacher_path)}
     provenance = Provenance("distillation", settings, {**inputs, "manifest": describe(manifest)})
-    if provenance.is_of(final):
+    if distributed.agreed(provenance.is_of(final)):
         return final
 
+    note_on_processes(settings, teacher.model.config, utterance_loss=False)
     torch.manual_seed(seed)
     student, changes = start_student(teacher, bits, settings)
     student.to(device)
@@ -160,18 +160,18 @@ def _distil(
         if not provenance.matches(saved):
             States(folder).clear()  # of another teacher, seed, manifest or recipe
             saved = {}
-        count = saved.get("micro_batches", settings.micro_batches)
+        count = micro_batches_of_run(settings, saved)
         write_run_config(folder, content | {"micro_batches": count})
-    distributed.barrier()
-    statistics = [(w.to(device), n.to(device)) for w, n in calibration_batches(manifest, settings, hop, seed)]
-    calibrate_on_longest(student.model, statistics)
+        statistics = [(w.to(device), n.to(device)) for w, n in calibration_batches(manifest, settings, hop, seed)]
+        calibrate_on_longest(student.model, statistics)
+    distributed.broadcast_module(student)
     student.train()
     fixed = with_stored_micro_batches(settings, folder)
     task = DistillationTask(student, teacher, fixed, manifest, steps=settings.steps, seed=seed)
     task.train(folder, title=f"{name} {bits}")
     student.eval()
-    student.model.fit_output(statistics)
     if distributed.rank() == 0:
+        student.model.fit_output(statistics)
         warn_of_smallest_scales(student.model, f"{name} {bits}")
         checkpoint.save(final, student.model, student.head, {**content, "stage": "distilled"})
     distributed.barrier()

@@ -19,12 +19,13 @@ from pretrain.recipes import Iteration, Recipe
 from pretrain.targets.alignment import first_mfcc_frame, label_set_name
 from pretrain.targets.labels import write_labels, write_valid_labels
 from pretrain.training import distributed, memory
-from pretrain.training.calibration import calibrate_on_longest, calibration_batches, fit_log_mel
+from pretrain.training.calibration import calibrate_on_longest, calibration_batches, measure
 from pretrain.training.monitor import warn_of_smallest_scales
 from pretrain.training.provenance import (
     RUN_CONFIG,
     Provenance,
     describe,
+    note_on_processes,
     read_run_config,
     with_stored_micro_batches,
     write_run_config,
@@ -53,8 +54,8 @@ def pretrain(
     With `quantization` in the recipe the model is quantized from the first step and the checkpoint is <model>_<bits>.
     <model>_untrained.safetensors beside it is the float initialisation. OUT/pretrain holds the run; an interrupted run
     resumes. labels: folder of the MFCC label sets, which runs of one seed share. stage: the last of `stages` to run,
-    whose output is returned. valid_path: a manifest whose loss is logged with every saved state and selects the best
-    state; it does not change the training.
+    whose output is returned. valid_path: a manifest whose loss is logged with every saved state; it does not change the
+    training.
     Raises UserError on bad data, bad bits or overrides, too little memory, or if gradients are not finite.
     """
     if stage is not None and stage not in stages(recipe):
@@ -64,11 +65,16 @@ def pretrain(
     valid = Manifest.read(valid_path) if valid_path is not None else None
     provenance = Provenance("recipe", recipe, {"seed": seed, "manifest": describe(manifest)})
     final = out / "checkpoints" / f"{recipe.name}.safetensors"
-    if provenance.is_of(final):
+    if distributed.agreed(provenance.is_of(final)):
         return final
     settings = with_stored_micro_batches(recipe, out / "pretrain" / recipe.name)
-    memory.check(recipe.config, settings, device)
+    memory.check(recipe.config, settings, device, recipe.views if recipe.iterations else 1)
     distributed.micro_batches_of_rank(settings.micro_batches)  # fails early if there are too few
+    if not recipe.micro_batch_seconds and recipe.iterations:
+        settings.check_crops(recipe.views, f"recipe {recipe.name} with {settings.micro_batches} micro-batches")
+    note_on_processes(
+        recipe, recipe.config, utterance_loss=bool(recipe.iterations and recipe.objective.utterance_weight)
+    )
     run = _Run(
         settings,
         provenance,
@@ -118,7 +124,8 @@ class _Run:
         self.out, self.labels, self.seed, self.device = out, labels, seed, device
         self.folder = out / "pretrain" / recipe.name
         self.provenance = {**provenance.to_dict(), "micro_batches": recipe.micro_batches}
-        self.statistics = calibration_batches(manifest, provenance.settings, recipe.config.downsample_rate, seed)
+        hop = recipe.config.downsample_rate
+        self.statistics = calibration_batches(manifest, recipe, hop, seed) if distributed.rank() == 0 else []
         self.model = self._initial_model(provenance).to(device)
         self.initial_weights = copy.deepcopy(self.model.state_dict())
         self.head: nn.Module | None = None  # the last iteration's
@@ -222,26 +229,28 @@ class _Run:
         return path
 
     def _initial_model(self, provenance: Provenance) -> AudioEncoder:
-        """Return the model that training starts from; write its float weights as <model>_untrained.safetensors."""
+        """Return the model that training starts from; write its float weights as <model>_untrained.safetensors.
+
+        Rank 0 measures the statistics; the other ranks get them from it.
+        """
         recipe = self.recipe
         torch.manual_seed(self.seed)
         model = AudioEncoder(recipe.config)
         quantized = copy.deepcopy(model)
         sites = quantize(quantized, recipe.quantization.bits, recipe.quantization.config)
-        fit_log_mel(model, self.statistics)
-        model.fit_output(self.statistics)  # on every rank: it also moves batch normalisation's running statistics
+        start = quantized if sites else model
         if distributed.rank() == 0:
             self._claim_folder(provenance)
+            measure(model, self.statistics)
             path = self.out / "checkpoints" / f"{recipe.model}_untrained.safetensors"
             checkpoint.save(path, model, None, {**self.provenance, "stage": "untrained"})
-        if not sites:
-            return model
-        inherit(quantized, model)
-        calibrate_on_longest(quantized, self.statistics)
-        if distributed.rank() == 0:
+            if sites:
+                inherit(quantized, model)
+                calibrate_on_longest(quantized, self.statistics)
             for line in summary(sites):
                 _log.info("%s: %s", recipe.name, line)
-        return quantized
+        distributed.broadcast_module(start)
+        return start
 
     def _claim_folder(self, provenance: Provenance) -> None:
         """Write the run's config.json. Raises UserError if the folder holds a run of another provenance."""

@@ -1,4 +1,7 @@
-"""Recipes: YAML files with the settings of a pre-training. The packaged ones are in pretrain/configs."""
+"""Recipes: YAML files with the settings of a pre-training. The packaged ones are in pretrain/configs.
+
+A recipe may name another one with the key `base`: its values replace those of the base.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ import yaml
 
 from pretrain.objectives.hubert import Objective
 from pretrain.objectives.teacher import TeacherSettings
-from pretrain.training.settings import TrainingSettings
+from pretrain.training.settings import AT_LEAST_ONE, NOT_NEGATIVE, Range, TrainingSettings, check_ranges
 from upstreams.config import EncoderConfig, ModelConfig, QuantizationConfig, from_dict, preset
 from upstreams.errors import UserError, nearest
 from upstreams.files import read_text
@@ -65,6 +68,42 @@ class Recipe(TrainingSettings):
     objective: Objective = field(default_factory=Objective)
     quantization: FromScratch = field(default_factory=FromScratch)
 
+    def check(self, where: str) -> None:
+        """Raise UserError if a value is out of range, or if two contradict each other. where: the recipe's name."""
+        super().check(where)
+        check_ranges(vars(self), {"cluster_fraction": Range(0, 1, low_included=False)}, where)
+        check_ranges(vars(self), {"cluster_starts": AT_LEAST_ONE}, where)
+        check_ranges(vars(self.teacher), {"cosine_weight": NOT_NEGATIVE}, where, "teacher.")
+        if self.views not in (1, 2):
+            raise UserError(f"views is {self.views} in {where}, but must be 1, or 2 for the utterance loss")
+        Bits.parse(self.quantization.bits)
+        self.objective.check(self.config.encoder.layers, where)
+        if self.iterations:
+            self.check_crops(self.views, where)
+            if self.objective.utterance_weight and self.views == 1:
+                raise UserError(
+                    f"views is 1 in {where}, but the utterance loss needs 2: set views to 2, or "
+                    "objective.utterance_weight to 0"
+                )
+        self._check_stages(where)
+
+    def _check_stages(self, where: str) -> None:
+        layers = self.config.encoder.layers
+        if not self.iterations and not self.teacher.name:
+            raise UserError(f"{where} has neither iterations nor a teacher: it needs one of them")
+        if not 0 <= self.label_rate <= 1000:
+            raise UserError(f"label_rate is {self.label_rate:g} in {where}, but must be 0 (make labels) to 1000 Hz")
+        for number, iteration in enumerate(self.iterations):
+            if not 0 <= iteration.layer <= layers or (number == 0 and iteration.layer):
+                raise UserError(
+                    f"iterations[{number}].layer is {iteration.layer} in {where}, but must be 0 (MFCC)"
+                    + (f" or a layer of {self.model}, 1 to {layers}" if number else " in the first iteration")
+                )
+            if iteration.steps < 1 or iteration.clusters < 2:
+                raise UserError(f"iterations[{number}] of {where} needs at least 1 step and 2 clusters")
+        if self.teacher.name and (self.teacher.steps < 1 or not self.teacher.layers):
+            raise UserError(f"teacher of {where} needs at least 1 step and one layer")
+
     @property
     def name(self) -> str:
         """Name of the checkpoint: the model's, followed by the bit widths if it is quantized."""
@@ -96,33 +135,40 @@ def read_recipe(name: str, settings: Sequence[str] = ()) -> Recipe:
     settings: KEY=VALUE with dotted keys, such as objective.mask_prob=0.8 or iterations.0.steps=10. Raises UserError for
     an unknown recipe, unknown keys and impossible values.
     """
-    if name in recipe_names():
-        text = (resources.files("pretrain") / "configs" / f"{name}.yaml").read_text(encoding="utf-8")
-    elif Path(name).is_file():
-        text = read_text(name)
-    else:
+    packaged = Path(str(resources.files("pretrain"))) / "configs" / f"{name}.yaml"
+    if name not in recipe_names() and not Path(name).is_file():
         raise UserError(f"there is no recipe or file {name!r}: {nearest(name, recipe_names())}")
-    values = with_settings(parsed(text, f"recipe {name}"), settings)
+    values = with_settings(read_values(packaged if name in recipe_names() else Path(name), f"recipe {name}"), settings)
     recipe = from_dict(Recipe, values, f"recipe {name}")
     recipe.check(f"recipe {name}")
-    Bits.parse(recipe.quantization.bits)
-    layers = recipe.config.encoder.layers
-    recipe.objective.check(layers, f"recipe {name}")
-    if not recipe.iterations and not recipe.teacher.name:
-        raise UserError(f"recipe {name} has neither iterations nor a teacher: it needs one of them")
-    if not 0 <= recipe.label_rate <= 1000:
-        raise UserError(f"label_rate is {recipe.label_rate:g} in recipe {name}, but must be 0 (make labels) to 1000 Hz")
-    for number, iteration in enumerate(recipe.iterations):
-        if not 0 <= iteration.layer <= layers or (number == 0 and iteration.layer):
-            raise UserError(
-                f"iterations[{number}].layer is {iteration.layer} in recipe {name}, but must be 0 (MFCC)"
-                + (f" or a layer of {recipe.model}, 1 to {layers}" if number else " in the first iteration")
-            )
-        if iteration.steps < 1 or iteration.clusters < 2:
-            raise UserError(f"iterations[{number}] of recipe {name} needs at least 1 step and 2 clusters")
-    if recipe.teacher.name and (recipe.teacher.steps < 1 or not recipe.teacher.layers):
-        raise UserError(f"teacher of recipe {name} needs at least 1 step and one layer")
     return recipe
+
+
+def read_values(path: Path, where: str, derived: tuple[Path, ...] = ()) -> Any:
+    """Return the values of a recipe's YAML file; `base`, a path relative to the file, gives those that it omits.
+
+    Mappings are merged key by key; lists are replaced. derived: the recipes that have this one as their base. Raises
+    UserError if there is no such file, if it is not valid YAML, and if a recipe is its own base.
+    """
+    path = path.resolve()
+    if path in derived:
+        raise UserError(f"{where} is its own base: {' -> '.join(p.name for p in (*derived, path))}")
+    if not path.is_file():
+        raise UserError(f"{where}: there is no file {path}")
+    values = parsed(read_text(path), where)
+    if not isinstance(values, dict) or "base" not in values:
+        return values
+    base = values.pop("base")
+    if not isinstance(base, str):
+        raise UserError(f"base is {base!r} in {where}, but must be the path of a recipe, relative to this one")
+    inherited = read_values(path.parent / base, f"base {base} of {where}", (*derived, path))
+    return _merged(inherited, values)
+
+
+def _merged(base: Any, values: Any) -> Any:
+    if not isinstance(base, dict) or not isinstance(values, dict):
+        return values
+    return base | {key: _merged(base.get(key), value) for key, value in values.items()}
 
 
 def parsed(text: str, where: str) -> Any:

@@ -184,6 +184,12 @@ def from_dict(cls: type[T], values: Any, where: str) -> T:
             arguments[key] = tuple(from_dict(item, v, f"{where}.{key}[{n}]") for n, v in enumerate(value))
         elif kind is float and isinstance(value, int) and not isinstance(value, bool):
             arguments[key] = float(value)
+        elif get_origin(kind) is tuple and not (
+            isinstance(value, (list, tuple)) and all(type(v) is get_args(kind)[0] for v in value)
+        ):
+            raise UserError(f"{where}.{key} is {value!r}, but must be a list of {get_args(kind)[0].__name__}")
+        elif get_origin(kind) is dict and not isinstance(value, dict):
+            raise UserError(f"{where}.{key} is {value!r}, but must be a mapping")
         elif kind == dict[str, str]:
             if not isinstance(value, dict) or not all(isinstance(item, str) for pair in value.items() for item in pair):
                 raise UserError(f"{where}.{key} is {value!r}, but must be a mapping of names to names")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor, nn
 
@@ -73,7 +76,8 @@ class AudioEncoder(nn.Module):
         """Measure the output map on batches of (waveforms, lengths); without an output map, do nothing.
 
         Mean and standard deviation of each layer and dimension, then ZCA whitening of the correlation over all layers
-        (Bell and Sejnowski, 1997): the whitening matrix that changes the dimensions least.
+        (Bell and Sejnowski, 1997): the whitening matrix that changes the dimensions least. The states are those of eval
+        mode, as they are exported, whatever the mode of the model.
         """
         if not self.config.output_map:
             return
@@ -81,9 +85,10 @@ class AudioEncoder(nn.Module):
         self.output_std.fill_(1.0)
         self.output_rotation.copy_(torch.eye(len(self.output_rotation)))
         valid = []
-        for waveforms, lengths in batches:
-            states = torch.stack(self(waveforms, lengths), dim=2)  # (batch, frames, layers, dim)
-            valid.append(states[~padding_mask(self.frame_count(lengths), states.shape[1])])
+        with in_eval_mode(self):
+            for waveforms, lengths in batches:
+                states = torch.stack(self(waveforms, lengths), dim=2)  # (batch, frames, layers, dim)
+                valid.append(states[~padding_mask(self.frame_count(lengths), states.shape[1])])
         x = torch.cat(valid).double()
         mean, std = x.mean(0), x.std(0, correction=0).clamp_min(1e-3)
         x = ((x - mean) / std).flatten(0, 1)
@@ -91,6 +96,21 @@ class AudioEncoder(nn.Module):
         self.output_mean.copy_(mean)
         self.output_std.copy_(std)
         self.output_rotation.copy_((vectors * (values + WHITENING_FLOOR).rsqrt()) @ vectors.T)
+
+
+@contextmanager
+def in_eval_mode(module: nn.Module) -> Iterator[None]:
+    """Inside this context the module is in eval mode; afterwards every submodule has the mode that it had before.
+
+    Statistics are measured in it: dropout and layerdrop are off, and batch normalisation's running statistics stay.
+    """
+    training = {part: part.training for part in module.modules()}
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, mode in training.items():
+            part.training = mode
 
 
 def checked(waveforms: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor]:

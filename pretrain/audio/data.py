@@ -126,12 +126,13 @@ class BatchOrder:
 
 
 def collate(items: list[tuple[np.ndarray, np.ndarray] | None]) -> Batch:
-    """Return a batch, padded to its longest item. Files that could not be read (None) are counted in `skipped`."""
+    """Return a batch, padded to its longest item. Files that could not be read (None) are counted in `skipped`.
+
+    If none could be read, the batch has no utterance.
+    """
     read = [item for item in items if item is not None]
-    if not read:
-        raise UserError("no audio file of a batch could be read; the lines above name the files")
-    lengths = torch.tensor([len(audio) for audio, _ in read])
-    waveforms = torch.zeros(len(read), int(lengths.max()))
+    lengths = torch.tensor([len(audio) for audio, _ in read], dtype=torch.long)
+    waveforms = torch.zeros(len(read), max((len(audio) for audio, _ in read), default=0))
     labels = torch.full((len(read), max(1, *(len(ids) for _, ids in read), 1)), -1)
     for row, (audio, ids) in enumerate(read):
         waveforms[row, : len(audio)] = torch.from_numpy(audio)

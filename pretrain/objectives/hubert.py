@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pretrain.audio.data import Batch
+from pretrain.training.settings import AT_LEAST_ONE, NOT_NEGATIVE, Range, check_ranges
 from upstreams.errors import UserError
 from upstreams.frontend import WaveformFrontEnd, padding_mask
 from upstreams.model import AudioEncoder, checked
@@ -68,11 +69,14 @@ class Objective:
             raise UserError(
                 f"objective.utterance_layer is {self.utterance_layer} in {where}, but the layers are 1 to {layers}"
             )
-        if not 0 < self.mask_prob < 1 or self.mask_length < 1:
-            raise UserError(
-                f"objective.mask_prob is {self.mask_prob} and objective.mask_length is {self.mask_length} in {where}, "
-                "but mask_prob must be between 0 and 1 and mask_length at least 1 frame"
-            )
+        check_ranges(vars(self), RANGES, where, "objective.")
+
+
+RANGES = {
+    "mask_prob": Range(0, 1, low_included=False, high_included=False),
+    **dict.fromkeys(("mask_length", "code_dim"), AT_LEAST_ONE),
+    **dict.fromkeys(("unmasked_weight", "utterance_weight", "feature_penalty", "feature_gradient"), NOT_NEGATIVE),
+}
 
 
 def build_head(kind: str, dim: int, codewords: int, code_dim: int = 64) -> CodewordHead | LinearHead:

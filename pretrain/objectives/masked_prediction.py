@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from math import nan
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pretrain.audio.data import Batch, BatchOrder, Crops, collate
 from pretrain.audio.manifest import Manifest
@@ -16,6 +17,7 @@ from pretrain.objectives.task import AudioTask
 from pretrain.targets.label_files import read_labels
 from pretrain.training import distributed
 from pretrain.training.settings import TrainingSettings
+from upstreams.model import in_eval_mode
 
 
 class MaskedPrediction(AudioTask[MaskedBatch]):
@@ -80,21 +82,23 @@ class Validation:
         self.batches = list(batches)[distributed.rank() :: distributed.world_size()]
 
     @torch.no_grad()
-    def __call__(self) -> dict[str, float]:
-        """Return the mean loss and accuracy of the masked frames, over the audio of all ranks."""
-        module = self.task.module
-        module.eval()
+    def __call__(self, module: nn.Module) -> dict[str, float]:
+        """Return the mean loss and accuracy of the masked frames, over the audio of all ranks; NaN without audio."""
+        assert isinstance(module, HubertPretraining)
         sums = torch.zeros(3, dtype=torch.float64)
-        for number, items in self.batches:
-            batch = collate([self.crops[item] for item in items])
-            masked = masked_batch(module, batch, seed=number, paired=False)
-            # Means over one item are sums.
-            one = Counts(masked=1.0, unmasked=0.0, crops=0.0, frames=1.0)
-            parts = module(masked.to(self.task.device), one)[1]
-            sums += torch.tensor([float(parts["loss_masked"]), float(parts["accuracy_masked"]), masked.counts.masked])
-        module.train()
+        with in_eval_mode(module):
+            for number, items in self.batches:
+                batch = collate([self.crops[item] for item in items])
+                if not len(batch.lengths):
+                    continue
+                masked = masked_batch(module, batch, seed=number, paired=False)
+                # Means over one item are sums.
+                one = Counts(masked=1.0, unmasked=0.0, crops=0.0, frames=1.0)
+                parts = module(masked.to(self.task.device), one)[1]
+                values = [float(parts["loss_masked"]), float(parts["accuracy_masked"]), masked.counts.masked]
+                sums += torch.tensor(values, dtype=torch.float64)
         loss, correct, count = distributed.all_reduce(sums).tolist()
-        return {"loss": loss / max(1.0, count), "accuracy": correct / max(1.0, count)}
+        return {"loss": loss / count, "accuracy": correct / count} if count else {"loss": nan, "accuracy": nan}
 
 
 def masked_batch(module: HubertPretraining, batch: Batch, *, seed: int, paired: bool) -> MaskedBatch:

@@ -15,7 +15,7 @@ def span_mask(lengths: list[int], probability: float, span: int, seed: int) -> T
     utterance of at most one span every second frame is masked, so that unmasked frames remain.
     """
     random = np.random.default_rng(seed)
-    mask = torch.zeros(len(lengths), max(lengths), dtype=torch.bool)
+    mask = torch.zeros(len(lengths), max(lengths, default=0), dtype=torch.bool)
     for row, length in enumerate(lengths):
         if length <= span:
             mask[row, int(random.integers(2)) : length : 2] = True

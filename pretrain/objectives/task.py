@@ -58,6 +58,7 @@ class AudioTask(ABC, Generic[Prepared]):
         seconds, crop_seconds = settings.seconds_per_micro_batch, settings.crop_seconds
         self.order = BatchOrder(manifest, self.hop, seconds, crop_seconds, seed, views)
         self.flops = step_flops(model, int(crop_seconds * SAMPLE_RATE))
+        model.encoder.checkpointing = settings.checkpointing
         compile_blocks(model.encoder.blocks, settings)
 
     @property
@@ -92,6 +93,10 @@ class AudioTask(ABC, Generic[Prepared]):
         lengths = prepared.lengths.tolist()
         return sum(lengths) / SAMPLE_RATE, self.flops(lengths)
 
+    def unreadable(self, batch: Batch) -> int:
+        """Return how many files of the micro-batch could not be read."""
+        return batch.skipped
+
     def summary(self, sums: dict[str, Tensor]) -> dict[str, float]:
         """Return the logged sums as numbers."""
         return {name: float(total) for name, total in sums.items()}
@@ -100,7 +105,9 @@ class AudioTask(ABC, Generic[Prepared]):
         """Return the number of frames in the batch, (1,), for tasks whose means are over all frames."""
         return self.model.frame_count(batch.lengths).sum().double()[None]
 
-    def train(self, folder: Path, *, title: str, validate: Callable[[], dict[str, float]] | None = None) -> None:
+    def train(
+        self, folder: Path, *, title: str, validate: Callable[[nn.Module], dict[str, float]] | None = None
+    ) -> None:
         """Train the module in `folder`, or resume there; see `fit`."""
         optimizers = build_optimizers(self.module, self.settings, self.model.encoder.blocks)
         fit(

@@ -13,13 +13,16 @@ from datetime import timedelta
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from upstreams.errors import UserError
 
-# The other ranks wait at a barrier while rank 0 clusters a corpus. PyTorch's default of 30 minutes would end a run on
-# LibriSpeech in its first stage. If a process dies, torchrun ends the others at once.
-COLLECTIVE_TIMEOUT = timedelta(days=7)
+# A collective of a step that takes longer hangs: it ends the run with an error.
+COLLECTIVE_TIMEOUT = timedelta(minutes=30)
+# The other ranks wait while rank 0 clusters a corpus. They wait in a gloo group of its own, because NCCL's watchdog
+# ends a process that waits on it for long. If a process dies, torchrun ends the others at once.
+WAIT_TIMEOUT = timedelta(days=7)
+_waiting: list[dist.ProcessGroup] = []  # that group, if there is one
 
 
 def initialize() -> torch.device:
@@ -28,12 +31,20 @@ def initialize() -> torch.device:
         # Flags and counts are CPU tensors: they go over gloo and never wait for a GPU.
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
         dist.init_process_group(backend, timeout=COLLECTIVE_TIMEOUT)
-        atexit.register(dist.destroy_process_group)
+        _waiting.append(dist.new_group(backend="gloo", timeout=WAIT_TIMEOUT))
+        atexit.register(leave)
     if not torch.cuda.is_available():
         return torch.device("cpu")
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
     torch.cuda.set_device(device)
     return device
+
+
+def leave() -> None:
+    """Destroy the process groups, whose threads must not live when the interpreter ends."""
+    if dist.is_initialized():
+        _waiting.clear()
+        dist.destroy_process_group()
 
 
 def world_size() -> int:
@@ -47,9 +58,9 @@ def rank() -> int:
 
 
 def barrier() -> None:
-    """Wait until every rank has called this function."""
+    """Wait until every rank has called this function, however long that takes."""
     if world_size() > 1:
-        all_reduce(torch.zeros(()))  # dist.barrier would pick a GPU
+        dist.all_reduce(torch.zeros(()), group=_waiting[0])  # dist.barrier would pick a GPU
 
 
 def micro_batches_of_rank(count: int) -> range:
@@ -67,13 +78,34 @@ def any_rank(flag: bool) -> bool:
     return flag if world_size() == 1 else bool(all_reduce(torch.tensor(float(flag))) > 0)
 
 
+def agreed(flag: bool) -> bool:
+    """Return rank 0's flag on every rank: ranks that looked at a file at different times must not disagree."""
+    return broadcast(str(flag)) == "True"
+
+
 def broadcast(text: str) -> str:
-    """Return rank 0's text on every rank."""
+    """Return rank 0's text on every rank, however long rank 0 takes."""
     if world_size() == 1:
         return text
     texts: list[str | None] = [text]
-    dist.broadcast_object_list(texts, device=torch.device("cpu"))
+    dist.broadcast_object_list(texts, group=_waiting[0], device=torch.device("cpu"))
     return str(texts[0])
+
+
+@torch.no_grad()
+def broadcast_module(module: nn.Module) -> None:
+    """Copy rank 0's parameters and buffers to every rank, however long rank 0 takes to call this function."""
+    if world_size() == 1:
+        return
+    barrier()
+    tensors = [*module.parameters(), *module.buffers()]
+    for kind in sorted({(str(t.device), str(t.dtype)) for t in tensors}):
+        alike = [t for t in tensors if (str(t.device), str(t.dtype)) == kind]
+        flat = torch.cat([t.flatten() for t in alike])
+        flat = flat.byte() if flat.dtype == torch.bool else flat  # gloo has no booleans
+        dist.broadcast(flat, 0)
+        for tensor, part in zip(alike, flat.split([t.numel() for t in alike]), strict=True):
+            tensor.copy_(part.view_as(tensor))
 
 
 def all_reduce(tensor: Tensor) -> Tensor:
@@ -83,6 +115,19 @@ def all_reduce(tensor: Tensor) -> Tensor:
     total = tensor.clone()
     dist.all_reduce(total)
     return total
+
+
+def all_reduce_named(sums: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the sum over all ranks of each name that any rank has, on the CPU; a rank without it counts as zero."""
+    own = {name: tensor.double().cpu() for name, tensor in sums.items()}
+    if world_size() == 1:
+        return own
+    everywhere: list[dict[str, torch.Size] | None] = [None] * world_size()
+    dist.all_gather_object(everywhere, {name: tensor.shape for name, tensor in own.items()}, group=_waiting[0])
+    shapes = {name: shape for known in everywhere for name, shape in (known or {}).items()}
+    totals = {n: own.get(n, torch.zeros(shape, dtype=torch.float64)) for n, shape in sorted(shapes.items())}
+    all_reduce_in_place(list(totals.values()))
+    return totals
 
 
 def all_reduce_in_place(tensors: Sequence[Tensor]) -> None:

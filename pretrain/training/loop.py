@@ -37,7 +37,13 @@ class Task(Protocol):
         """Return this rank's micro-batches, from step `first` on."""
 
     def prepare(self, batch: Any, number: int) -> tuple[Any, Tensor]:
-        """Prepare global micro-batch `number`; also return its item counts (a vector) for normalisation."""
+        """Prepare global micro-batch `number`; also return its item counts (a vector) for normalisation.
+
+        All counts are 0 if none of its files could be read: such a micro-batch contributes nothing to the step.
+        """
+
+    def unreadable(self, batch: Any) -> int:
+        """Return how many files of the micro-batch could not be read."""
 
     def loss(self, prepared: Any, totals: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the micro-batch's part of the loss and of the logged sums. totals: item counts of the whole step."""
@@ -58,16 +64,17 @@ def fit(
     folder: Path,
     seed: int,
     title: str = "",
-    validate: Callable[[], dict[str, float]] | None = None,
+    validate: Callable[[nn.Module], dict[str, float]] | None = None,
 ) -> None:
     """Train `task.module` up to step `steps`; resume from the newest state in `folder`.
 
     The random generator is seeded with the number of each micro-batch, so a resumed run and a run with another world
     size draw the same numbers. Under torchrun the ranks share a step's micro-batches and gradients are summed over
-    them; rank 0 logs and saves. validate: called on every rank before a state is saved; its values are logged under
-    valid/, and the state of lowest "loss" is the best one. Without it the best state is that of lowest training loss.
-    Raises UserError after `max_skipped` consecutive steps without a finite gradient. On SIGTERM or Ctrl-C it saves the
-    state of the last complete step and raises SystemExit(143) or KeyboardInterrupt.
+    them; all ranks start from rank 0's weights, and rank 0 logs and saves. validate: called on every rank before a
+    state is saved, with the module that would be the result: the moving average, if there is one. Its values are logged
+    under valid/. Raises UserError after `max_skipped` consecutive steps without audio or a finite gradient, and if the
+    GPU's memory is too small. On SIGTERM or Ctrl-C it saves the state of the last complete step and raises
+    SystemExit(143) or KeyboardInterrupt.
     """
     with contextlib.ExitStack() as stack:
         if distributed.rank() == 0:
@@ -83,28 +90,37 @@ def fit(
             tqdm(total=steps, initial=run.step, desc=title, unit="step", mininterval=2.0, disable=not run.main)
         )
         batches = iter(task.batches(run.step))
-        while run.step < steps:
-            sums = run.compute_gradients(batches, stop)
-            if sums is None:
-                run.save(math.nan if validate is not None else run.mean_loss())
-                distributed.barrier()
-                raise stop.exception
-            norm = run.update(sums)
-            if run.step % LOG_EVERY == 0 or run.step == steps - 1:
-                values = run.logged_values(sums, norm)
-                if writer is not None:
-                    for name, value in values.items():
-                        writer.add_scalar(name, value, run.step)
-                bar.set_postfix({k: f"{v:.3f}" for k, v in list(values.items())[:3]}, refresh=False)
-            run.step += 1
-            bar.update()
-            if run.step % settings.save_every == 0 or run.step == steps:
-                with run.computing():
-                    measured = validate() if validate is not None else {"loss": run.mean_loss()}
-                if writer is not None and validate is not None:
-                    for name, value in measured.items():
-                        writer.add_scalar(f"valid/{name}", value, run.step)
-                run.save(measured["loss"])
+        try:
+            while run.step < steps:
+                sums = run.compute_gradients(batches, stop)
+                if sums is None:
+                    run.save()
+                    distributed.barrier()
+                    raise stop.exception
+                norm = run.update(sums)
+                if run.step % LOG_EVERY == 0 or run.step == steps - 1:
+                    values = run.logged_values(sums, norm)
+                    if writer is not None:
+                        for name, value in values.items():
+                            writer.add_scalar(name, value, run.step)
+                    bar.set_postfix({k: f"{v:.3f}" for k, v in list(values.items())[:3]}, refresh=False)
+                run.step += 1
+                bar.update()
+                if run.step % settings.save_every == 0 or run.step == steps:
+                    if validate is not None:
+                        with run.computing():
+                            measured = validate(run.result)
+                        if writer is not None:
+                            for name, value in measured.items():
+                                writer.add_scalar(f"valid/{name}", value, run.step)
+                    run.save()
+        except torch.OutOfMemoryError as error:
+            raise UserError(
+                f"the memory of {run.device} is too small for step {run.step} in {folder}: lower micro_batch_seconds "
+                "or set checkpointing=true and run the same command again; the training resumes"
+            ) from error
+        finally:
+            del batches  # ends the processes that read audio
         run.finish()
 
 
@@ -129,25 +145,30 @@ class _Run:
         self.micro_batches = settings.micro_batches
         self.own_micro_batches = distributed.micro_batches_of_rank(self.micro_batches)
         self.batch_norm = StepBatchNorm(task.module, self.micro_batches)
+        distributed.broadcast_module(task.module)
         self.ema = None
         if settings.ema:
             self.ema = AveragedModel(task.module, multi_avg_fn=get_ema_multi_avg_fn(settings.ema))
         self.step = self.skipped = self.skipped_in_a_row = 0
-        self.loss_sum, self.loss_count = 0.0, 0  # since the last saved state
+        self.unreadable = 0.0  # files that could not be read since the start of the training, over all ranks
+        self.unreadable_now = 0  # of this step, on this rank
         self.states = state.States(folder, settings.keep)
         self._resume()
         dtype = settings.compute_dtype(self.device)
         self.autocast = torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32)
         self.meter = Meter(self.device, matmul_peak(self.device, dtype))
 
-    @contextlib.contextmanager
-    def computing(self) -> Iterator[None]:
-        """Enter autocast and, on a CPU without torch.compile, the faster implementations.
+    def fast(self) -> contextlib.AbstractContextManager[Any]:
+        """Return a context with the faster implementations, on a CPU without torch.compile.
 
         A function mode splits a compiled graph at every function that it sees.
         """
-        fast = self.device.type == "cpu" and not self.settings.compile
-        with self.autocast, FastTraining() if fast else contextlib.nullcontext():
+        return FastTraining() if self.device.type == "cpu" and not self.settings.compile else contextlib.nullcontext()
+
+    @contextlib.contextmanager
+    def computing(self) -> Iterator[None]:
+        """Enter autocast and the faster implementations."""
+        with self.autocast, self.fast():
             yield
 
     def compute_gradients(self, batches: Iterator[Any], stop: StopSignal) -> dict[str, Tensor] | None:
@@ -155,7 +176,7 @@ class _Run:
         self.rates.set(self.step)
         first = self.step * self.micro_batches
         try:
-            prepared = [self.task.prepare(next(batches), first + k) for k in self.own_micro_batches]
+            prepared = [self._prepare(next(batches), first + k) for k in self.own_micro_batches]
         except Exception:
             # Ctrl-C also ends the worker processes that read audio, so the loader fails.
             if not stop.requested:
@@ -173,16 +194,19 @@ class _Run:
                 return None
             if turn >= len(prepared):
                 continue
-            micro_batch, _ = prepared[turn]
+            micro_batch, counts = prepared[turn]
             self.batch_norm.begin_micro_batch()
-            torch.manual_seed(self.seed * 1_000_003 + first + self.own_micro_batches[turn])
-            with self.computing():
-                loss, parts = self.task.loss(micro_batch, totals)
-            loss.backward()
+            if bool(counts.any()):
+                torch.manual_seed(self.seed * 1_000_003 + first + self.own_micro_batches[turn])
+                # The backward pass is inside because checkpointing repeats the forward pass in it.
+                with self.fast():
+                    with self.autocast:
+                        loss, parts = self.task.loss(micro_batch, totals)
+                    loss.backward()
+                for name, part in (parts | {"loss": loss}).items():
+                    sums[name] = sums[name] + part.detach() if name in sums else part.detach()
+                self.meter.add(*self.task.work(micro_batch))
             self.batch_norm.end_micro_batch()
-            for name, part in (parts | {"loss": loss}).items():
-                sums[name] = sums[name] + part.detach() if name in sums else part.detach()
-            self.meter.add(*self.task.work(micro_batch))
         distributed.all_reduce_gradients(self.trained)
         self.batch_norm.end_step(self.step)
         return sums
@@ -190,59 +214,62 @@ class _Run:
     def update(self, sums: dict[str, Tensor]) -> float:
         """Step the optimizers, or undo the step if its gradient is not finite; return the gradient's norm."""
         norm = float(nn.utils.clip_grad_norm_(self.trained, self.settings.clip))
-        loss = float(distributed.all_reduce(sums["loss"]))
-        if math.isfinite(norm) and math.isfinite(loss):
+        computed = float("loss" in sums)
+        own = [float(sums["loss"]) if computed else 0.0, computed, float(self.unreadable_now)]
+        loss, computed, unreadable = distributed.all_reduce(torch.tensor(own, dtype=torch.float64)).tolist()
+        self.unreadable, self.unreadable_now = self.unreadable + unreadable, 0
+        if computed and math.isfinite(norm) and math.isfinite(loss):
             for optimizer in self.optimizers:
                 optimizer.step()
             if self.ema is not None:
                 self.ema.update_parameters(self.task.module)
             self.skipped_in_a_row = 0
-            self.loss_sum, self.loss_count = self.loss_sum + loss, self.loss_count + 1
             self._clear_gradients()
             return norm
         self.skipped, self.skipped_in_a_row = self.skipped + 1, self.skipped_in_a_row + 1
         if self.main:
-            tqdm.write(
-                f"step {self.step} skipped: loss {loss}, gradient norm {norm} ({self.skipped_in_a_row} in a row)"
-            )
+            reason = f"loss {loss}, gradient norm {norm}" if computed else "none of its audio files could be read"
+            tqdm.write(f"step {self.step} skipped: {reason} ({self.skipped_in_a_row} in a row)")
         if self.skipped_in_a_row >= self.settings.max_skipped:
-            raise UserError(self._failure(loss, norm))
+            raise UserError(self._failure(loss, norm) if computed else self._no_audio())
         self._undo_step()
         return norm
 
     def logged_values(self, sums: dict[str, Tensor], norm: float) -> dict[str, float]:
         """Return what is logged of this step, over all ranks."""
-        names = sorted(sums)
-        totals = [sums[name].clone() for name in names]
-        distributed.all_reduce_in_place(totals)
-        values = self.task.summary(dict(zip(names, totals, strict=True)))
+        values = self.task.summary(distributed.all_reduce_named(sums))
         values |= {"gradient_norm": norm, "learning_rate": self.rates.first(self.step)}
-        values |= {"skipped_steps": float(self.skipped)}
+        values |= {"skipped_steps": float(self.skipped), "unreadable_files": self.unreadable}
         return values | self.meter.read(distributed.world_size())
 
-    def mean_loss(self) -> float:
-        """Return the mean loss of the steps since the last saved state; NaN if there is none."""
-        return self.loss_sum / self.loss_count if self.loss_count else math.nan
+    @property
+    def result(self) -> nn.Module:
+        """The module whose weights the training would return now."""
+        return self.task.module if self.ema is None else self.ema.module
 
-    def save(self, loss: float) -> None:
-        """Write the state before the next step. loss: decides which state is the best; NaN if unknown."""
+    def save(self) -> None:
+        """Write the state before the next step."""
         if not self.main:
             return
         content = {
             "step": self.step,
             "skipped": [self.skipped, self.skipped_in_a_row],
+            "unreadable_files": self.unreadable,
             "base_rates": self.rates.initial,
             "module": self.task.module.state_dict(),
             "optimizers": [o.state_dict() for o in self.optimizers],
             "average": None if self.ema is None else self.ema.state_dict(),
         }
-        self.states.write(self.step, loss, content)
-        self.loss_sum, self.loss_count = 0.0, 0
+        self.states.write(self.step, content)
 
     def finish(self) -> None:
         """Copy the moving average, if there is one, into the module."""
         if self.ema is not None:
             self.task.module.load_state_dict(self.ema.module.state_dict())
+
+    def _prepare(self, batch: Any, number: int) -> tuple[Any, Tensor]:
+        self.unreadable_now += self.task.unreadable(batch)
+        return self.task.prepare(batch, number)
 
     def _clear_gradients(self) -> None:
         for optimizer in self.optimizers:
@@ -269,8 +296,15 @@ class _Run:
         self.rates.initial = saved["base_rates"]
         self.step = saved["step"]
         self.skipped, self.skipped_in_a_row = saved["skipped"]
+        self.unreadable = saved["unreadable_files"]
         if self.step >= self.steps:
             self.finish()
+
+    def _no_audio(self) -> str:
+        return (
+            f"training in {self.states.folder} stopped at step {self.step}: none of the audio files of "
+            f"{self.skipped_in_a_row} consecutive steps could be read; the lines above name them"
+        )
 
     def _failure(self, loss: float, norm: float) -> str:
         named = self.task.module.named_parameters()

@@ -17,9 +17,12 @@ from upstreams.model import AudioEncoder
 BYTES_PER_WEIGHT = 16
 
 
-def check(config: ModelConfig, settings: TrainingSettings, device: torch.device) -> None:
-    """Raise UserError if weights, optimizer and a micro-batch's activations exceed the device's free memory."""
-    weights, per_second = required_bytes(config, settings.crop_seconds)
+def check(config: ModelConfig, settings: TrainingSettings, device: torch.device, views: int) -> None:
+    """Raise UserError if weights, optimizer and a micro-batch's activations exceed the device's free memory.
+
+    views: crops of an utterance, which must fit into a micro-batch.
+    """
+    weights, per_second = required_bytes(config, settings.crop_seconds, settings.checkpointing)
     if settings.compute_dtype(device) == torch.bfloat16:
         per_second /= 2
     seconds = settings.seconds_per_micro_batch
@@ -27,20 +30,33 @@ def check(config: ModelConfig, settings: TrainingSettings, device: torch.device)
     if required <= free:
         return
     fits = int((free - weights) / per_second)
-    advice = f"set micro_batch_seconds to {fits} or less" if fits >= settings.crop_seconds else "use a smaller model"
+    advice = "use a smaller model"
+    if fits >= views * settings.crop_seconds:
+        advice = f"set micro_batch_seconds to {fits} or less"
+    elif not settings.checkpointing:
+        advice = "set checkpointing to true"
     raise UserError(
         f"{config.name} needs about {required / 1e9:.1f} GB to train on {seconds:g} s of audio at once, "
         f"but {free / 1e9:.1f} GB are free on {device}: {advice}"
     )
 
 
-def required_bytes(config: ModelConfig, crop_seconds: float) -> tuple[float, float]:
+def required_bytes(config: ModelConfig, crop_seconds: float, checkpointing: bool = False) -> tuple[float, float]:
     """Return the bytes of weights with optimizer, and the bytes of activations per second of audio, in fp32.
 
-    The activations are the tensors that autograd saves for the backward pass of one crop, on the meta device.
+    The activations are the tensors that autograd saves for the backward pass of one crop, on the meta device. With
+    checkpointing they are what it keeps, and those of one block, which the backward pass computes again.
     """
+    if checkpointing:
+        weights, everything = required_bytes(config, crop_seconds)
+        return weights, _saved_bytes(config, crop_seconds, True)[1] + everything / config.encoder.layers
+    return _saved_bytes(config, crop_seconds, False)
+
+
+def _saved_bytes(config: ModelConfig, crop_seconds: float, checkpointing: bool) -> tuple[float, float]:
     with torch.device("meta"):
         model = AudioEncoder(config)
+    model.encoder.checkpointing = checkpointing
     model.eval()  # in train mode batch normalisation selects valid frames, whose number the meta device does not know
     own = {tensor.untyped_storage()._cdata for tensor in [*model.parameters(), *model.buffers()]}
     kept: dict[int, torch.UntypedStorage] = {}

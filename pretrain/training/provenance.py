@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -13,7 +14,7 @@ import torch
 from pretrain.audio.manifest import Manifest
 from pretrain.training import distributed
 from pretrain.training.settings import TrainingSettings
-from upstreams.config import from_dict
+from upstreams.config import ModelConfig, from_dict
 from upstreams.errors import UserError
 from upstreams.files import write_json
 from upstreams.formats import checkpoint
@@ -22,8 +23,14 @@ from upstreams.versions import versions
 
 RUN_CONFIG = "config.json"  # the provenance in a run's folder
 
-# Settings that change no weight.
-WITHOUT_EFFECT = ("workers", "save_every", "keep", "max_skipped", "source", "expected")
+# Settings that a run may change when it resumes: they change no weight, or only how a step is computed, so that a run
+# can go on after it ran out of memory.
+MAY_CHANGE = (
+    *("workers", "save_every", "keep", "max_skipped", "source", "expected"),
+    *("micro_batch_seconds", "compile", "checkpointing"),
+)
+
+_log = logging.getLogger(__name__)
 
 Settings = TypeVar("Settings", bound=TrainingSettings)
 
@@ -61,12 +68,12 @@ def describe(manifest: Manifest) -> dict[str, Any]:
 
 
 def same_settings(saved: Any, settings: TrainingSettings) -> bool:
-    """True if the saved settings equal these; missing keys take defaults, settings without effect are ignored."""
+    """True if the saved settings equal these; missing keys take defaults, settings that may change are ignored."""
     try:
         before = from_dict(type(settings), saved, "saved settings")
     except UserError:
         return False
-    ignored = {key: getattr(settings, key) for key in WITHOUT_EFFECT if hasattr(settings, key)}
+    ignored = {key: getattr(settings, key) for key in MAY_CHANGE if hasattr(settings, key)}
     return dataclasses.replace(before, **ignored) == settings
 
 
@@ -81,14 +88,32 @@ def write_run_config(folder: Path, content: dict[str, Any]) -> None:
     write_json(folder / RUN_CONFIG, content)
 
 
-def with_stored_micro_batches(settings: Settings, folder: Path) -> Settings:
-    """Return `settings` with the number of micro-batches stored in the run folder's config.json.
+def micro_batches_of_run(settings: TrainingSettings, saved: dict[str, Any]) -> int:
+    """Return the number of micro-batches of a run that resumes. saved: the contents of its config.json, if any.
 
-    If the settings leave the number to the world size, a run that resumes with another world size so trains on the same
-    micro-batches. Without a config.json the number is that of `settings`.
+    If the settings leave the number to the world size, it is the stored one, so that a run that resumes with another
+    world size trains on the same micro-batches. Otherwise it is that of `settings`.
     """
-    count = settings.micro_batches
-    if not settings.micro_batch_seconds:
-        count = read_run_config(folder).get("micro_batches", count)
-    count = int(distributed.broadcast(str(count)))
+    return (
+        settings.micro_batches if settings.micro_batch_seconds else saved.get("micro_batches", settings.micro_batches)
+    )
+
+
+def note_on_processes(settings: TrainingSettings, config: ModelConfig, *, utterance_loss: bool) -> None:
+    """Log on rank 0 what the number of processes changes in the result, if micro_batch_seconds leaves it open."""
+    parts = ["the negatives of the utterance loss"] if utterance_loss else []
+    parts += ["the statistics of batch normalisation"] if config.encoder.kind in ("conformer", "squeezeformer") else []
+    if settings.micro_batch_seconds or not parts or distributed.rank():
+        return
+    _log.info(
+        "micro_batch_seconds is 0, so a micro-batch holds batch_seconds / processes = %g s of audio: the number of "
+        "processes at the start of the run changes %s; set micro_batch_seconds to fix them",
+        settings.seconds_per_micro_batch,
+        " and ".join(parts),
+    )
+
+
+def with_stored_micro_batches(settings: Settings, folder: Path) -> Settings:
+    """Return `settings` with the number of micro-batches of the run in that folder, see `micro_batches_of_run`."""
+    count = int(distributed.broadcast(str(micro_batches_of_run(settings, read_run_config(folder)))))
     return dataclasses.replace(settings, micro_batch_seconds=settings.batch_seconds / count)

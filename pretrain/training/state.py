@@ -1,4 +1,4 @@
-"""Training states on disk: written atomically, verified by digest; the newest ones and the best one are kept."""
+"""Training states on disk: written atomically, verified by digest; the newest ones are kept."""
 
 from __future__ import annotations
 
@@ -18,21 +18,20 @@ from tqdm import tqdm
 from upstreams.errors import UserError
 from upstreams.files import atomic_write, sha256
 
-NAME = re.compile(r"step_(?P<step>\d{8})_loss_(?P<loss>[-\w.+]+)_(?P<digest>[0-9a-f]{16})\.pt")
+NAME = re.compile(r"step_(?P<step>\d{8})_(?P<digest>[0-9a-f]{16})\.pt")
 
 
 @dataclass(frozen=True)
 class SavedState:
-    """One file, whose name holds the next step, the loss by which states are compared, and the file's digest."""
+    """One file, whose name holds the next step and the file's digest."""
 
     path: Path
     step: int
-    loss: float
     digest: str
 
 
 class States:
-    """The states of one run in `folder`. The newest `keep` and the one of lowest loss are kept."""
+    """The states of one run in `folder`. The newest `keep` are kept."""
 
     def __init__(self, folder: Path, keep: int = 2) -> None:
         self.folder = folder
@@ -41,7 +40,7 @@ class States:
     def saved(self) -> list[SavedState]:
         """Return the states in the folder, oldest first."""
         matches = ((path, NAME.fullmatch(path.name)) for path in self.folder.glob("step_*.pt"))
-        found = [SavedState(p, int(m["step"]), float(m["loss"]), m["digest"]) for p, m in matches if m]
+        found = [SavedState(p, int(m["step"]), m["digest"]) for p, m in matches if m]
         return sorted(found, key=lambda saved: saved.step)
 
     def newest(self) -> Path | None:
@@ -53,20 +52,16 @@ class States:
             saved.path.unlink()
         return None
 
-    def write(self, step: int, loss: float, state: dict[str, Any]) -> None:
+    def write(self, step: int, state: dict[str, Any]) -> None:
         """Write the state before step number `step`, then remove the states that are not kept."""
         buffer = io.BytesIO()
         torch.save(state, buffer)
         content = buffer.getbuffer()
         digest = hashlib.sha256(content).hexdigest()[:16]
-        with atomic_write(self.folder / f"step_{step:08d}_loss_{loss:.6g}_{digest}.pt") as temporary:
+        with atomic_write(self.folder / f"step_{step:08d}_{digest}.pt") as temporary:
             temporary.write_bytes(content)
-        saved = self.saved()
-        finite = [s for s in saved if s.loss == s.loss]
-        best = min(finite, key=lambda s: s.loss) if finite else None
-        for old in saved[: -self.keep]:
-            if old != best:
-                old.path.unlink(missing_ok=True)
+        for old in self.saved()[: -self.keep]:
+            old.path.unlink(missing_ok=True)
 
     @contextmanager
     def locked(self) -> Iterator[None]:

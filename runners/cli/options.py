@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 Manifest = Annotated[Path, typer.Option(help="Manifest of the training audio: a .tsv file in fairseq's format.")]
-Seed = Annotated[int, typer.Option(help="Random seed.")]
+Seed = Annotated[int, typer.Option(help="Random seed.", min=0, max=2**32 - 1)]
 Threads = Annotated[int, typer.Option(help="CPU threads that torch uses.", min=1)]
 Workers = Annotated[int, typer.Option(help="Extra processes that read audio; 0: the main process reads it.", min=0)]
 Out = Annotated[Path, typer.Option(help="Run folder for checkpoints, logs and results.")]

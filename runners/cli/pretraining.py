@@ -158,7 +158,8 @@ def pretrain(
         str | None, typer.Option(help="Stop after this stage: labels1, iteration1, labels2, ..., teacher, export.")
     ] = None,
     valid: Annotated[
-        Path | None, typer.Option(help="Validation manifest: the checkpoint of lowest validation loss is the best.")
+        Path | None,
+        typer.Option(help="Validation manifest, whose loss and accuracy are logged with every saved state."),
     ] = None,
     seed: Seed = 0,
     threads: Threads = 1,

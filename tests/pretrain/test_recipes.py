@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from pretrain.objectives.hubert import HubertPretraining, MaskedBatch
 from pretrain.recipes import read_recipe, recipe_names, with_settings
+from pretrain.training import memory
+from pretrain.training.state import States
 from runners.cli import main
 from tests.pretrain.command import weights
 from upstreams.errors import UserError
@@ -91,6 +96,19 @@ def test_a_stage_alone(work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
         (["--set", "objective.head=square"], "must be cosine or linear"),
         (["--set", "objective.layers=[8]"], "inner layers are 1 to 7"),
         (["--set", "iterations=[]"], "neither iterations nor a teacher"),
+        (["--set", "views=3"], "views is 3"),
+        (["--set", "views=0"], "views is 0"),
+        (["--set", "views=1"], "the utterance loss needs 2"),
+        (["--set", "lr=-1"], "lr is -1"),
+        (["--set", "workers=-1"], "workers is -1"),
+        (["--set", "warm_up=5"], "warm_up is 5"),
+        (["--set", "cluster_fraction=0"], "cluster_fraction is 0"),
+        (["--set", "objective.utterance_weight=-1"], "objective.utterance_weight is -1"),
+        (["--set", "objective.layers=3"], "must be a list of int"),
+        (["--set", "encoder=3"], "must be a mapping"),
+        (["--set", "micro_batch_seconds=1.5"], "must hold 2 crops"),
+        (["--set", "micro_batch_seconds=7"], "between 0 and batch_seconds"),
+        (["--seed", "-1"], "-1"),
         (["--stage", "labels9"], "the recipe has no stage 'labels9'"),
         (["--set", "batch_seconds=1000000000"], "GB are free on cpu: set micro_batch_seconds to"),
         (["--set", "teacher={name: no_such, steps: 1}", "--set", "iterations=[]"], "teacher 'no_such' is neither"),
@@ -123,3 +141,66 @@ def test_a_run_with_other_settings_is_not_resumed(
 def test_a_setting_must_be_key_and_value() -> None:
     with pytest.raises(UserError, match="is not KEY=VALUE"):
         with_settings({}, ["x.y"])
+
+
+def test_a_recipe_inherits_from_its_base(tmp_path: Path) -> None:
+    (tmp_path / "inner").mkdir()
+    (tmp_path / "inner/a.yaml").write_text("base: ../b.yaml\nmodel: transformer_mini\nobjective: {mask_length: 3}\n")
+    (tmp_path / "b.yaml").write_text("iterations: [{layer: 0, clusters: 4, steps: 1}]\nobjective: {code_dim: 8}\n")
+    recipe = read_recipe(str(tmp_path / "inner/a.yaml"), ["objective.code_dim=9"])
+    assert (recipe.objective.mask_length, recipe.objective.code_dim, len(recipe.iterations)) == (3, 9, 1)
+    (tmp_path / "b.yaml").write_text("base: inner/a.yaml\n")
+    with pytest.raises(UserError, match=r"is its own base: a\.yaml -> b\.yaml -> a\.yaml"):
+        read_recipe(str(tmp_path / "inner/a.yaml"))
+    (tmp_path / "b.yaml").write_text("base: c.yaml\n")
+    with pytest.raises(UserError, match=r"there is no file .*c\.yaml"):
+        read_recipe(str(tmp_path / "inner/a.yaml"))
+    assert read_recipe("hubert_base").objective.mask_length == 10  # the packaged ones share a base
+    assert read_recipe("conformer_s").batch_seconds == 2800
+
+
+def test_a_run_resumes_with_smaller_micro_batches_and_checkpointing(
+    work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After running out of memory: by --set, from the last saved state, without a new --out."""
+    (tmp_path / "recipe.yaml").write_text(
+        "model: conformer_mini\nencoder: {layers: 2, dropout: 0.1}\nbatch_seconds: 6\ncrop_seconds: 1.0\n"
+        "iterations: [{layer: 0, clusters: 8, steps: 4}]\nsave_every: 2\nobjective: {utterance_layer: 1}\n"
+    )
+    where = ["--manifest", work / "audio/train.tsv", "--labels", work / "run/labels", "--out", tmp_path / "run"]
+    command = ["pretrain", tmp_path / "recipe.yaml", *where, "--stage", "iteration1"]
+    loss, failing = HubertPretraining.forward, [True]
+
+    def without_memory(module: HubertPretraining, batch: MaskedBatch, *args: Any) -> Any:
+        if failing[0] and batch.waveforms.shape[0] > 2 and torch.is_grad_enabled() and steps[0] >= 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        steps[0] += 1
+        return loss(module, batch, *args)
+
+    steps = [0]
+    monkeypatch.setattr(HubertPretraining, "forward", without_memory)
+    assert run(monkeypatch, *command) == 2
+    folder = tmp_path / "run/pretrain/conformer_mini"
+    assert [saved.step for saved in States(folder / "iteration1").saved()] == [2]
+    assert run(monkeypatch, *command, "--set", "micro_batch_seconds=2", "--set", "checkpointing=true") == 0
+    assert States(folder / "iteration1").saved()[-1].step == 4
+    assert json.loads((folder / "config.json").read_text())["micro_batches"] == 3
+
+
+def test_checkpointing_computes_the_same_weights(work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With dropout and batch normalisation: the repeated forward pass must draw the same and count once."""
+    found = []
+    for name in ("false", "true"):
+        (tmp_path / "recipe.yaml").write_text(
+            "model: conformer_mini\nencoder: {layers: 2, dropout: 0.1}\nbatch_seconds: 6\ncrop_seconds: 1.0\n"
+            "iterations: [{layer: 0, clusters: 8, steps: 3}]\nobjective: {utterance_layer: 1}\n"
+        )
+        where = ["--manifest", work / "audio/train.tsv", "--labels", work / "run/labels", "--out", tmp_path / name]
+        assert run(monkeypatch, "pretrain", tmp_path / "recipe.yaml", *where, "--set", f"checkpointing={name}") == 0
+        found.append(weights(tmp_path / name / "checkpoints/conformer_mini.safetensors"))
+    for key, tensor in found[0].items():
+        if "output_" not in key:
+            torch.testing.assert_close(tensor, found[1][key], rtol=1e-4, atol=1e-5, msg=key)
+    recipe = read_recipe(str(tmp_path / "recipe.yaml"))
+    plain, less = (memory.required_bytes(recipe.config, 1.0, checkpointing)[1] for checkpointing in (False, True))
+    assert less < plain

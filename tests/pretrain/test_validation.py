@@ -1,4 +1,4 @@
-"""Validation during pre-training: it selects the best state and does not change the training."""
+"""Validation during pre-training: its losses are logged, and it does not change the training."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from upstreams.config import FrontEndConfig
 from upstreams.errors import UserError
 
 
-def test_validation_selects_the_best_state_and_changes_no_weight(work: Path, tmp_path: Path) -> None:
+def test_validation_logs_its_loss_and_changes_no_weight(work: Path, tmp_path: Path) -> None:
     valid = write_corpus(tmp_path / "valid", utterances=4, seconds=1.1)
     where = ["--manifest", work / "audio/train.tsv", "--out", tmp_path / "run", "--valid", valid]
     done = superbit("pretrain", work / "recipe.yaml", *where, "--set", "save_every=1", "--set", "keep=1")
@@ -34,9 +34,7 @@ def test_validation_selects_the_best_state_and_changes_no_weight(work: Path, tmp
         losses = [event.value for event in events.Scalars("valid/loss")]
         assert len(losses) == steps and all(0 < loss < 2 * math.log(10) + 2 for loss in losses)
         assert all(0 <= event.value <= 1 for event in events.Scalars("valid/accuracy"))
-        best = min(range(steps), key=losses.__getitem__) + 1
-        assert {saved.step for saved in States(folder).saved()} == {best, steps}
-        assert States(folder).saved()[0].loss == pytest.approx(min(losses), rel=1e-5)
+        assert [saved.step for saved in States(folder).saved()] == [steps]
 
 
 def test_stored_centroids_give_the_training_audio_the_same_labels(work: Path, tmp_path: Path) -> None:

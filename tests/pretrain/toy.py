@@ -42,6 +42,9 @@ class Toy:
     def prepare(self, batch: Tensor, number: int) -> tuple[Tensor, Tensor]:
         return batch, torch.tensor([len(batch)], dtype=torch.float64)
 
+    def unreadable(self, batch: Tensor) -> int:
+        return 0
+
     def loss(self, prepared: Tensor, totals: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         guess = self.module["head"](self.module["blocks"](prepared)).squeeze(-1)  # type: ignore[index]
         error = (guess - prepared.sum(1)).square().sum() / float(totals)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -63,5 +65,23 @@ class Encoder(nn.Module):
         if self.training and self.layerdrop and float(torch.rand(())) < self.layerdrop:
             return x
         if self.checkpointing and torch.is_grad_enabled():
-            return checkpoint(self.blocks[number], x, lengths, use_reentrant=False)
+            block = self.blocks[number]
+            first_and_repeated = functools.partial(_contexts, block)
+            return checkpoint(block, x, lengths, use_reentrant=False, context_fn=first_and_repeated)
         return self.blocks[number](x, lengths)
+
+
+def _contexts(block: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+    return nullcontext(), unchanged_buffers(block)
+
+
+@contextmanager
+def unchanged_buffers(module: nn.Module) -> Iterator[None]:
+    """Restore the buffers on exit: a forward pass that is repeated must not count twice in running statistics."""
+    before = {name: buffer.clone() for name, buffer in module.named_buffers()}
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for name, buffer in module.named_buffers():
+                buffer.copy_(before[name])

@@ -24,7 +24,7 @@ from upstreams.encoders.positions import ConvPositions, RelativePositions
 from upstreams.encoders.sparseformer import LocalAttention
 from upstreams.errors import UserError, nearest
 from upstreams.frontend import ConvolutionStem
-from upstreams.model import AudioEncoder
+from upstreams.model import AudioEncoder, in_eval_mode
 from upstreams.quantization.modules import QuantConv1d, QuantLinear, QuantMatmul
 from upstreams.quantization.quantizers import Quantizer
 from upstreams.quantization.spec import FLOAT, Bits
@@ -173,10 +173,10 @@ def calibrate(model: AudioEncoder, waveforms: Tensor, lengths: Tensor) -> None:
     """Set all scales that are not calibrated yet, from waveforms (batch, samples) with lengths (batch,) in samples.
 
     Only the longest utterances of the batch are used, because padding must not enter the statistics. Each quantizer
-    sees the output of the quantizers before it.
+    sees the output of the quantizers before it. The model runs in eval mode, whatever its mode.
     """
     longest = lengths == lengths.max()
-    with calibrating(model):
+    with calibrating(model), in_eval_mode(model):
         model(waveforms[longest][:, : int(lengths.max())], lengths[longest])
 
 

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from pretrain.audio.data import BatchOrder, Crops, loader
 from pretrain.audio.manifest import Manifest
 from pretrain.training import distributed
+from tests.pretrain.tiny_audio import write_corpus
 from upstreams.errors import UserError
 
 
@@ -37,3 +41,27 @@ def test_two_ranks_get_the_gradients_of_one_process() -> None:
     launch = ["torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "tests.pretrain.ranks"]
     done = subprocess.run([sys.executable, "-m", *launch], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_ranks_with_unreadable_files_finish_and_count_them(tmp_path: Path) -> None:
+    """Two ranks, one of which cannot read its files; and other ways in which ranks differ (uneven_ranks.py)."""
+    write_corpus(tmp_path / "audio", utterances=8)
+    (tmp_path / "recipe.yaml").write_text(
+        "model: sparseformer_sw_mini\nencoder: {layers: 1}\nbatch_seconds: 8\ncrop_seconds: 1.0\ncluster_starts: 1\n"
+        "cluster_fraction: 1.0\niterations: [{layer: 0, clusters: 4, steps: 3}]\nobjective: {utterance_layer: 1}\n"
+    )
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": "2"}
+    command = [sys.executable, "-m", "tests.pretrain.uneven_ranks", str(tmp_path)]
+    ranks = [
+        subprocess.Popen(command, env=os.environ | place | {"RANK": str(k)}, stderr=subprocess.PIPE, text=True)
+        for k in range(2)
+    ]
+    errors = [process.communicate(timeout=300)[1] for process in ranks]
+    assert [process.returncode for process in ranks] == [0, 0], "\n".join(errors)
+    assert "the number of processes at the start of the run changes the negatives of the utterance loss" in errors[0]
+    events = EventAccumulator(str(tmp_path / "run/pretrain/sparseformer_sw_mini/iteration1"))
+    events.Reload()
+    assert [event.value for event in events.Scalars("unreadable_files")] == [4, 5]
+    assert [event.value for event in events.Scalars("skipped_steps")] == [0, 0]
