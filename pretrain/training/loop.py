@@ -158,17 +158,15 @@ class _Run:
         self.autocast = torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32)
         self.meter = Meter(self.device, matmul_peak(self.device, dtype))
 
-    def fast(self) -> contextlib.AbstractContextManager[Any]:
-        """Return a context with the faster implementations, on a CPU without torch.compile.
-
-        A function mode splits a compiled graph at every function that it sees.
-        """
-        return FastTraining() if self.device.type == "cpu" and not self.settings.compile else contextlib.nullcontext()
-
     @contextlib.contextmanager
     def computing(self) -> Iterator[None]:
-        """Enter autocast and the faster implementations."""
-        with self.autocast, self.fast():
+        """Enter autocast and, on a CPU without torch.compile and checkpointing, the faster implementations.
+
+        A function mode splits a compiled graph at every function that it sees, and checkpointing repeats the forward
+        pass outside of it.
+        """
+        plain = not (self.settings.compile or self.settings.checkpointing)
+        with self.autocast, FastTraining() if self.device.type == "cpu" and plain else contextlib.nullcontext():
             yield
 
     def compute_gradients(self, batches: Iterator[Any], stop: StopSignal) -> dict[str, Tensor] | None:
@@ -198,11 +196,9 @@ class _Run:
             self.batch_norm.begin_micro_batch()
             if bool(counts.any()):
                 torch.manual_seed(self.seed * 1_000_003 + first + self.own_micro_batches[turn])
-                # The backward pass is inside because checkpointing repeats the forward pass in it.
-                with self.fast():
-                    with self.autocast:
-                        loss, parts = self.task.loss(micro_batch, totals)
-                    loss.backward()
+                with self.computing():
+                    loss, parts = self.task.loss(micro_batch, totals)
+                loss.backward()
                 for name, part in (parts | {"loss": loss}).items():
                     sums[name] = sums[name] + part.detach() if name in sums else part.detach()
                 self.meter.add(*self.task.work(micro_batch))

@@ -108,7 +108,7 @@ def test_a_stage_alone(work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
         (["--set", "encoder=3"], "must be a mapping"),
         (["--set", "micro_batch_seconds=1.5"], "must hold 2 crops"),
         (["--set", "micro_batch_seconds=7"], "between 0 and batch_seconds"),
-        (["--seed", "-1"], "-1"),
+        (["--seed", "-1"], "greater than or equal to 0"),
         (["--stage", "labels9"], "the recipe has no stage 'labels9'"),
         (["--set", "batch_seconds=1000000000"], "GB are free on cpu: set micro_batch_seconds to"),
         (["--set", "teacher={name: no_such, steps: 1}", "--set", "iterations=[]"], "teacher 'no_such' is neither"),
