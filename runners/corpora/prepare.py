@@ -41,10 +41,12 @@ def prepare(task: str, config: Mapping[str, Any]) -> list[Path]:
 
 
 def prepare_asr(expert: Mapping[str, Any]) -> list[Path]:
-    """Write the lists of audio lengths, from which s3prl makes batches."""
+    """Write the lists of audio lengths, from which s3prl makes batches; of dev-other and test-other if they exist."""
     datarc = expert["datarc"]
+    names = [name for key in ("train", "dev-clean", "test-clean") for name in datarc[key]]
+    others = [name for key in ("dev-other", "test-other") for name in datarc.get(key, ())]
     written = []
-    for name in (name for key in ("train", "dev-clean", "test-clean") for name in datarc[key]):
+    for name in [*names, *(name for name in others if Path(datarc["libri_root"], name).is_dir())]:
         listing = Path(datarc["bucket_file"], f"{name}.csv")
         if is_own(listing):
             continue

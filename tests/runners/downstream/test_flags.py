@@ -9,6 +9,7 @@ import pytest
 import torch
 import yaml
 
+from runners.corpora.prepare import prepare
 from runners.downstream import run as downstream
 from runners.tasks import task_config
 from tests.runners.downstream.experiments import logged, overrides, train
@@ -257,6 +258,22 @@ def test_the_cache_folder_is_where_s3prl_downloads_to(
     )
     assert folders == [tmp_path / "cache"]
     assert download._download_dir == before
+
+
+def test_asr_is_evaluated_on_test_other_once_its_list_is_prepared(tiny_corpora: Path, tmp_path: Path) -> None:
+    root = tmp_path / "corpora"
+    shutil.copytree(tiny_corpora / "LibriSpeech", root / "LibriSpeech")
+    shutil.copytree(tiny_corpora / "len_for_bucket", root / "len_for_bucket")
+    train("asr", root, tmp_path / "exp", changes=overrides("asr", steps=2))
+    evaluate = [*EVALUATE, "-e", str(tmp_path / "exp" / "states-2.ckpt"), "-t", "test-other"]
+    with pytest.raises(UserError, match=r"the folder .*test-other is missing"):
+        downstream.main(evaluate)
+    shutil.copytree(root / "LibriSpeech" / "test-clean", root / "LibriSpeech" / "test-other")
+    with pytest.raises(UserError, match=r"test-other\.csv is missing; `superbit corpus prepare asr` makes it"):
+        downstream.main(evaluate)
+    assert prepare("asr", task_config("asr", root)) == [root / "len_for_bucket" / "test-other.csv"]
+    metrics = downstream.main(evaluate)
+    assert metrics == downstream.main([*evaluate[:-1], "test-clean"])
 
 
 @pytest.mark.parametrize(
