@@ -233,12 +233,22 @@ def set_key(config: dict[str, Any], key: str, value: object) -> None:
     if key not in known and key not in OPTIONAL_KEYS:
         raise UserError(f"the configuration has no key {key!r}: {nearest(key, [*known, *OPTIONAL_KEYS])}")
     before = known.get(key)
-    if before is not None and value is not None and kind(before) != kind(value):
-        raise UserError(f"{key} must be {kind(before)}, such as {before!r}, not {value!r}")
+    if before is not None and value is not None:
+        check_kind(key, value, before)
     *sections, last = key.split(".")
     for section in sections:
         config = config.setdefault(section, {})
     config[last] = copy.deepcopy(value)
+
+
+def check_kind(key: str, value: object, example: object) -> None:
+    """Raise UserError for a value whose kind is not that of `example`."""
+    if kind(value) == kind(example):
+        return
+    hint = ""
+    if isinstance(value, str) and kind(example) == "a number" and (number := EXPONENT.fullmatch(value)):
+        hint = f" (YAML reads {value} as text: write {float(number['mantissa'])}e{int(number['exponent']):+d})"
+    raise UserError(f"{key} must be {kind(example)}, such as {example!r}, not {value!r}{hint}")
 
 
 def kind(value: object) -> str:
@@ -262,6 +272,9 @@ def path_keys(task: Task) -> list[str]:
     raw = yaml.safe_load(task.config_file.read_text(encoding="utf-8"))
     return [key for key, value in flat_keys(raw) if not isinstance(value, dict) and "${" in str(value)]
 
+
+# A number that YAML 1.1 takes for text, as its mantissa has no point or its exponent no sign.
+EXPONENT = re.compile(r"(?P<mantissa>[+-]?\d+\.?\d*)[eE](?P<exponent>[+-]?\d+)")
 
 # Keys that s3prl reads from every configuration with which a head is trained.
 RUNNER_KEYS = (

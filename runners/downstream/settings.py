@@ -50,7 +50,7 @@ def resolve(options: argparse.Namespace) -> Settings:
     else:
         config = tasks.read_config(args.config, corpora)
         task = tasks.task_of(args.downstream, config)
-        if "config" in options.given and task:
+        if "config" in options.given and (task or args.mode == "train"):
             tasks.check_keys(task, config)
             check_values(task, config, f" (in {args.config})")
     effects.check_task_flags(options, args, config, task)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import math
-import re
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -106,32 +105,15 @@ def _check_value(key: str, value: Any, example: Any) -> None:
         return
     items = value if isinstance(value, list | tuple) else [value]
     if example is not None:
-        _check_kind(key, value, example)
+        tasks.check_kind(key, value, example)
         if isinstance(value, list | tuple) and isinstance(example, list) and example:
             for item in items:
-                _check_kind(f"{key}, a list,", item, example[0])
+                tasks.check_kind(f"{key}, a list,", item, example[0])
     for item in items:
         if isinstance(item, bool | str | Mapping) or item is None:
             continue
         if not (numbers or ANY).contains(item):
             raise UserError(f"{key} must be {(numbers or ANY).name}, not {item!r}")
-
-
-def _check_kind(key: str, value: Any, example: Any) -> None:
-    if tasks.kind(value) == tasks.kind(example):
-        return
-    hint = ""
-    is_number = isinstance(value, str) and re.fullmatch(r"[+-]?\d+\.?\d*[eE][+-]?\d+", value)
-    if is_number and tasks.kind(example) == "a number":
-        hint = f" (YAML reads {value} as text: write {_with_point(value)})"
-    raise UserError(f"{key} must be {tasks.kind(example)}, such as {example!r}, not {value!r}{hint}")
-
-
-def _with_point(number: str) -> str:
-    """Return a number in the form that YAML 1.1 takes for one: 1e-4 as 1.0e-4."""
-    mantissa, _, exponent = number.lower().partition("e")
-    sign = "" if exponent.startswith(("+", "-")) else "+"
-    return f"{mantissa if '.' in mantissa else mantissa + '.0'}e{sign}{exponent}"
 
 
 def _check_keys(config: Mapping[str, Any], official: Mapping[str, Any]) -> None:

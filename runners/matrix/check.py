@@ -12,8 +12,10 @@ from runners.tasks import TASKS
 from upstreams.errors import UserError
 
 
-def checked(cells: Sequence[Cell]) -> list[Cell]:
+def checked(cells: Sequence[Cell], where: str = "") -> list[Cell]:
     """Return the cells with their device, after a check of everything that they need.
+
+    where: ends a message about a value of a configuration.
 
     Also imports what the trainings need, once, for the processes that are forked from this one. Raises UserError that
     names the key, the upstream or the missing file of the corpora, and what would be valid.
@@ -29,7 +31,7 @@ def checked(cells: Sequence[Cell]) -> list[Cell]:
         for config in of_task.configs:
             for rate in of_task.learning_rates or (None,):
                 tried = {} if rate is None else {"optimizer": config["optimizer"] | {"lr": rate}}
-                check_values(TASKS[task], config | tried)
+                check_values(TASKS[task], config | tried, where)
             check_config(TASKS[task], config)
     _check_upstreams(cells)
     for module in ("runners.downstream.run", "runners.downstream.experiment"):

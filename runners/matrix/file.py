@@ -31,7 +31,7 @@ from typing import Any
 import yaml
 
 from runners.features.settings import DTYPES
-from runners.tasks import TASKS
+from runners.tasks import TASKS, task_configs
 from upstreams.errors import UserError, nearest
 from upstreams.files import read_text
 
@@ -123,6 +123,10 @@ def _tasks(content: Any, where: str) -> dict[str, dict[str, Any]]:
             raise UserError(f"{where}: there is no task {task!r}; {nearest(str(task), TASKS)}")
         if not isinstance(overrides or {}, dict):
             raise UserError(f"{where}: tasks.{task} must map dotted keys to values, not be {overrides!r}")
+        try:
+            task_configs(task, "/", overrides or {})
+        except UserError as error:
+            raise UserError(f"{where}: tasks.{task}: {error}") from None
     return {task: overrides or {} for task, overrides in content.items()}
 
 

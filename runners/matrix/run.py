@@ -69,7 +69,7 @@ def evaluate(
         store=_store(content, out, options),
         rerun_stale=options.rerun_stale,
     )
-    cells = _checked(cells)
+    cells = _checked(cells, f" (in matrix {matrix})")
     if options.dry_run:
         show_plan(cells, Estimator(out), jobs=jobs, console=Console())
         return 0
@@ -81,8 +81,11 @@ def evaluate(
     return _run(cells, run, settings, Estimator(out))
 
 
-def _checked(cells: list[Cell]) -> list[Cell]:
-    """Return the cells after a check of those that are not done; the check imports torch and s3prl."""
+def _checked(cells: list[Cell], where: str) -> list[Cell]:
+    """Return the cells after a check of those that are not done; the check imports torch and s3prl.
+
+    where: ends a message about a value of a configuration.
+    """
     open_cells = [
         number
         for number, cell in enumerate(cells)
@@ -91,7 +94,7 @@ def _checked(cells: list[Cell]) -> list[Cell]:
     if open_cells:
         from runners.matrix.check import checked
 
-        for number, cell in zip(open_cells, checked([cells[number] for number in open_cells]), strict=True):
+        for number, cell in zip(open_cells, checked([cells[number] for number in open_cells], where), strict=True):
             cells[number] = cell
     return cells
 

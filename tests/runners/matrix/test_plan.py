@@ -49,6 +49,8 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(
         ({"tasks": {"kss": {}}}, "no task 'kss'; did you mean 'ks'"),
         ({"tasks": {"ks": {"runner.totl_steps": 3}}}, "runner.total_steps"),
         ({"tasks": {"ks": 3}}, "must map dotted keys"),
+        ({"tasks": {"ks": {"optimizer.lr": "1e-4"}}}, r"m\.yaml: tasks\.ks: optimizer\.lr must be .* write 1\.0e-4\)"),
+        ({"tasks": {"ks": {"runner.log_step": 0}}}, r"ks: runner\.log_step must be .* not 0 \(in matrix .*m\.yaml\)"),
         ({"tasks": {"ks": {}, "asr": {}}}, "LibriSpeech"),
         ({"seed": [1]}, "unknown key 'seed'; did you mean 'seeds'"),
         ({"seeds": ["one"]}, "seeds must be whole numbers"),
