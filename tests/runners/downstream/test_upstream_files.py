@@ -84,8 +84,10 @@ def test_a_moved_run_and_a_renamed_checkpoint_are_evaluated_and_resumed(
     moved, renamed = tmp_path / "moved", tmp_path / "renamed.safetensors"
     shutil.copytree(trained, moved)
     shutil.copyfile(checkpoints[0], renamed)
+    (moved / "test_predict.csv").unlink()
     there = sorted(trained.iterdir())
     assert downstream.main([*EVALUATE, str(moved), "-k", str(renamed)]) == expected
+    assert (moved / "test_predict.csv").exists(), "predictions are written where the run is now"
     resume = ["-m", "train", "--device", "cpu", "-e", str(moved), "-k", str(renamed), "-p", str(moved)]
     downstream.main([*resume, "-o", "config.runner.total_steps=4"])
     assert (moved / "states-4.ckpt").exists()
