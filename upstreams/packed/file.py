@@ -29,6 +29,7 @@ FORMAT = 1
 DTYPES: dict[str, np.dtype[Any]] = {"U8": np.dtype(np.uint8), "F32": np.dtype("<f4")}
 MAX_HEADER = 100_000_000  # bytes, the limit of safetensors
 MAX_DIMENSIONS = 8
+MAX_MESSAGE = 1000  # characters
 MAX_DIGITS = 16  # of a number in JSON: sizes and products of sizes can then be printed
 
 Arrays = Mapping[str, NDArray[Any]]
@@ -185,8 +186,8 @@ def read(path: Path) -> PackedFile:
             raise TypeError("the provenance is not a mapping")
         entries = check_header(path, config, layers, tensors)
         found = zlib.crc32(json.dumps(metadata, sort_keys=True).encode())
-    except UserError:
-        raise
+    except UserError as error:  # which may repeat a value of the file
+        raise UserError(f"{str(error)[:MAX_MESSAGE]}...") if len(str(error)) > MAX_MESSAGE else error from None
     except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
         reason = f"{type(error).__name__}: {shown(str(error))}"
         raise UserError(f"{path} is damaged or not a packed file ({reason})") from error

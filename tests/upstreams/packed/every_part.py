@@ -80,13 +80,3 @@ def covering(parts: list[Part]) -> list[Part]:
 
 EVERY = [part for names in product(ENCODERS, POSITIONS, FRONT_ENDS, KINDS) if exists(part := Part(*names))]
 COVERING = covering(EVERY)
-# Each encoder, kind of positions, front-end and kind of override at least once: exporting takes seconds.
-FEW = [
-    Part("transformer", "relative", "three mel bands", "positions"),
-    Part("sparseformer", "rotary", "stack", "attention"),
-    Part("sparseformer", "none", "convolution", "feed_forward"),
-    Part("conformer", "relative", "waveform", "front_end"),
-    Part("conformer", "conv", "waveform, layer norms", "convolution"),
-    Part("squeezeformer", "conv", "stack", "resampling"),
-    Part("squeezeformer", "relative", "waveform, layer norms", "depthwise"),
-]
