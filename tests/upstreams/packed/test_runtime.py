@@ -83,7 +83,7 @@ def test_hidden_states_equal_those_of_the_quantized_model(
 
 @torch.no_grad()
 def test_frames_of_strong_and_weak_bins_equal_those_of_the_quantized_model(tmp_path: Path) -> None:
-    """As in speech. The rounding errors of an FFT in single precision would be large in the weak bins and flip signs."""
+    """As in speech, where rounding errors of an FFT in single precision are large in weak bins and flip signs."""
     model = quantized(dataclasses.replace(preset("sparseformer_dn_mini"), name="speech"), "w1a1")
     convert.save(tmp_path / "packed.safetensors", convert.pack(copy.deepcopy(model)), {})
     runtime = Runtime(tmp_path / "packed.safetensors")
