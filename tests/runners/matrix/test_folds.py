@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import shutil
 import statistics
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import yaml
 from runners.downstream import run as downstream
 from runners.matrix import file as matrix_file
 from runners.matrix import run as matrix
+from runners.matrix.identity import origin
 from runners.report.submission import write_submission
 from runners.report.table import collect
 from runners.report.text import as_markdown
@@ -129,6 +131,28 @@ def test_no_mean_without_every_fold(iemocap: Path, tmp_path: Path, fake: FoldsDo
     fake.failing = {"fold1"}
     assert matrix.evaluate(write_matrix(file, **{"optimizer.lr": 0.5}), iemocap, runs) == 1
     assert not mean(runs).exists()
+
+
+def test_a_mean_never_mixes_folds_of_different_code(iemocap: Path, tmp_path: Path, fake: FoldsDownstream) -> None:
+    file, runs = write_matrix(tmp_path / "m.yaml", **{FOLD: ["fold1", "fold2"]}), tmp_path / "runs"
+    assert matrix.evaluate(file, iemocap, runs) == 0
+
+    def as_if_by_other_code(*folds: str) -> None:
+        for fold in folds:
+            path = mean(runs).parent / fold / "results.json"
+            content = json.loads(path.read_text())
+            content["identity"]["code"]["heads"] = "0"
+            path.write_text(json.dumps(content))
+
+    as_if_by_other_code("fold1", "fold2")
+    assert matrix.evaluate(file, iemocap, runs) == 0
+    assert fake.trained() == ["fold1", "fold2"], "both stay: they are of one code"
+    assert json.loads(mean(runs).read_text())["identity"]["code"]["heads"] == "0"
+    (mean(runs).parent / "fold2" / "results.json").unlink()
+    shutil.rmtree(mean(runs).parent / "fold2" / "expdir")
+    assert matrix.evaluate(file, iemocap, runs) == 0
+    assert json.loads(mean(runs).read_text())["identity"]["code"] == origin()["code"]
+    assert len(list((mean(runs).parent / "fold1").glob("stale-*/results.json"))) == 1
 
 
 def test_learning_rates_are_chosen_within_each_fold(iemocap: Path, tmp_path: Path, fake: FoldsDownstream) -> None:
