@@ -92,8 +92,9 @@ def test_a_flag_without_effect_is_refused(
     flags = [str(files.get(flag, flag)) for flag in flags]
     given = ["-m", "train", "-d", "ic", "-p", str(tmp_path / "exp"), "--corpora", str(tiny_corpora)]
     device = [] if "--device" in flags else ["--device", "cpu"]
+    few = [] if "-o" in flags else ["-o", overrides("ic", steps=2)]
     with pytest.raises(UserError, match=message) as raised:
-        downstream.main([*given, *device, *flags])
+        downstream.main([*given, *device, *few, *flags])
     assert "\n" not in str(raised.value)
     assert not list(tmp_path.glob("exp/*.ckpt"))
 
