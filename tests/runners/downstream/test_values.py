@@ -12,6 +12,7 @@ from runners import tasks
 from runners.downstream import run as downstream
 from runners.downstream.values import check_values
 from runners.tasks import TASKS, task_config
+from tests.runners.downstream.experiments import overrides
 from upstreams.errors import UserError
 
 EXPERT = "downstream_expert"
@@ -134,7 +135,7 @@ def test_a_misspelt_key_of_a_config_file_is_named(tmp_path: Path) -> None:
 def test_a_bad_value_of_the_flag_o_is_refused(change: str, message: str, tiny_corpora: Path, tmp_path: Path) -> None:
     arguments = ["-m", "train", "-u", "fbank", "-d", "ks", "-p", str(tmp_path / "exp"), "--corpora", str(tiny_corpora)]
     with pytest.raises(UserError, match=message):
-        downstream.main([*arguments, "--device", "cpu", "-o", f"config.{change}"])
+        downstream.main([*arguments, "--device", "cpu", "-o", f"{overrides('ks', steps=2)},,config.{change}"])
     assert not (tmp_path / "exp").exists()
 
 
