@@ -35,8 +35,8 @@ def scan(root: Path, min_seconds: float, max_seconds: float, workers: int) -> Sc
     root = root.absolute()
     if not root.is_dir():
         raise UserError(f"the folder {root} is missing: name the folder that holds the audio")
-    if "\n" in str(root):
-        raise UserError(f"the name of the folder {str(root)!r} has a line break, which a manifest cannot hold")
+    if reason := unwritable(str(root)):
+        raise UserError(f"a manifest cannot hold the folder {str(root)!r}: {reason}")
     names = sorted(find_audio(root))
     usable, left_out = [], []
     with ThreadPoolExecutor(workers) as pool:

@@ -16,6 +16,8 @@ from upstreams.audio_files import find_audio
 from upstreams.s3prl import ctc_corpus as ctc
 from upstreams.s3prl.text_files import read_lines
 
+_FLUENT = ("train", "valid", "test")  # the lists of Fluent Speech Commands
+
 
 @dataclass(frozen=True)
 class Count:
@@ -36,6 +38,30 @@ def counts(task: str, config: Mapping[str, Any]) -> list[Count]:
     found = COUNTERS[task](config["downstream_expert"])
     closest = min(COUNTS[task], key=lambda published: sum(abs(published[part] - found[part]) for part in published))
     return [Count(part, found[part], closest[part]) for part in closest]
+
+
+def unlisted(task: str, config: Mapping[str, Any]) -> list[str]:
+    """Return the audio files of IC and SID that no list names, sorted; nothing for other tasks.
+
+    The checks of the others compare both directions, or a list names a part of the audio by design.
+    """
+    root = Path(config["downstream_expert"]["datarc"]["file_path"]) if task in ("ic", "sid") else Path()
+    if task == "ic":
+        listed = {path for split in _FLUENT for (path,) in read_table(root / "data" / f"{split}_data.csv", "path")}
+        return [name for name in _below(root, "wavs") if name not in listed]
+    if task == "sid":
+        named = {line.split()[1] for line in read_lines(config["downstream_expert"]["datarc"]["meta_data"])}
+        return [
+            name
+            for half in ("dev", "test")
+            for name in _below(root, f"{half}/wav")
+            if name.split("/", 2)[2] not in named
+        ]
+    return []
+
+
+def _below(root: Path, folder: str) -> list[str]:
+    return [f"{folder}/{name}" for name in find_audio(root / folder, (".wav",))] if (root / folder).is_dir() else []
 
 
 def _librispeech(root: Path, lists: Path | None = None) -> dict[str, int]:
@@ -89,7 +115,7 @@ def _iemocap(expert: Mapping[str, Any]) -> dict[str, int]:
 
 def _fluent(expert: Mapping[str, Any]) -> dict[str, int]:
     found, speakers = {}, set()
-    for split in ("train", "valid", "test"):
+    for split in _FLUENT:
         rows = read_table(Path(expert["datarc"]["file_path"], "data", f"{split}_data.csv"), "speakerId")
         found[split] = len(rows)
         speakers |= {speaker for (speaker,) in rows}

@@ -35,7 +35,7 @@ def read_headers(corpus: Path, names: Sequence[str]) -> list[Header | None]:
     def look_up(part: Sequence[str]) -> list[Entry | None]:
         return [_entry(name if name.startswith("/") else below + name, known.get(name)) for name in part]
 
-    for name in names:
+    for name in (str(corpus), *names):
         if not name.isprintable():
             _check_name(corpus, name)
     parts = [names[begin : begin + _PART] for begin in range(0, len(names), _PART)]
@@ -69,7 +69,7 @@ def _check_name(corpus: Path, name: str) -> None:
     try:
         name.encode("utf-8")
     except UnicodeEncodeError:
-        raise UserError(f"the name of {corpus / name} is not UTF-8: rename the file") from None
+        raise UserError(f"the name of {corpus / name} is not UTF-8: rename it") from None
 
 
 def _with_progress(parts: Any, total: int, name: str) -> Any:

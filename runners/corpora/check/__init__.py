@@ -20,7 +20,7 @@ from runners.corpora.check.quesst import check_qbe
 from runners.corpora.check.snips import check_sf
 from runners.corpora.check.speech_commands import check_ks
 from runners.corpora.check.voxceleb import check_asv, check_sid
-from runners.corpora.counts import counts
+from runners.corpora.counts import counts, unlisted
 from runners.tasks import FOLD, FOLDS, TASKS, Task, task_config
 from upstreams.errors import UserError
 
@@ -96,6 +96,8 @@ def check_whole(task: str, root: Path, any_size: bool, say: Callable[[str], obje
     for count in found:
         published = "" if count.is_as_published or is_embedded else f", published: {count.published}"
         say(f"  {count.part}: {count.found}{published}")
+    if left := unlisted(task, task_config(task, root)):
+        say(f"  audio files that no list names: {len(left)}, such as {left[0]}")
     wrong = [count for count in found if not count.is_as_published]
     if wrong and not any_size and not is_embedded:
         raise UserError(

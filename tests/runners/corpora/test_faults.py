@@ -184,6 +184,15 @@ def test_a_list_that_does_not_fit_the_audio_is_named(task: str, damage: Damage, 
     assert re.search(message, said) and "\n" not in said
 
 
+@pytest.mark.parametrize(("task", "listing"), [("ic", CSV), ("sid", SID)])
+def test_audio_that_no_list_names_is_counted(task: str, listing: str, corpora: Path) -> None:
+    assert "no list names" not in superbit("check", task, corpora, "--any-size").stdout
+    drop_line(listing)(corpora)
+    name = AUDIO[task].partition("/")[2]
+    said = superbit("check", task, corpora, "--any-size").stdout
+    assert f"audio files that no list names: 1, such as {name}" in said
+
+
 def make_untidy(root: Path) -> None:
     """Do what archives, editors and links do to corpora, without a change of what they say."""
     for name in LIBRISPEECH_SETS.values():
