@@ -129,7 +129,7 @@ def _read_by_soundfile(path: str | Path) -> Header:
     import soundfile
 
     try:
-        with soundfile.SoundFile(path) as audio:
+        with soundfile.SoundFile(os.fsencode(path)) as audio:  # as text, a name must be UTF-8
             rate, channels, frames = audio.samplerate, audio.channels, audio.frames
             if frames == 0:
                 return Header(rate, channels, 0, "it holds no samples")

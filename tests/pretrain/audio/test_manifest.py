@@ -39,7 +39,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("a\ttab", "a\rreturn", "a [bracket] *?", "a\u2028separator\x85\x0b"):
         soundfile.write(root / f"{name}.wav", noise(2 * RATE, 1), RATE)
     soundfile.write(root / "a\nbreak.wav", noise(2 * RATE, 1), RATE)
-    soundfile.write(os.fsencode(root / "latin") + b"\xe9.wav", noise(2 * RATE, 1), RATE)
+    soundfile.write(os.fsencode(root / "latin") + b"\xe9.flac", noise(2 * RATE, 1), RATE)
     (root / "__MACOSX").mkdir()
     soundfile.write(root / "__MACOSX/left over.wav", noise(2 * RATE, 1), RATE)
     (root / ".hidden").mkdir()
@@ -74,7 +74,7 @@ def test_a_folder_becomes_manifests(folder: Path, tmp_path: Path) -> None:
         "slow.wav": "8000 Hz",
         "stereo.wav": "2 channels",
         "a\\nbreak.wav": "line break",
-        "latin\\udce9.wav": "not UTF-8",
+        "latin\\udce9.flac": "not UTF-8",
     }
     assert set(left_out) == set(reasons)
     for name, reason in reasons.items():
