@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+import re
 from dataclasses import dataclass, field
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
-from upstreams.errors import UserError, nearest
+from upstreams.errors import UserError, nearest, shown
 
 SAMPLE_RATE = 16_000  # Hz
 
@@ -22,11 +24,13 @@ class FrontEndConfig:
 
     kind: str = "log_mel"  # log_mel; waveform: HuBERT's convolutions with 20 ms frames
     normalisation: str = "dataset"  # log_mel: dataset or utterance; waveform: none or utterance
+    normalisation_eps: float = 1e-5  # waveform, utterance only: added to the variance; 1e-7 in transformers' processor
     mels: int = 80
     subsampling: int = 4  # log_mel only: 10 ms frames per encoder frame; 2 gives 20 ms, 4 gives 40 ms
     stem: str = "stack"  # log_mel only: stack (concatenated frames) or convolution (two strided convolutions)
     width: int = 32  # channels of the convolutions, independent of the encoder's width
     feature_norm: str = "group"  # waveform only: group (HuBERT Base) or layer (HuBERT Large)
+    projection_norm: bool = True  # waveform only: a norm before the projection, which DistilHuBERT does not have
 
     @property
     def downsample_rate(self) -> int:
@@ -55,14 +59,6 @@ class EncoderConfig:
     dropout: float = 0.0
     layerdrop: float = 0.0
 
-    def blocks_to_run(self, layers: int | None) -> int:
-        """Return `layers`, or the number of all blocks if it is None. Raises UserError if there are fewer blocks."""
-        if layers is None:
-            return self.layers
-        if type(layers) is not int or not 0 <= layers <= self.layers:
-            raise UserError(f"layers is {layers!r}, but must be None or 0 to {self.layers}, the number of blocks")
-        return layers
-
 
 @dataclass(frozen=True)
 class QuantizationConfig:
@@ -76,6 +72,13 @@ class QuantizationConfig:
     feed_forward_input: str = "auto"  # after GELU or Swish in the feed-forward
     convolution_input: str = "signed"  # after GLU and Swish in the convolution module
 
+
+# A name becomes a file name: no folder, no leading dot.
+NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,99}")
+
+# Largest values of whole numbers. A file must not make a model that takes hours to build, or a table of terabytes.
+LARGEST = {"layers": 256, "mels": FFT // 2 + 1}
+LARGEST_OTHER = 2**20
 
 CHOICES: dict[type, dict[str, tuple[str | int, ...]]] = {
     FrontEndConfig: {
@@ -112,23 +115,37 @@ class ModelConfig:
     source: str = ""  # paper or project that defines this shape
 
     def __post_init__(self) -> None:
+        if not NAME.fullmatch(self.name):
+            raise UserError(
+                f"the model's name {shown(self.name)} is not valid: it becomes a file name, so use up to 100 of "
+                "A-Z a-z 0-9 _ . - without a leading dot"
+            )
         for part in ("front_end", "encoder", "quantization"):
             owner = getattr(self, part)
             for key, choices in CHOICES[type(owner)].items():
                 value = getattr(owner, key)
                 if value not in choices:
                     raise UserError(
-                        f"{part}.{key} {value!r} in {self.name} is unknown: {nearest(str(value), map(str, choices))}"
+                        f"{part}.{key} {shown(value)} in {self.name} is unknown: "
+                        f"{nearest(str(value), map(str, choices))}"
                     )
             for f in dataclasses.fields(owner):
                 value = getattr(owner, f.name)
-                if isinstance(value, int) and value < 1 and f.name not in ("reduce", "recover"):
-                    raise UserError(f"{part}.{f.name} is {value} in {self.name}, but must be at least 1")
+                if type(value) is int and value < 1 and f.name not in ("reduce", "recover"):
+                    raise UserError(f"{part}.{f.name} is {shown(value)} in {self.name}, but must be at least 1")
+                largest = LARGEST.get(f.name, LARGEST_OTHER)
+                if type(value) is int and value > largest:
+                    raise UserError(f"{part}.{f.name} is {shown(value)} in {self.name}, but must be at most {largest}")
         self._check_front_end()
         self._check_encoder()
 
     def _check_front_end(self) -> None:
         front_end = self.front_end
+        if not 0 < front_end.normalisation_eps < 1:
+            raise UserError(
+                f"front_end.normalisation_eps is {front_end.normalisation_eps} in {self.name}, but must be between 0 "
+                "and 1"
+            )
         unsupported, supported = ("none", "dataset") if front_end.kind == "log_mel" else ("dataset", "none")
         if front_end.normalisation == unsupported:
             raise UserError(
@@ -182,30 +199,20 @@ def from_dict(cls: type[T], values: Any, where: str) -> T:
     arguments: dict[str, Any] = {}
     for key, value in values.items():
         if key not in fields:
-            raise UserError(f"unknown key {key!r} in {where}: {nearest(str(key), fields)}")
+            raise UserError(f"unknown key {shown(key)} in {where}: {nearest(str(key), fields)}")
         kind = hints[key]
         if dataclasses.is_dataclass(kind):
             arguments[key] = from_dict(kind, value, f"{where}.{key}")  # type: ignore[arg-type]
         elif (item := _item(kind)) is not None:
             if not isinstance(value, (list, tuple)):
-                raise UserError(f"{where}.{key} is {value!r}, but must be a list")
+                raise UserError(f"{where}.{key} is {shown(value)}, but must be a list")
             arguments[key] = tuple(from_dict(item, v, f"{where}.{key}[{n}]") for n, v in enumerate(value))
-        elif kind is float and isinstance(value, int) and not isinstance(value, bool):
-            arguments[key] = float(value)
-        elif get_origin(kind) is tuple and not (
-            isinstance(value, (list, tuple)) and all(type(v) is get_args(kind)[0] for v in value)
-        ):
-            raise UserError(f"{where}.{key} is {value!r}, but must be a list of {get_args(kind)[0].__name__}")
-        elif get_origin(kind) is dict and not isinstance(value, dict):
-            raise UserError(f"{where}.{key} is {value!r}, but must be a mapping")
         elif kind == dict[str, str]:
             if not isinstance(value, dict) or not all(isinstance(item, str) for pair in value.items() for item in pair):
-                raise UserError(f"{where}.{key} is {value!r}, but must be a mapping of names to names")
+                raise UserError(f"{where}.{key} is {shown(value)}, but must be a mapping of names to names")
             arguments[key] = value
-        elif kind in (int, float, str, bool) and type(value) is not kind:
-            raise UserError(f"{where}.{key} is {value!r}, but must be of type {kind.__name__}")
         else:
-            arguments[key] = tuple(value) if isinstance(value, list) else value
+            arguments[key] = _value(kind, value, f"{where}.{key}")
     missing = [
         name
         for name, f in fields.items()
@@ -214,6 +221,24 @@ def from_dict(cls: type[T], values: Any, where: str) -> T:
     if missing:
         raise UserError(f"{where} lacks the key {missing[0]!r}")
     return cls(**arguments)
+
+
+def _value(kind: Any, value: Any, where: str) -> Any:
+    """Return a value as `kind`, a plain type or a tuple of one, has it. Raises UserError if it is of another type."""
+    if get_origin(kind) is tuple:
+        item = get_args(kind)[0]
+        if not isinstance(value, (list, tuple)):
+            raise UserError(f"{where} is {shown(value)}, but must be a list of {item.__name__}")
+        return tuple(_value(item, v, f"{where}[{n}]") for n, v in enumerate(value))
+    if kind is float and type(value) is int and abs(value) < 1e300:
+        value = float(value)
+    if kind in (int, float, str, bool) and type(value) is not kind:
+        raise UserError(f"{where} is {shown(value)}, but must be of type {kind.__name__}")
+    if isinstance(value, float) and math.isnan(value):
+        raise UserError(f"{where} is not a number (NaN)")
+    if get_origin(kind) is dict and not isinstance(value, dict):
+        raise UserError(f"{where} is {shown(value)}, but must be a mapping of keys to values")
+    return value
 
 
 def _item(kind: Any) -> type | None:

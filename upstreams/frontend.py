@@ -47,10 +47,14 @@ class LogMel(nn.Module):
         super().__init__()
         self.mels = mels
         self.utterance = utterance
-        self.register_buffer("window", torch.hann_window(WINDOW, periodic=False), persistent=False)
-        self.register_buffer("filters", mel_filters(mels), persistent=False)
+        self.set_constants()
         self.register_buffer("mean", torch.zeros(mels))
         self.register_buffer("std", torch.ones(mels))
+
+    def set_constants(self) -> None:
+        """Compute the buffers that no checkpoint holds: again if the module was created on the meta device."""
+        self.register_buffer("window", torch.hann_window(WINDOW, periodic=False), persistent=False)
+        self.register_buffer("filters", mel_filters(self.mels), persistent=False)
 
     @staticmethod
     def frame_count(samples: Tensor) -> Tensor:
@@ -61,11 +65,8 @@ class LogMel(nn.Module):
         """Map waveforms (batch, samples) to natural log-mel energies (batch, frames, mels), not normalised."""
         waveforms = nn.functional.pad(waveforms, (0, -waveforms.shape[1] % HOP + WINDOW - HOP))
         frames = waveforms.unfold(1, WINDOW, HOP)
-        # Single precision leaves rounding errors in weak bins that depend on the library and on the memory's alignment,
-        # and that flip signs of 1-bit quantizers. In double precision every library rounds to the same power.
-        spectrum = torch.fft.rfft(frames.double() * self.window.double(), FFT)
+        spectrum = torch.fft.rfft(frames * self.window, FFT)
         power = spectrum.real.square() + spectrum.imag.square()
-        power = power.to(torch.promote_types(frames.dtype, self.window.dtype))
         # In half precision the logarithm of small energies would have steps of several per cent.
         energies = (power @ self.filters.to(power.dtype)).to(power.dtype)
         # 1e-6 keeps digital silence finite. It hides the quantization noise of 16-bit audio (about 1e-7 per bin).
@@ -84,11 +85,11 @@ class LogMel(nn.Module):
         return ((features - mean) / std).masked_fill(padded, 0.0).to(self.mean.dtype), frames
 
 
-def masked_moments(x: Tensor, padded: Tensor, frames: Tensor, dim: int = 1) -> tuple[Tensor, Tensor]:
+def masked_moments(x: Tensor, padded: Tensor, frames: Tensor, dim: int = 1, eps: float = 1e-5) -> tuple[Tensor, Tensor]:
     """Return mean and standard deviation of x over the valid frames of each utterance, in at least single precision.
 
     x: three dimensions, with the batch first and frames along `dim`. padded: True where x is padding. frames: (batch,)
-    valid frames. The results keep `dim` with size 1.
+    valid frames. eps: added to the variance. The results keep `dim` with size 1.
     """
     x = x.to(torch.promote_types(x.dtype, torch.float32))
     count = frames[:, None, None]
@@ -96,7 +97,7 @@ def masked_moments(x: Tensor, padded: Tensor, frames: Tensor, dim: int = 1) -> t
     centred = (x - mean).masked_fill_(padded, 0.0)
     # A norm squares and sums in one pass over x, which has 65 MB after a waveform convolution of 10 s of audio.
     variance = torch.linalg.vector_norm(centred, dim=dim, keepdim=True).square() / count
-    return mean, (variance + 1e-5).sqrt()
+    return mean, (variance + eps).sqrt()
 
 
 class StackingStem(nn.Module):
@@ -180,17 +181,20 @@ class WaveformFrontEnd(nn.Module):
 
     width: channels of the convolutions. norm: "group" normalises each channel over the frames of the utterance, after
     the first convolution (Base); "layer" normalises each frame, after every convolution, which then has a bias (Large).
-    utterance: first normalise each waveform to zero mean and unit variance. Frames are 20 ms apart. An utterance
-    shorter than one window (25 ms) is padded with zeros.
+    eps: None, or normalise each waveform to zero mean and unit variance first, with eps added to the variance.
+    projection_norm: False leaves out the norm before the linear layer (DistilHuBERT). Frames are 20 ms apart. An
+    utterance shorter than one window (25 ms) is padded with zeros.
     """
 
     KERNELS = (10, 3, 3, 3, 3, 2, 2)
     STRIDES = (5, 2, 2, 2, 2, 2, 2)
     SHORTEST = 400  # samples: the receptive field of one frame
 
-    def __init__(self, width: int, dim: int, norm: str = "group", utterance: bool = False) -> None:
+    def __init__(
+        self, width: int, dim: int, norm: str = "group", eps: float | None = None, projection_norm: bool = True
+    ) -> None:
         super().__init__()
-        self.utterance = utterance
+        self.eps = eps
         self.group = norm == "group"
         self.convolutions = nn.ModuleList(
             nn.Conv1d(1 if layer == 0 else width, width, kernel, stride, bias=not self.group)
@@ -200,7 +204,7 @@ class WaveformFrontEnd(nn.Module):
             nn.init.kaiming_normal_(convolution.weight)  # type: ignore[arg-type]
         # One affine norm for the first convolution, or one for each.
         self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in (self.KERNELS[:1] if self.group else self.KERNELS))
-        self.norm = nn.LayerNorm(width)
+        self.norm = nn.LayerNorm(width) if projection_norm else nn.Identity()
         self.projection = nn.Linear(width, dim)
 
     def frame_count(self, samples: Tensor) -> Tensor:
@@ -221,9 +225,9 @@ class WaveformFrontEnd(nn.Module):
 
     def convolve(self, waveforms: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """Return the last convolution's output (batch, frames, width) and (batch,) frames. Arguments as `forward`'s."""
-        if self.utterance:
+        if self.eps is not None:
             padded = padding_mask(lengths, waveforms.shape[1])[..., None]
-            mean, std = masked_moments(waveforms[..., None], padded, lengths)
+            mean, std = masked_moments(waveforms[..., None], padded, lengths, eps=self.eps)
             waveforms = ((waveforms[..., None] - mean) / std).masked_fill(padded, 0.0).squeeze(-1)
         # Pad to SHORTEST or more; without a branch, as the size may be symbolic while a graph is exported.
         waveforms = nn.functional.pad(waveforms, (0, max(0, self.SHORTEST - waveforms.shape[1])))
@@ -232,7 +236,7 @@ class WaveformFrontEnd(nn.Module):
             samples = lengths.clamp_min(self.SHORTEST).tolist()
             outputs = [self._convolve_one(w[:n, None].contiguous()) for w, n in zip(waveforms, samples, strict=True)]
             return nn.utils.rnn.pad_sequence(outputs, batch_first=True), frames
-        x = waveforms[:, None].to(self.norm.weight.dtype)
+        x = waveforms[:, None].to(next(self.norms.parameters()).dtype)
         frames = lengths.clamp_min(self.SHORTEST)
         for layer, convolution in enumerate(self.convolutions):
             x = convolution(x)
@@ -285,6 +289,7 @@ def build_front_end(config: FrontEndConfig, dim: int) -> FrontEnd:
     """Return the front-end of `config` for an encoder of width `dim`."""
     utterance = config.normalisation == "utterance"
     if config.kind == "waveform":
-        return WaveformFrontEnd(config.width, dim, config.feature_norm, utterance)
+        eps = config.normalisation_eps if utterance else None
+        return WaveformFrontEnd(config.width, dim, config.feature_norm, eps, config.projection_norm)
     width = config.width if config.stem == "convolution" else None
     return LogMelFrontEnd(config.mels, config.subsampling, dim, width, utterance)

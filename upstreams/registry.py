@@ -79,7 +79,8 @@ def checkpoint_path(name: str, ckpt: str | os.PathLike[str] | None = None) -> Pa
 def check_architecture(name: str, config: ModelConfig, path: str | os.PathLike[str]) -> None:
     """Raise UserError unless a checkpoint's configuration is the one that an upstream name promises, bits included.
 
-    Dropout, which only training uses, may differ.
+    Dropout, which only training uses, may differ, and so may the normalisation of a waveform: the library of a public
+    checkpoint decides it.
     """
     if name == LOCAL:
         return
@@ -89,6 +90,10 @@ def check_architecture(name: str, config: ModelConfig, path: str | os.PathLike[s
         ours, theirs = getattr(expected, part), getattr(config, part)
         if part == "encoder":
             ours, theirs = (dataclasses.replace(encoder, **without) for encoder in (ours, theirs))
+        if part == "front_end" and expected.front_end.kind == config.front_end.kind == "waveform":
+            theirs = dataclasses.replace(
+                theirs, normalisation=ours.normalisation, normalisation_eps=ours.normalisation_eps
+            )
         if ours != theirs:
             raise UserError(
                 f"{path} holds a {config.name} with {_difference(theirs, ours)}, but {name} has "
@@ -112,7 +117,7 @@ def cost_model(path: Path) -> AudioEncoder:
     from upstreams.formats import checkpoint
     from upstreams.packed import file
 
-    return checkpoint.build(file.read(path).config).eval() if file.is_packed(path) else checkpoint.load(path)
+    return checkpoint.skeleton(file.read(path).config).eval() if file.is_packed(path) else checkpoint.load(path)
 
 
 def describe(name: str, ckpt: str | os.PathLike[str] | None = None) -> Description:

@@ -37,14 +37,16 @@ class ModelWithHead(nn.Module):
 def load_with_head(path: Path) -> ModelWithHead:
     """Return a checkpoint's model and pre-training head. Raises UserError if it has no head."""
     config, tensors, _ = checkpoint.read(path)
-    model = checkpoint.build(config)
+    model, dim = checkpoint.skeleton(config), config.encoder.dim
     checkpoint.fill(model, tensors, "model.", path)
-    if "head.codewords" in tensors:
-        head = build_head("cosine", config.encoder.dim, *tensors["head.codewords"].shape)
-    elif "head.weight" in tensors:
-        head = build_head("linear", config.encoder.dim, len(tensors["head.weight"]))
-    else:
-        raise UserError(f"{path} has no pre-training head: distillation needs a checkpoint of `superbit pretrain`")
+    cosine, linear = tensors.get("head.codewords"), tensors.get("head.weight")
+    with torch.device("meta"):
+        if cosine is not None and cosine.ndim == 2:
+            head = build_head("cosine", dim, *cosine.shape)
+        elif linear is not None and linear.ndim == 2:
+            head = build_head("linear", dim, len(linear))
+        else:
+            raise UserError(f"{path} has no pre-training head: distillation needs a checkpoint of `superbit pretrain`")
     checkpoint.fill(head, tensors, "head.", path)
     return ModelWithHead(model, head)
 
