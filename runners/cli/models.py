@@ -15,14 +15,19 @@ app = typer.Typer()
 
 @app.command("import", rich_help_panel=PANEL)
 def import_public(
-    preset: Annotated[str, typer.Argument(help="Architecture: hubert_base or hubert_large.")],
-    file: Annotated[Path, typer.Argument(help="Checkpoint file of transformers, fairseq or s3prl.")],
+    preset: Annotated[str, typer.Argument(help="Architecture: hubert_base, hubert_large or distilhubert.")],
+    file: Annotated[
+        Path, typer.Argument(help="Checkpoint of transformers (file or folder), fairseq, torchaudio or s3prl.")
+    ],
     out: Out,
+    name: Annotated[
+        str | None, typer.Option(help="Name of the new checkpoint, for several in one folder.", show_default="PRESET")
+    ] = None,
 ) -> None:
     """Convert a public HuBERT checkpoint. With its pre-training head, it can also be the teacher of `quantize`."""
     from pretrain.public import import_checkpoint
 
-    path, has_head = import_checkpoint(preset, file, out)
+    path, has_head = import_checkpoint(preset, file, out, name)
     typer.echo(f"checkpoint: {path} ({'with' if has_head else 'without'} its pre-training head)")
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import subprocess
 import sys
@@ -11,67 +10,20 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
-from torch import Tensor, nn
 
+from tests.upstreams.formats.public_models import (
+    POST,
+    PRE,
+    assert_equal_to_transformers,
+    s3prl_file,
+    transformers_model,
+    waveforms,
+)
 from upstreams import cost
-from upstreams.config import EncoderConfig, FrontEndConfig, ModelConfig, preset
+from upstreams.config import ModelConfig, preset
 from upstreams.errors import UserError
 from upstreams.formats import checkpoint
 from upstreams.formats.public_hubert import load_public
-from upstreams.s3prl import compat  # noqa: F401  (makes torchaudio importable, which transformers and s3prl import)
-
-LENGTHS = (8_000, 16_007, 1_000, 400)
-
-# Two small shapes, whose number of heads is no default.
-POST = ModelConfig(
-    "small_post",
-    FrontEndConfig("waveform", "none", width=24, feature_norm="group"),
-    EncoderConfig("transformer", 3, 48, 3, 96, "gelu", "post", "conv", position_kernel=16, position_groups=4),
-    output_map=False,
-)
-PRE = dataclasses.replace(
-    POST,
-    name="small_pre",
-    front_end=FrontEndConfig("waveform", "utterance", width=24, feature_norm="layer"),
-    encoder=dataclasses.replace(POST.encoder, norm="pre"),
-)
-
-
-def transformers_model(config: ModelConfig) -> nn.Module:
-    """Return transformers' HubertModel of that shape with random weights, norms and biases included."""
-    from transformers import HubertConfig, HubertModel
-
-    pre = config.encoder.norm == "pre"
-    torch.manual_seed(0)
-    model = HubertModel(
-        HubertConfig(
-            hidden_size=config.encoder.dim,
-            num_hidden_layers=config.encoder.layers,
-            num_attention_heads=config.encoder.heads,
-            intermediate_size=config.encoder.feed_forward_dim,
-            conv_dim=(config.front_end.width,) * 7,
-            num_conv_pos_embeddings=config.encoder.position_kernel,
-            num_conv_pos_embedding_groups=config.encoder.position_groups,
-            feat_extract_norm="layer" if pre else "group",
-            conv_bias=pre,
-            do_stable_layer_norm=pre,
-        )
-    ).eval()
-    randomise_vectors(model)
-    return model
-
-
-@torch.no_grad()
-def randomise_vectors(model: nn.Module) -> None:
-    """Add noise to the initial zeros and ones of norms and biases: exchanged norms would otherwise go unnoticed."""
-    for parameter in model.parameters():
-        if parameter.ndim == 1:
-            parameter.add_(torch.randn_like(parameter) * 0.1)
-
-
-def waveforms() -> list[Tensor]:
-    generator = torch.Generator().manual_seed(1)
-    return [torch.randn(length, generator=generator) * 0.1 for length in LENGTHS]
 
 
 @pytest.mark.parametrize(
@@ -97,57 +49,7 @@ def test_hidden_states_equal_transformers(config: ModelConfig, form: str, tmp_pa
     ours, head = load_public(path, config)
     assert not head
 
-    batch = waveforms()
-    padded = nn.utils.rnn.pad_sequence(batch, batch_first=True)
-    # The padding must not change the features.
-    for row, wave in enumerate(batch):
-        padded[row, len(wave) :] = 7.0
-    states = ours(padded, torch.tensor(LENGTHS))
-    for row, wave in enumerate(batch):
-        given = nn.functional.layer_norm(wave, wave.shape) if config.front_end.normalisation == "utterance" else wave
-        output = theirs(given[None], output_hidden_states=True)
-        # transformers 5 lists the last block's output before the final norm; s3prl and transformers 4, after it.
-        wanted = (*output.hidden_states[:-1], output.last_hidden_state)
-        assert len(wanted) == len(states) == config.encoder.layers + 1
-        for state, reference in zip(states, wanted, strict=True):
-            frames = reference.shape[1]
-            torch.testing.assert_close(state[row, :frames], reference[0], atol=1e-4, rtol=0)
-            assert not state[row, frames:].any()
-
-
-def s3prl_file(path: Path, config: ModelConfig = POST) -> nn.Module:
-    """Write a checkpoint in s3prl's layout with random weights, and return s3prl's own upstream of it."""
-    hubert = pytest.importorskip("s3prl.upstream.hubert.hubert_model")
-    from s3prl.upstream.hubert.expert import UpstreamExpert
-
-    encoder, width, pre = config.encoder, config.front_end.width, config.encoder.norm == "pre"
-    model_config = hubert.HubertConfig(
-        label_rate=50.0,
-        extractor_mode="layer_norm" if pre else "default",
-        conv_bias=pre,
-        layer_norm_first=pre,
-        encoder_layers=encoder.layers,
-        encoder_embed_dim=encoder.dim,
-        encoder_ffn_embed_dim=encoder.feed_forward_dim,
-        encoder_attention_heads=encoder.heads,
-        conv_feature_layers=f"[({width},10,5)] + [({width},3,2)] * 4 + [({width},2,2)] * 2",
-        conv_pos=encoder.position_kernel,
-        conv_pos_groups=encoder.position_groups,
-        final_dim=16,
-    )
-    task_config = hubert.HubertPretrainingConfig(label_rate=50.0, normalize=pre)
-    symbols = [str(n) for n in range(20)]
-    torch.manual_seed(0)
-    model = hubert.HubertModel(model_config, task_config, [symbols])
-    randomise_vectors(model)
-    content = {
-        "task_cfg": dataclasses.asdict(task_config),
-        "model_cfg": dataclasses.asdict(model_config),
-        "model_weight": model.state_dict(),
-        "dictionaries_symbols": [symbols],
-    }
-    torch.save(content, path)
-    return UpstreamExpert(str(path)).eval()
+    assert_equal_to_transformers(ours, theirs, waveforms(), config.front_end.normalisation == "utterance")
 
 
 @pytest.mark.parametrize("config", [POST, PRE], ids=lambda c: c.name)
@@ -164,31 +66,6 @@ def test_hidden_states_equal_s3prls_hubert(config: ModelConfig, tmp_path: Path) 
         wanted = theirs([wave])["hidden_states"]
         for state, reference in zip(ours(wave), wanted, strict=True):
             torch.testing.assert_close(state, reference, atol=1e-4, rtol=0)
-
-
-class Dictionary:
-    """Like fairseq's class, which is pickled by name beside the weights."""
-
-    def __init__(self) -> None:
-        self.symbols = ["<s>", "0"]
-
-
-def test_fairseqs_own_files_load_without_fairseq(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The vocabulary objects in the file are skipped; no code of theirs runs."""
-    s3prl_file(tmp_path / "hubert.pt")
-    weights = torch.load(tmp_path / "hubert.pt", weights_only=True)["model_weight"]
-    fairseq = type(sys)("fairseq.data.dictionary")
-    fairseq.Dictionary = Dictionary  # type: ignore[attr-defined]
-    monkeypatch.setattr(Dictionary, "__module__", "fairseq.data.dictionary")
-    for name in ("fairseq", "fairseq.data", "fairseq.data.dictionary"):
-        monkeypatch.setitem(sys.modules, name, fairseq)
-    content = {"args": None, "model": weights, "task_state": {"dictionaries": [Dictionary()]}}
-    torch.save(content, tmp_path / "fairseq.pt")
-    for name in ("fairseq", "fairseq.data", "fairseq.data.dictionary"):
-        monkeypatch.delitem(sys.modules, name)
-    ours, _ = load_public(tmp_path / "fairseq.pt", POST)
-    reference, _ = load_public(tmp_path / "hubert.pt", POST)
-    assert all(torch.equal(a, b) for a, b in zip(ours.parameters(), reference.parameters(), strict=True))
 
 
 def test_parameters_are_the_published_ones() -> None:
@@ -248,9 +125,9 @@ def test_the_command_makes_an_upstream_and_a_teacher(tmp_path: Path) -> None:
         load_with_head(path)
     # s3prl's file has the pre-training head, so that the checkpoint can be a teacher.
     s3prl_file(tmp_path / "hubert.pt", preset("hubert_base"))
-    done = subprocess.run(
-        [*command[:-1], str(tmp_path / "hubert.pt"), "--out", str(tmp_path)], capture_output=True, text=True
-    )
+    again = [*command[:-1], str(tmp_path / "hubert.pt"), "--out", str(tmp_path)]
+    done = subprocess.run([*again, "--name", "teacher"], capture_output=True, text=True)
+    path = path.with_name("teacher.safetensors")
     assert done.returncode == 0 and "(with its pre-training head)" in done.stdout, done.stderr
     weights = torch.load(tmp_path / "hubert.pt", weights_only=True)["model_weight"]
     teacher = load_with_head(path)
