@@ -13,14 +13,12 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from pretrain.objectives.hubert import Objective
 from pretrain.objectives.teacher import TeacherSettings
 from pretrain.training.settings import AT_LEAST_ONE, NOT_NEGATIVE, Range, TrainingSettings, check_ranges
 from upstreams.config import EncoderConfig, ModelConfig, QuantizationConfig, from_dict, preset
-from upstreams.errors import UserError, nearest
-from upstreams.files import read_text
+from upstreams.errors import UserError, nearest, shown
+from upstreams.files import parse_yaml, read_text
 from upstreams.quantization.spec import FLOAT, Bits
 
 
@@ -160,7 +158,7 @@ def read_values(path: Path, where: str, derived: tuple[Path, ...] = ()) -> Any:
         return values
     base = values.pop("base")
     if not isinstance(base, str):
-        raise UserError(f"base is {base!r} in {where}, but must be the path of a recipe, relative to this one")
+        raise UserError(f"base is {shown(base)} in {where}, but must be the path of a recipe, relative to this one")
     inherited = read_values(path.parent / base, f"base {base} of {where}", (*derived, path))
     return _merged(inherited, values)
 
@@ -173,10 +171,7 @@ def _merged(base: Any, values: Any) -> Any:
 
 def parsed(text: str, where: str) -> Any:
     """Return the content of YAML text; raise UserError if it is not valid. where: its name in the message."""
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise UserError(f"{where} is not valid YAML: {error}") from error
+    return parse_yaml(text, where)
 
 
 def with_settings(values: Any, settings: Sequence[str]) -> Any:

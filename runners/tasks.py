@@ -13,6 +13,7 @@ import yaml
 
 import downstream_configs
 from upstreams.errors import UserError, nearest
+from upstreams.files import parse_yaml, read_text
 from upstreams.s3prl.made_files import place
 
 CONFIGS = Path(downstream_configs.__file__).parent
@@ -176,12 +177,9 @@ def read_config(file: str | Path, root: str | Path | None) -> dict[str, Any]:
     or no YAML mapping.
     """
     file = Path(file).absolute()
-    try:
-        config = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"the configuration {file} is missing") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{file} is not valid YAML: {' '.join(str(error).split())}") from None
+    if not file.is_file():
+        raise UserError(f"the configuration {file} is missing")
+    config = parse_yaml(read_text(file), str(file))
     if not isinstance(config, dict):
         raise UserError(f"{file} must map runner, optimizer and downstream_expert to their settings")
     phonemes = file.parent / "phoneme.txt"

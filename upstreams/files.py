@@ -15,13 +15,6 @@ from typing import Any
 
 from upstreams.errors import UserError
 
-UNFINISHED = ".tmp"  # suffix of files that are being written
-
-
-def temporary_beside(path: Path) -> Path:
-    """Return a path beside `path` that no other thread, process or machine uses; its name ends in UNFINISHED."""
-    return path.with_name(f".{path.name}.{os.getpid()}.{os.urandom(8).hex()}{UNFINISHED}")
-
 
 @contextmanager
 def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
@@ -32,7 +25,8 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = temporary_beside(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.unlink(missing_ok=True)
     temporary.touch()
     mode = stat.S_IMODE(temporary.stat().st_mode)
     try:
@@ -48,6 +42,18 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
         os.fsync(directory)
     finally:
         os.close(directory)
+
+
+def parse_yaml(text: str, where: str) -> Any:
+    """Return the content of YAML text. Raises UserError if it is not valid. where: its name in the message."""
+    import yaml  # takes a megabyte, which the runtime without torch does not need
+
+    try:
+        return yaml.safe_load(text)
+    # Beside its own errors, PyYAML passes on Python's: of dates, numbers of 5000 digits, and deep nesting.
+    except (yaml.YAMLError, ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        raise UserError(f"{where} is not valid YAML: {reason}") from error
 
 
 def json_ready(content: Any) -> Any:
@@ -84,7 +90,7 @@ def read_json(path: str | os.PathLike[str]) -> dict[str, Any] | None:
     """Return the file's JSON object, or None if the file is missing or holds no JSON object."""
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
+    except (FileNotFoundError, ValueError, RecursionError):
         return None
     return content if isinstance(content, dict) else None
 

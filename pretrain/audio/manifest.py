@@ -15,7 +15,7 @@ import soundfile
 
 from upstreams.audio_files import read_header
 from upstreams.config import SAMPLE_RATE
-from upstreams.errors import UserError
+from upstreams.errors import UserError, shown
 from upstreams.files import text_lines
 
 
@@ -50,15 +50,19 @@ class Manifest:
         paths, samples = [], []
         for number, line in enumerate(lines, start=2):
             name, tab, count = line.rpartition("\t")
-            if not tab or not (count.isascii() and count.isdigit()):
-                raise UserError(f"line {number} of {path} is {line!r}, but must be: path TAB number of samples")
+            if not tab or not re.fullmatch(r"[0-9]{1,15}", count):
+                raise UserError(f"line {number} of {path} is {shown(line)}, but must be: path TAB number of samples")
             paths.append(name)
             samples.append(int(count))
         if not paths:
             raise UserError(f"the manifest {path} lists no audio file")
-        first, _, _ = split_path(Path(root) / paths[0])
-        if not first.is_file():
-            raise UserError(f"{first}, the first file of {path}, is missing: has the root folder moved?")
+        try:
+            first, _, _ = split_path(Path(root) / paths[0])
+            is_there = first.is_file()
+        except OSError:  # no path, such as a name of 300 characters
+            first, is_there = Path(root) / paths[0], False
+        if not is_there:
+            raise UserError(f"{str(first)[-300:]}, the first file of {path}, is missing: has the root folder moved?")
         return Manifest(Path(root), tuple(paths), tuple(samples))
 
 

@@ -92,5 +92,12 @@ class States:
 
 
 def load(path: Path) -> dict[str, Any]:
-    """Return the contents of a state, on the CPU."""
-    return torch.load(path, weights_only=True, map_location="cpu")
+    """Return the contents of a state, on the CPU. Raises UserError if it cannot be read."""
+    try:
+        state = torch.load(path, weights_only=True, map_location="cpu")
+    # On damaged bytes torch.load raises errors of every type.
+    except Exception as error:
+        raise UserError(f"the training state {path} is damaged ({type(error).__name__}): remove it") from error
+    if not isinstance(state, dict):
+        raise UserError(f"the training state {path} is damaged: it holds a {type(state).__name__}; remove it")
+    return state

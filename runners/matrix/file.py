@@ -28,12 +28,10 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from runners.features.settings import DTYPES
 from runners.tasks import TASKS, task_configs
-from upstreams.errors import UserError, nearest
-from upstreams.files import read_text
+from upstreams.errors import UserError, nearest, shown
+from upstreams.files import parse_yaml, read_text
 
 DEVICES = ("auto", "cpu", "cuda")
 DEFAULT_STORE_GB = 32
@@ -77,22 +75,19 @@ def read_matrix(matrix: str | Path) -> Matrix:
     Raises UserError, with the closest valid name, if there is no such matrix or if its content is not valid.
     """
     where = f"matrix {matrix}"
-    try:
-        content = yaml.safe_load(_text(str(matrix)))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{where} is not valid YAML: {' '.join(str(error).split())}") from None
+    content = parse_yaml(_text(str(matrix)), where)
     content = _mapping(content, known=(*REQUIRED, *OPTIONAL), required=REQUIRED, where=where)
     tasks = _tasks(content["tasks"], where)
     gigabytes = content.get("feature_store_gb", DEFAULT_STORE_GB)
     if not isinstance(gigabytes, int | float) or gigabytes < 0:
-        raise UserError(f"{where}: feature_store_gb must be a number of 0 or more, not {gigabytes!r}")
+        raise UserError(f"{where}: feature_store_gb must be a number of 0 or more, not {shown(gigabytes)}")
     seeds = _list(content["seeds"], f"{where}: seeds")
     if not all(isinstance(seed, int) and seed >= 0 for seed in seeds):
-        raise UserError(f"{where}: seeds must be whole numbers of 0 or more, not {seeds}")
+        raise UserError(f"{where}: seeds must be whole numbers of 0 or more, not {shown(seeds)}")
     engines: dict[str, dict[str, Any]] = {name: content[name] for name in ("ray", "slurm") if name in content}
     for name, settings in engines.items():
         if not isinstance(settings, dict):
-            raise UserError(f"{where}: {name} must map settings of the engine to values, not be {settings!r}")
+            raise UserError(f"{where}: {name} must map settings of the engine to values, not be {shown(settings)}")
     return Matrix(
         upstreams=_upstreams(content["upstreams"], where),
         tasks=tasks,
@@ -120,9 +115,9 @@ def _tasks(content: Any, where: str) -> dict[str, dict[str, Any]]:
         raise UserError(f"{where}: tasks must map each task to the changes to its configuration, or to {{}}")
     for task, overrides in content.items():
         if task not in TASKS:
-            raise UserError(f"{where}: there is no task {task!r}; {nearest(str(task), TASKS)}")
+            raise UserError(f"{where}: there is no task {shown(task)}; {nearest(str(task), TASKS)}")
         if not isinstance(overrides or {}, dict):
-            raise UserError(f"{where}: tasks.{task} must map dotted keys to values, not be {overrides!r}")
+            raise UserError(f"{where}: tasks.{task} must map dotted keys to values, not be {shown(overrides)}")
         try:
             task_configs(task, "/", overrides or {})
         except UserError as error:
@@ -132,26 +127,29 @@ def _tasks(content: Any, where: str) -> dict[str, dict[str, Any]]:
 
 def _learning_rates(content: Any, tasks: Iterable[str], where: str) -> dict[str, tuple[float, ...]]:
     if not isinstance(content, dict):
-        raise UserError(f"{where}: learning_rates must map tasks to lists of learning rates, not be {content!r}")
+        raise UserError(f"{where}: learning_rates must map tasks to lists of learning rates, not be {shown(content)}")
     for task, rates in content.items():
         if task not in tasks:
             raise UserError(
-                f"{where}: learning_rates names {task!r}, which is not one of its tasks; {nearest(str(task), tasks)}"
+                f"{where}: learning_rates names {shown(task)}, which is not one of its tasks; "
+                f"{nearest(str(task), tasks)}"
             )
         if not TASKS[task].best:
-            raise UserError(f"{where}: learning_rates names {task!r}, which has no dev set to choose one on")
+            raise UserError(f"{where}: learning_rates names {shown(task)}, which has no dev set to choose one on")
         rates = _list(rates, f"{where}: learning_rates.{task}")
         # YAML 1.1 reads 1e-3 as text: 1.0e-3 is a number.
         if not all(isinstance(rate, int | float) and not isinstance(rate, bool) and rate > 0 for rate in rates):
-            raise UserError(f"{where}: learning_rates.{task} must be numbers above 0 such as 1.0e-3, not {rates}")
+            raise UserError(
+                f"{where}: learning_rates.{task} must be numbers above 0 such as 1.0e-3, not {shown(rates)}"
+            )
         if len({f"{rate:g}" for rate in rates}) < len(rates):
-            raise UserError(f"{where}: learning_rates.{task} names a learning rate twice: {rates}")
+            raise UserError(f"{where}: learning_rates.{task} names a learning rate twice: {shown(rates)}")
     return {task: tuple(float(rate) for rate in rates) for task, rates in content.items()}
 
 
 def _upstream_modules(content: Any, where: str) -> tuple[str, ...]:
     if not isinstance(content, list) or not all(isinstance(name, str) and name for name in content):
-        raise UserError(f"{where}: upstream_modules must be a list of names of Python modules, not {content!r}")
+        raise UserError(f"{where}: upstream_modules must be a list of names of Python modules, not {shown(content)}")
     return tuple(content)
 
 
@@ -159,7 +157,7 @@ def _upstreams(content: object, where: str) -> list[Upstream]:
     upstreams = [_upstream(entry, where) for entry in _list(content, f"{where}: upstreams")]
     labels = [upstream.label for upstream in upstreams]
     if twice := {label for label in labels if labels.count(label) > 1}:
-        raise UserError(f"{where}: two upstreams have the label {min(twice)!r}; give each its own `label`")
+        raise UserError(f"{where}: two upstreams have the label {shown(min(twice))}; give each its own `label`")
     return upstreams
 
 
@@ -169,20 +167,20 @@ def _upstream(entry: object, where: str) -> Upstream:
     content = _mapping(entry, known=("name", "label", "ckpt"), required=("name",), where=f"{where}: an upstream")
     for key, value in content.items():
         if not isinstance(value, str) or not value:
-            raise UserError(f"{where}: {key} of an upstream must be text, not {value!r}")
+            raise UserError(f"{where}: {key} of an upstream must be text, not {shown(value)}")
     label = content.get("label", content["name"])
     if label.startswith(".") or "/" in label or os.sep in label:
-        raise UserError(f"{where}: the label {label!r} cannot name a folder; set another `label`")
+        raise UserError(f"{where}: the label {shown(label)} cannot name a folder; set another `label`")
     checkpoint = Path(content["ckpt"]).absolute() if "ckpt" in content else None
     if checkpoint and not checkpoint.is_file():
-        raise UserError(f"{where}: the checkpoint {checkpoint} of upstream {label!r} does not exist")
+        raise UserError(f"{where}: the checkpoint {checkpoint} of upstream {shown(label)} does not exist")
     return Upstream(label, content["name"], checkpoint)
 
 
 def _choice(content: dict[str, Any], *, key: str, default: str, choices: Iterable[str], where: str) -> str:
     value = content.get(key, default)
     if value not in choices:
-        raise UserError(f"{where}: there is no {key} {value!r}; {nearest(str(value), choices)}")
+        raise UserError(f"{where}: there is no {key} {shown(value)}; {nearest(str(value), choices)}")
     return str(value)
 
 
@@ -191,14 +189,14 @@ def _mapping(content: object, *, known: Iterable[str], required: Iterable[str], 
         raise UserError(f"{where} must be a mapping with the keys {', '.join(required)}")
     for key in content:
         if key not in known:
-            raise UserError(f"{where} has an unknown key {key!r}; {nearest(str(key), known)}")
+            raise UserError(f"{where} has an unknown key {shown(key)}; {nearest(str(key), known)}")
     for key in required:
         if key not in content:
-            raise UserError(f"{where} lacks the key {key!r}")
+            raise UserError(f"{where} lacks the key {shown(key)}")
     return content
 
 
 def _list(value: object, where: str) -> list[Any]:
     if not isinstance(value, list) or not value:
-        raise UserError(f"{where} must be a list with one entry or more, not {value!r}")
+        raise UserError(f"{where} must be a list with one entry or more, not {shown(value)}")
     return value
