@@ -16,7 +16,8 @@ from runners.tasks import TASKS
 from upstreams.errors import UserError, nearest
 
 # Flags that s3prl does not have; `given`, the names of the flags in the command line; and `task`, what -d names.
-OWN_FLAGS = ("corpora", "threads", "feature_store", "feature_store_gb", "feature_store_dtype", "given", "task")
+OWN_FLAGS = ("corpora", "threads", "feature_store", "feature_store_gb", "feature_store_dtype")
+PARSED = ("given", "task")  # entries that `parse` adds; no flags of the command
 
 EXAMPLES = """examples:
   superbit downstream -m train -u fbank_no_cmvn -d ks -p runs/ks --corpora DIR -o config.optimizer.lr=1e-3

@@ -13,7 +13,7 @@ import torch
 
 from runners import tasks
 from runners.downstream import effects, past, upstream_files
-from runners.downstream.arguments import OWN_FLAGS, make_absolute
+from runners.downstream.arguments import OWN_FLAGS, PARSED, make_absolute
 from runners.downstream.checks import check
 from runners.downstream.overrides import override
 from runners.downstream.values import check_values
@@ -40,7 +40,9 @@ def resolve(options: argparse.Namespace) -> Settings:
     for missing files, unknown keys, values that s3prl cannot use, flags without effect, and a corpus that lacks
     something.
     """
-    args = argparse.Namespace(**{key: value for key, value in vars(options).items() if key not in OWN_FLAGS})
+    args = argparse.Namespace(
+        **{key: value for key, value in vars(options).items() if key not in (*OWN_FLAGS, *PARSED)}
+    )
     corpora = options.corpora or os.environ.get("SUPERBIT_CORPORA")
     if options.past_exp:
         args, config = past.from_checkpoint(args, options.given)

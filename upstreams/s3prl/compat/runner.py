@@ -140,7 +140,7 @@ def refuse_empty_loaders(runner: types.ModuleType) -> None:
 
 @needs("Runner._get_upstream")
 def fine_tune_frozen_upstreams(runner: types.ModuleType) -> None:
-    """Unfreeze an upstream that stays in eval mode unless it is told to learn (-f); refuse one without parameters."""
+    """Unfreeze an upstream that stays in eval mode unless -f asks for fine-tuning; refuse one without parameters."""
     get_upstream = runner.Runner._get_upstream
 
     def _get_upstream(self: Any) -> Any:
