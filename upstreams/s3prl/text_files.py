@@ -14,11 +14,13 @@ def read_text(path: str | os.PathLike[str], *, mark: bool = True) -> str:
     """Return the content of a UTF-8 file.
 
     mark: skip a byte-order mark; if False, raise UserError for one: s3prl, which reads the file itself, would take it
-    for a part of the first line. Raises UserError if the file cannot be read, and names the first line that is not
-    UTF-8.
+    for a part of the first line. Raises FileNotFoundError, and UserError if the file cannot be read; it names the first
+    line that is not UTF-8.
     """
     try:
         content = Path(path).read_bytes()
+    except FileNotFoundError:
+        raise
     except OSError as error:
         raise UserError(f"cannot read {os.fspath(path)}: {error.strerror}") from None
     try:
