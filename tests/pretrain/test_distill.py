@@ -172,16 +172,17 @@ def refused(arguments: list[object], monkeypatch: pytest.MonkeyPatch, capsys: py
 @pytest.mark.parametrize(
     ("options", "recipe", "message"),
     [
-        (["--bits", "w3a1"], "", "bits 'w3a1' are not valid"),
-        (["--bits", "w1a1", "--schedule", "w1a1,w1a32"], "", "ends at w1a32, but --bits is w1a1"),
-        (["--bits", "w32a32"], "", "the teacher itself"),
+        (["--bits", "w3a1"], "steps: 1", "bits 'w3a1' are not valid"),
+        (["--bits", "w1a1", "--schedule", "w1a1,w1a32"], "steps: 1", "ends at w1a32, but --bits is w1a1"),
+        (["--bits", "w32a32"], "steps: 1", "the teacher itself"),
         (["--bits", "w1a1"], "quantization: {overrides: {front_ends: w8a8}}", "did you mean 'front_end'"),
         (["--bits", "w1a1"], "quantization: {overrides: {front_end: w5a8}}", "bits 'w5a8' are not valid"),
         (["--bits", "w1a1"], "quantisation: {}", "did you mean 'quantization'"),
         (["--bits", "w1a1"], "quantization: {weight_scales: channel}", "did you mean 'weight_scale'"),
         (["--bits", "w1a1"], "steps: -1", "must be 0 (calibrate only) or more"),
-        (["--bits", "w1a1"], "save_every: 0", "must be more than 0"),
+        (["--bits", "w1a1"], "save_every: 0", "must be 1 or more"),
         (["--bits", "w1a1"], "steps: [", "is not valid YAML"),
+        (["--bits", "w1a1"], "", "is empty"),
         (
             ["--bits", "w1a1"],
             "model: transformer_mini",

@@ -122,7 +122,7 @@ def test_killed_twenty_times(work: Path, tmp_path: Path) -> None:
 def test_a_signal_within_a_step_saves_the_state_and_sets_the_exit_code(
     work: Path, tmp_path: Path, number: signal.Signals, code: int
 ) -> None:
-    (tmp_path / "recipe.yaml").write_text(RECIPE % ("sparseformer_sw_mini", 5000, 1, 10_000))
+    (tmp_path / "recipe.yaml").write_text(RECIPE % ("sparseformer_sw_mini", 5000, 2, 10_000))
     process = subprocess.Popen(command(work, tmp_path / "run"), stderr=subprocess.PIPE, text=True)
     folder = tmp_path / "run/pretrain/sparseformer_sw_mini/iteration1"
     while not list(folder.glob("events.*")) and process.poll() is None:
