@@ -59,6 +59,14 @@ class EncoderConfig:
     dropout: float = 0.0
     layerdrop: float = 0.0
 
+    def blocks_to_run(self, layers: int | None) -> int:
+        """Return `layers`, or the number of all blocks if it is None. Raises UserError if there are fewer blocks."""
+        if layers is None:
+            return self.layers
+        if type(layers) is not int or not 0 <= layers <= self.layers:
+            raise UserError(f"layers is {layers!r}, but must be None or 0 to {self.layers}, the number of blocks")
+        return layers
+
 
 @dataclass(frozen=True)
 class QuantizationConfig:

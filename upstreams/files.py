@@ -15,6 +15,13 @@ from typing import Any
 
 from upstreams.errors import UserError
 
+UNFINISHED = ".tmp"  # suffix of files that are being written
+
+
+def temporary_beside(path: Path) -> Path:
+    """Return a path beside `path` that no other thread, process or machine uses; its name ends in UNFINISHED."""
+    return path.with_name(f".{path.name}.{os.getpid()}.{os.urandom(8).hex()}{UNFINISHED}")
+
 
 @contextmanager
 def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
@@ -25,8 +32,7 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.unlink(missing_ok=True)
+    temporary = temporary_beside(path)
     temporary.touch()
     mode = stat.S_IMODE(temporary.stat().st_mode)
     try:

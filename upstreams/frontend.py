@@ -65,8 +65,11 @@ class LogMel(nn.Module):
         """Map waveforms (batch, samples) to natural log-mel energies (batch, frames, mels), not normalised."""
         waveforms = nn.functional.pad(waveforms, (0, -waveforms.shape[1] % HOP + WINDOW - HOP))
         frames = waveforms.unfold(1, WINDOW, HOP)
-        spectrum = torch.fft.rfft(frames * self.window, FFT)
+        # Single precision leaves rounding errors in weak bins that depend on the library and on the memory's alignment,
+        # and that flip signs of 1-bit quantizers. In double precision every library rounds to the same power.
+        spectrum = torch.fft.rfft(frames.double() * self.window.double(), FFT)
         power = spectrum.real.square() + spectrum.imag.square()
+        power = power.to(torch.promote_types(frames.dtype, self.window.dtype))
         # In half precision the logarithm of small energies would have steps of several per cent.
         energies = (power @ self.filters.to(power.dtype)).to(power.dtype)
         # 1e-6 keeps digital silence finite. It hides the quantization noise of 16-bit audio (about 1e-7 per bin).

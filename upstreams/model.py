@@ -60,6 +60,7 @@ class AudioEncoder(nn.Module):
         samples; None: no padding. layers: number of blocks to run; None: all. Raises UserError (a ValueError) on
         invalid input.
         """
+        layers = self.config.encoder.blocks_to_run(layers)
         embedded, frames = self.embed(waveforms, lengths)
         states = self.encoder(embedded, frames, layers)
         if not self.config.output_map:

@@ -7,7 +7,7 @@ import resource
 import time
 from pathlib import Path
 
-from upstreams.files import json_text
+from upstreams.files import json_text, temporary_beside
 
 
 class Heartbeat:
@@ -35,7 +35,7 @@ class Heartbeat:
         self.peak_memory = max(self.peak_memory, own_memory())
         content = {"step": step, "total": self.total, "first": self.first, "started": self._started, "now": now}
         # Renamed into place, but not synced to disk: syncing could take longer than the steps.
-        temporary = self.file.with_suffix(".tmp")
+        temporary = temporary_beside(self.file)
         temporary.write_text(json_text(content), encoding="utf-8")
         temporary.replace(self.file)
 

@@ -49,7 +49,7 @@ class RelativePositions(nn.Module):
         """
         offsets = torch.arange(-reach, reach + 1, device=query.device)
         # Vaswani et al. (arXiv 1706.03762, section 3.5): sine and cosine in pairs. Positive is to the left.
-        dim = self.projection.in_features
+        dim = len(self.position_bias)
         rates = torch.exp(torch.arange(0, dim, 2, device=query.device) * (-math.log(10_000.0) / dim))
         angles = -offsets[:, None] * rates
         sinusoids = torch.stack([angles.sin(), angles.cos()], -1).flatten(1)[:, :dim].to(query.dtype)

@@ -6,11 +6,14 @@ and inputs are exported with pairs of QuantizeLinear and DequantizeLinear, which
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import importlib.util
 import json
 import logging
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +72,7 @@ class QDQLinear(nn.Module):
 
 
 def export(model: AudioEncoder, path: Path) -> None:
-    """Write the ONNX graph of `model`, which is put in eval mode and changed in place.
+    """Write the ONNX graph of `model` in eval mode. The model itself and the settings of logging stay as they are.
 
     Inputs: waveforms (batch, samples) float32, lengths (batch,) int64. Output: hidden_states (layers + 1, batch,
     frames, dim). Raises UserError if the packages of superbit's extra `onnx` are not installed.
@@ -79,14 +82,14 @@ def export(model: AudioEncoder, path: Path) -> None:
             raise UserError(f"export needs the package {package}: pip install 'superbit[onnx]'")
     import torch.ao.quantization.fx._decomposed
 
+    model = copy.deepcopy(model)
     for name, module in list(model.named_modules()):
         if isinstance(module, QuantLinear) and module.bits == Bits(8, 8):
             parent, _, child = name.rpartition(".")
             setattr(model.get_submodule(parent), child, QDQLinear(module))
     example = torch.zeros(2, EXAMPLE[0]), torch.tensor(EXAMPLE)
     any_size = torch.export.Dim.DYNAMIC
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-    with warnings.catch_warnings(), torch.no_grad():
+    with warnings.catch_warnings(), _quiet("torch.onnx"), torch.no_grad():
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
             Stacked(model.eval()),
@@ -101,6 +104,18 @@ def export(model: AudioEncoder, path: Path) -> None:
     program.model.metadata_props["superbit"] = json.dumps(dataclasses.asdict(model.config))
     with atomic_write(path) as temporary:
         program.save(temporary, external_data=False)
+
+
+@contextmanager
+def _quiet(name: str) -> Iterator[None]:
+    """Inside this context, a logger passes errors alone."""
+    logger = logging.getLogger(name)
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def export_checkpoint(path: Path, out: Path) -> None:

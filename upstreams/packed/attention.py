@@ -30,9 +30,9 @@ class Relative:
 
     def __init__(self, tensors: TensorReader, name: str, dim: int, heads: int) -> None:
         self.heads, self.dim = heads, dim
-        self.projection = tensors.take(f"{name}.projection.weight", dim, dim)
-        self.content = tensors.take(f"{name}.content_bias", dim).reshape(heads, -1)
-        self.position = tensors.take(f"{name}.position_bias", dim).reshape(heads, -1)
+        self.projection = tensors.linear(f"{name}.projection", dim)
+        self.content = tensors.take(f"{name}.content_bias").reshape(heads, -1)
+        self.position = tensors.take(f"{name}.position_bias").reshape(heads, -1)
 
     def __call__(self, query: Floats, reach: int, kernel: Native) -> Floats:
         """(frames, heads, head dim) -> scores (heads, frames, 2 reach + 1)."""
@@ -40,7 +40,7 @@ class Relative:
         angles = np.arange(reach, -reach - 1, -1, dtype=np.float32)[:, None] * rates
         sinusoids = np.stack([np.sin(angles), np.cos(angles)], -1).reshape(len(angles), -1)[:, : self.dim]
         zeros = np.zeros(len(angles), np.float32)
-        keys = (sinusoids @ self.projection.T).reshape(len(angles), self.heads, -1)
+        keys = self.projection(np.ascontiguousarray(sinusoids), kernel).reshape(len(angles), self.heads, -1)
         query = (query + self.position) / np.float32(math.sqrt(query.shape[-1]))
         scores = [FloatLinear(keys[:, h], zeros)(np.ascontiguousarray(query[:, h]), kernel) for h in range(self.heads)]
         return np.stack(scores)
@@ -69,10 +69,10 @@ class Attention:
             # Relative and rotary positions need queries and keys in floating point before they become bits.
             is_direct = operand == "value" or config.positions in ("conv", "none")
             if self.bits == 1 and is_direct and tensors.bits(layer) == ONE_BIT:
-                self.layers[operand] = BinaryBits(tensors.layer(layer, dim, dim, dim), 0.0, False, config.heads)
+                self.layers[operand] = BinaryBits(tensors.layer(layer, dim), 0.0, False, config.heads)
             else:
-                self.layers[operand] = tensors.linear(layer, dim, dim)
-        self.output = tensors.linear(f"{name}.output", dim, dim)
+                self.layers[operand] = tensors.linear(layer, dim)
+        self.output = tensors.linear(f"{name}.output", dim)
 
     def operands(self, x: Floats, first: int, reach: int, kernel: Native) -> Operands:
         """Return queries, keys and values of x (frames, dim).

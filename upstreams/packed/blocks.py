@@ -17,7 +17,10 @@ from upstreams.encoders.feed_forward import FeedForward
 from upstreams.encoders.positions import ConvPositions, RelativePositions, Rotary
 from upstreams.encoders.sparseformer import LocalAttention
 from upstreams.model import AudioEncoder, checked
-from upstreams.packed.file import Layer, MemoryTensors, PackedFile
+from upstreams.packed.contents import Layer
+from upstreams.packed.derived import Derived
+from upstreams.packed.encoder import visible_reach
+from upstreams.packed.file import MemoryTensors, PackedFile
 from upstreams.packed.layout import Floats
 from upstreams.packed.linear import ONE_BIT, BinaryBits, BinaryFeedForward, FloatConvolution, FloatLinear
 from upstreams.packed.modules import (
@@ -39,11 +42,7 @@ class PackedFeedForward(FeedForward):
     def __init__(self, module: FeedForward) -> None:
         nn.Module.__init__(self)
         self.expand, self.activation, self.contract = module.expand, module.activation, module.contract
-        self._native: BinaryFeedForward | None = None
-        self.register_load_state_dict_post_hook(PackedFeedForward._drop_native)
-
-    def _drop_native(self, *_: object) -> None:
-        self._native = None
+        self._native: Derived[BinaryFeedForward] = Derived()
 
     @torch.no_grad()
     def forward(self, x: Tensor) -> Tensor:
@@ -56,9 +55,8 @@ class PackedFeedForward(FeedForward):
             or (expand.bits, contract.bits, contract.signed) != (ONE_BIT, ONE_BIT, False)
         ):
             return super().forward(x)
-        if self._native is None:
-            self._native = BinaryFeedForward(expand.tensors(), contract.tensors())
-        return torch.from_numpy(self._native(rows_of(x), kernel)).view_as(x)
+        native = self._native.of(self, lambda: BinaryFeedForward(expand.tensors(), contract.tensors()))
+        return torch.from_numpy(native(rows_of(x), kernel)).view_as(x)
 
 
 class PackedAttention(Attention):
@@ -72,11 +70,7 @@ class PackedAttention(Attention):
         self.heads, self.positions = module.heads, module.positions
         self.query, self.key, self.value = module.query, module.key, module.value
         self.product, self.output = module.product, module.output
-        self._native: dict[str, BinaryBits] = {}
-        self.register_load_state_dict_post_hook(PackedAttention._drop_native)
-
-    def _drop_native(self, *_: object) -> None:
-        self._native = {}
+        self._native: dict[str, Derived[BinaryBits]] = {name: Derived() for name in ("query", "key", "value")}
 
     @torch.no_grad()
     def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
@@ -109,15 +103,14 @@ class PackedAttention(Attention):
         is_binary = isinstance(product, PackedMatmul) and product.bits == 1
         is_direct = self.positions is None or name == "value"
         if is_binary and is_direct and isinstance(layer, PackedLinear) and layer.bits == ONE_BIT:
-            if name not in self._native:
-                self._native[name] = BinaryBits(layer.tensors(), 0.0, False, self.heads)
-            return self._native[name](rows_of(x), kernel).reshape(shape), None
+            native = self._native[name].of(layer, lambda: BinaryBits(layer.tensors(), 0.0, False, self.heads))
+            return native(rows_of(x), kernel).reshape(shape), None
         y = layer(x).view(shape)
         relative = None
         if isinstance(self.positions, Rotary) and name != "value":
             y = self.positions(y)
         elif isinstance(self.positions, RelativePositions) and name == "query":
-            reach = x.shape[1] - 1 if self.radius is None else self.radius
+            reach = visible_reach(x.shape[1], self.radius)
             relative = self.positions(y, reach).contiguous().numpy()
             y = self.positions.content(y)
         if is_binary:
@@ -141,11 +134,7 @@ class PackedPositions(ConvPositions):
     def __init__(self, module: ConvPositions) -> None:
         nn.Module.__init__(self)
         self.convolution = module.convolution
-        self._native: FloatConvolution | None = None
-        self.register_load_state_dict_post_hook(PackedPositions._drop_native)
-
-    def _drop_native(self, *_: object) -> None:
-        self._native = None
+        self._native: Derived[FloatConvolution] = Derived()
 
     @torch.no_grad()
     def forward(self, x: Tensor) -> Tensor:
@@ -153,14 +142,11 @@ class PackedPositions(ConvPositions):
         kernel, convolution = native_kernel(x), self.convolution
         if kernel is None or not isinstance(convolution, nn.Conv2d):
             return super().forward(x)
-        if self._native is None:
-            assert convolution.bias is not None
-            weight = convolution.weight.detach().squeeze(-1).numpy()
-            self._native = FloatConvolution(weight, convolution.bias.detach().numpy(), convolution.groups)
+        native = self._native.of(convolution, lambda: float_convolution(convolution))
         before, taps = convolution.kernel_size[0] // 2, convolution.kernel_size[0]
         padding = before, taps - 1 - before
         padded = nn.functional.pad(x, (0, 0, *padding))
-        y = torch.stack([torch.from_numpy(self._native(rows_of(utterance), kernel, padding)) for utterance in padded])
+        y = torch.stack([torch.from_numpy(native(rows_of(utterance), kernel, padding)) for utterance in padded])
         return nn.functional.gelu(y)
 
 
@@ -172,12 +158,8 @@ class PackedAudioEncoder(AudioEncoder):
         self.config, self.front_end, self.encoder = model.config, model.front_end, model.encoder
         for name, buffer in model.named_buffers(recurse=False):
             self.register_buffer(name, buffer)
-        self._runtime: Runtime | None = None
-        self._rotation: FloatLinear | None = None
-        self.register_load_state_dict_post_hook(PackedAudioEncoder._drop_native)
-
-    def _drop_native(self, *_: object) -> None:
-        self._runtime = self._rotation = None
+        self._runtime: Derived[Runtime] = Derived()
+        self._rotation: Derived[FloatLinear] = Derived()
 
     @torch.no_grad()
     def forward(
@@ -187,17 +169,19 @@ class PackedAudioEncoder(AudioEncoder):
         kernel = native_kernel(waveforms)
         if kernel is None or not is_supported(self.config):
             return super().forward(waveforms, lengths, layers)
-        if self._runtime is None or self._runtime.kernel != kernel:
-            tensors = MemoryTensors({name: t.detach().numpy() for name, t in stored_tensors(self).items()})
-            packed = PackedFile(Path("the model"), self.config, layer_table(self), tensors, {})
-            self._runtime = Runtime(packed, kernel.threads)
+        runtime = self._runtime.of(self, self._as_runtime)
+        runtime.kernel = kernel  # whose level and number of threads its weights do not depend on
         waveforms, lengths = checked(waveforms, lengths)
         utterances = [
-            [torch.from_numpy(state) for state in self._runtime(waveform[:length].numpy(), layers)]
+            [torch.from_numpy(state) for state in runtime(waveform[:length].numpy(), layers)]
             for waveform, length in zip(waveforms, lengths.tolist(), strict=True)
         ]
         frames = int(self.frame_count(torch.tensor(waveforms.shape[1])))
         return tuple(padded_to(frames, list(states)) for states in zip(*utterances, strict=True))
+
+    def _as_runtime(self) -> Runtime:
+        tensors = MemoryTensors({name: t.detach().numpy() for name, t in stored_tensors(self).items()})
+        return Runtime(PackedFile(Path("the model"), self.config, layer_table(self), tensors, {}))
 
     @torch.no_grad()
     def mapped(self, layer: int, state: Tensor) -> Tensor:
@@ -205,11 +189,19 @@ class PackedAudioEncoder(AudioEncoder):
         kernel = native_kernel(state)
         if kernel is None:
             return super().mapped(layer, state)
-        if self._rotation is None:
-            rotation = self.output_rotation.numpy()
-            self._rotation = FloatLinear(rotation.T, rotation[0] * 0)
         x = (state - self.output_mean[layer]) / self.output_std[layer]
-        return torch.from_numpy(self._rotation(rows_of(x), kernel)).view_as(x)
+        return torch.from_numpy(self._rotation.of(self, self._as_linear)(rows_of(x), kernel)).view_as(x)
+
+    def _as_linear(self) -> FloatLinear:
+        rotation = self.output_rotation.numpy()
+        return FloatLinear(rotation.T, rotation[0] * 0)
+
+
+def float_convolution(convolution: nn.Conv2d) -> FloatConvolution:
+    """Return the kernel's form of a convolution along frames with a bias."""
+    assert convolution.bias is not None
+    weight = convolution.weight.detach().squeeze(-1).numpy()
+    return FloatConvolution(weight, convolution.bias.detach().numpy(), convolution.groups)
 
 
 def padded_to(frames: int, states: list[Tensor]) -> Tensor:

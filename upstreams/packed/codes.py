@@ -19,3 +19,8 @@ def unpack_codes(codes: Any, columns: int, bits: int, xp: Any) -> Any:
     # uint8 wraps around, and its bits are then those of the int8.
     whole = fields * 2 - 1 if bits == 1 else fields - 2 ** (bits - 1)
     return whole.view(xp.int8)
+
+
+def code_bytes(columns: int, bits: int) -> int:
+    """Return the number of bytes of a row of `columns` weights."""
+    return -(-columns * bits // 8)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from upstreams.config import ModelConfig
 from upstreams.encoders.attention import Attention
@@ -137,26 +137,8 @@ def load(path: Path) -> AudioEncoder:
     if not file.is_packed(path):
         return checkpoint.load(path)
     packed = file.read(path)
-    arrays = {name: file.finite(path, name, array) for name, array in packed.tensors.items()}
     model = build(packed.config)
-    if layer_table(model) != packed.layers:
-        raise UserError(f"the bit widths of the layers in {path} differ from its configuration, {packed.config.bits}")
-    expected = stored_tensors(model)
-    for name, tensor in expected.items():
-        _check(path, name, tensor, arrays.get(name))
-    for name in arrays.keys() - expected.keys():
-        raise UserError(f"{path} holds {name}, which its configuration does not have")
-    for name, module in model.named_modules():
-        scales = []
-        if isinstance(module, PackedLayer):
-            file.check_codes(f"{name}.codes in {path}", arrays[f"{name}.codes"], module.columns, module.bits.weight)
-            scales = [] if module.alpha is None else [f"{name}.alpha"]
-        elif isinstance(module, PackedMatmul):
-            scales = [f"{name}.{operand}" for operand, _ in module.named_buffers()]
-        for scale in scales:
-            if arrays[scale] <= 0:
-                raise UserError(f"{scale} in {path} is {float(arrays[scale])}, but a scale must be positive")
-    for name, array in arrays.items():
+    for name, array in packed.tensors.items():
         parent, _, child = name.rpartition(".")
         owner, tensor = model.get_submodule(parent), torch.from_numpy(array)
         if child in owner._parameters:
@@ -164,12 +146,3 @@ def load(path: Path) -> AudioEncoder:
         else:
             owner._buffers[child] = tensor
     return model.eval()
-
-
-def _check(path: Path, name: str, expected: Tensor, found: Any) -> None:
-    if found is None:
-        raise UserError(f"{path} lacks {name}, which its configuration has")
-    dtype = str(expected.dtype).removeprefix("torch.")
-    if tuple(expected.shape) != found.shape or str(found.dtype) != dtype:
-        shape = tuple(expected.shape)
-        raise UserError(f"{name} in {path} is {found.dtype} {found.shape}, but its configuration has {dtype} {shape}")

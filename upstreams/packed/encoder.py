@@ -10,13 +10,14 @@ from upstreams.packed.layout import Floats
 from upstreams.packed.linear import ONE_BIT, BinaryFeedForward, FloatConvolution
 from upstreams.packed.native import Native
 from upstreams.packed.tensors import AnyLinear, TensorReader
+from upstreams.quantization.spec import wants_relu
 
 
 class Norm:
     """Layer normalisation."""
 
-    def __init__(self, tensors: TensorReader, name: str, dim: int) -> None:
-        self.weight, self.bias = (tensors.take(f"{name}.{part}", dim) for part in ("weight", "bias"))
+    def __init__(self, tensors: TensorReader, name: str) -> None:
+        self.weight, self.bias = (tensors.take(f"{name}.{part}") for part in ("weight", "bias"))
 
     def __call__(self, x: Floats, kernel: Native) -> Floats:
         """(frames, dim) -> the same."""
@@ -34,10 +35,9 @@ class FeedForward:
         self.layers: list[AnyLinear] = []
         is_binary = all(tensors.bits(layer) == ONE_BIT for layer in (expand, contract))
         if is_binary and not tensors.layers[contract].signed:
-            first = tensors.layer(expand, dim, hidden, dim)
-            self.fused = BinaryFeedForward(first, tensors.layer(contract, hidden, dim, hidden))
+            self.fused = BinaryFeedForward(tensors.layer(expand, dim), tensors.layer(contract, hidden))
         else:
-            self.layers = [tensors.linear(expand, dim, hidden), tensors.linear(contract, hidden, dim)]
+            self.layers = [tensors.linear(expand, dim), tensors.linear(contract, hidden)]
 
     def __call__(self, x: Floats, kernel: Native) -> Floats:
         """(frames, dim) -> the same."""
@@ -59,9 +59,9 @@ class Block:
 
     def __init__(self, tensors: TensorReader, name: str, config: EncoderConfig, activation: str) -> None:
         self.is_pre_norm = config.norm == "pre"
-        self.attention_norm = Norm(tensors, f"{name}.attention_norm", config.dim)
+        self.attention_norm = Norm(tensors, f"{name}.attention_norm")
         self.attention = Attention(tensors, f"{name}.attention", config)
-        self.feed_forward_norm = Norm(tensors, f"{name}.feed_forward_norm", config.dim)
+        self.feed_forward_norm = Norm(tensors, f"{name}.feed_forward_norm")
         self.feed_forward = FeedForward(tensors, f"{name}.feed_forward", config, activation)
 
     def operands(self, x: Floats, first: int, reach: int, kernel: Native) -> Operands:
@@ -81,8 +81,13 @@ class Block:
 
     def __call__(self, x: Floats, kernel: Native) -> Floats:
         """(frames, dim) -> the same, for a whole utterance."""
-        reach = len(x) - 1 if self.attention.radius is None else self.attention.radius
+        reach = visible_reach(len(x), self.attention.radius)
         return self.finish(x, self.attention.context(self.operands(x, 0, reach, kernel), 0, kernel), kernel)
+
+
+def visible_reach(frames: int, radius: int | None) -> int:
+    """Return how many frames away the farthest visible key of an utterance may be. radius: None sees all frames."""
+    return frames - 1 if radius is None else min(radius, frames - 1)
 
 
 class Positions:
@@ -90,9 +95,7 @@ class Positions:
 
     def __init__(self, tensors: TensorReader, config: EncoderConfig) -> None:
         taps, groups, dim = config.position_kernel, config.position_groups, config.dim
-        weight, bias, self.quantize = tensors.convolution(
-            "encoder.positions.convolution", dim, dim // groups, taps, 1, groups=groups
-        )
+        weight, bias, self.quantize = tensors.convolution("encoder.positions.convolution", dim, dim // groups, taps, 1)
         self.convolution = FloatConvolution(weight[..., 0], bias, groups)
         self.before, self.after = taps // 2, taps - 1 - taps // 2
 
@@ -109,8 +112,7 @@ class Positions:
 
 def activation(config: ModelConfig, tensors: TensorReader, block: str) -> str:
     """Return the activation between the two linear layers of a block's feed-forward module."""
-    contract, choice = f"{block}.feed_forward.contract", config.quantization.feed_forward_input
-    bits = tensors.bits(contract)
-    # Quantizing the second layer puts a ReLU before it: by configuration, or at 1 bit (quantization/convert.py).
-    is_relu = choice == "relu" or (choice == "auto" and 1 in (bits.weight, bits.activation))
+    contract = f"{block}.feed_forward.contract"
+    # Quantizing the second layer may put a ReLU before it (quantization/convert.py).
+    is_relu = wants_relu(config.quantization.feed_forward_input, tensors.bits(contract))
     return "relu" if is_relu and contract in tensors.layers else config.encoder.activation

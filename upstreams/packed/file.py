@@ -21,21 +21,18 @@ from upstreams.config import ModelConfig, from_dict
 from upstreams.errors import UserError
 from upstreams.files import atomic_write
 from upstreams.formats.metadata import PACKED
+from upstreams.packed.contents import Layer
+from upstreams.packed.validation import check_header, fault_of, shown
 from upstreams.quantization.spec import Bits
 
 FORMAT = 1
 DTYPES: dict[str, np.dtype[Any]] = {"U8": np.dtype(np.uint8), "F32": np.dtype("<f4")}
 MAX_HEADER = 100_000_000  # bytes, the limit of safetensors
+MAX_DIMENSIONS = 8
+MAX_MESSAGE = 1000  # characters
+MAX_DIGITS = 16  # of a number in JSON: sizes and products of sizes can then be printed
 
 Arrays = Mapping[str, NDArray[Any]]
-
-
-@dataclass(frozen=True)
-class Layer:
-    """How to read a quantized layer: its bit widths, and whether its input has negative levels."""
-
-    bits: Bits
-    signed: bool
 
 
 @dataclass(frozen=True)
@@ -76,7 +73,7 @@ class FileTensors(Mapping[str, NDArray[Any]]):
                 length = int.from_bytes(file.read(8), "little")
                 if not 2 <= length <= min(size - 8, MAX_HEADER):
                     raise ValueError(f"header of {length} bytes in a file of {size} bytes")
-                header = json.loads(file.read(length))
+                header = parsed_json(file.read(length))
             self.metadata = header.pop("__metadata__", {})
             if not isinstance(self.metadata, dict):
                 raise TypeError("the metadata is not a mapping")
@@ -87,7 +84,9 @@ class FileTensors(Mapping[str, NDArray[Any]]):
         end = 0
         for name, (_, _, begin, stop) in sorted(self._entries.items(), key=lambda entry: entry[1][2:]):
             if begin != end:
-                raise UserError(f"{path} is damaged: {name} begins at byte {begin} of the data instead of byte {end}")
+                raise UserError(
+                    f"{path} is damaged: {shown(name)} begins at byte {begin} of the data instead of byte {end}"
+                )
             end = stop
         if self._start + end != size:
             raise UserError(f"{path} is damaged: it has {size} bytes, but its header describes {self._start + end}")
@@ -98,12 +97,14 @@ class FileTensors(Mapping[str, NDArray[Any]]):
     ) -> tuple[np.dtype[Any], tuple[int, ...], int, int]:
         kind = DTYPES.get(dtype)
         if kind is None:
-            raise ValueError(f"{name} has type {dtype} instead of uint8 or float32")
+            raise ValueError(f"{shown(name)} has type {shown(dtype)} instead of uint8 or float32")
         begin, end = data_offsets
         if not all(type(value) is int and value >= 0 for value in (*shape, begin, end)):
-            raise ValueError(f"{name} has a shape or offsets that are not whole numbers >= 0")
+            raise ValueError(f"{shown(name)} has a shape or offsets that are not whole numbers >= 0")
+        if len(shape) > MAX_DIMENSIONS:
+            raise ValueError(f"{shown(name)} has {len(shape)} dimensions, but at most {MAX_DIMENSIONS} are possible")
         if math.prod(shape) * kind.itemsize != end - begin:
-            raise ValueError(f"{name} of shape {tuple(shape)} does not fill bytes {begin} to {end}")
+            raise ValueError(f"{shown(name)} of shape {tuple(shape)} does not fill bytes {begin} to {end}")
         return kind, tuple(shape), begin, end
 
     def __getitem__(self, name: str) -> NDArray[Any]:
@@ -147,15 +148,26 @@ def is_packed(path: Path) -> bool:
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
             return PACKED in json.loads(file.read(min(length, MAX_HEADER))).get("__metadata__", {})
-    except (OSError, ValueError, AttributeError, TypeError):
+    except (OSError, ValueError, AttributeError, TypeError, RecursionError):
         return False
+
+
+def parsed_json(text: str | bytes) -> Any:
+    """Return the contents of a JSON text. Raises ValueError, TypeError or RecursionError if it is none."""
+    return json.loads(text, parse_int=_whole_number)
+
+
+def _whole_number(digits: str) -> int:
+    if len(digits) > MAX_DIGITS:
+        raise ValueError(f"a number has {len(digits)} digits, but at most {MAX_DIGITS} are possible")
+    return int(digits)
 
 
 def read(path: Path) -> PackedFile:
     """Return the contents of a packed file.
 
-    Raises UserError if the file is missing, truncated, altered or not a packed file. The caller checks that the tensors
-    fit the configuration and are finite (TensorReader, convert.load).
+    Raises UserError if the file is missing, truncated, altered or not a packed file, and if its tensors or layers are
+    not those of its configuration or hold values that a model cannot have.
     """
     if not path.is_file():
         raise UserError(f"{path} does not exist: give a .safetensors file written by `superbit pack`")
@@ -163,22 +175,38 @@ def read(path: Path) -> PackedFile:
     if PACKED not in tensors.metadata:
         raise UserError(f"{path} is not a packed file: make one from a quantized checkpoint with `superbit pack`")
     try:
-        metadata = json.loads(tensors.metadata[PACKED])
+        metadata = parsed_json(tensors.metadata[PACKED])
+        version, checksum = metadata["format"], metadata.pop("checksum")
+        if type(version) is not int or version != FORMAT:
+            raise UserError(f"{path} has packed format {shown(version)}, but this version reads format {FORMAT}")
         config = from_dict(ModelConfig, metadata["config"], f"the configuration in {path}")
-        layers = {k: Layer(Bits.parse(v["bits"]), bool(v["signed"])) for k, v in metadata["layers"].items()}
-        provenance, checksum = metadata["provenance"], metadata.pop("checksum")
-    except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
-        raise UserError(f"{path} is damaged or not a packed file ({type(error).__name__}: {error})") from error
-    if metadata.get("format") != FORMAT:
-        raise UserError(f"{path} has packed format {metadata.get('format')}, but this version reads format {FORMAT}")
-    for name, layer in layers.items():
-        if layer.bits.weight == 32:
-            raise UserError(
-                f"{name} in {path} has bit widths {layer.bits}, but a packed layer must have quantized weights"
-            )
-    if checksum != _checksum(tensors, metadata):
+        layers = {name: _layer(name, **entry) for name, entry in metadata["layers"].items()}
+        provenance = metadata["provenance"]
+        if not isinstance(provenance, dict):
+            raise TypeError("the provenance is not a mapping")
+        entries = check_header(path, config, layers, tensors)
+        found = zlib.crc32(json.dumps(metadata, sort_keys=True).encode())
+    except UserError as error:  # which may repeat a value of the file
+        raise UserError(f"{str(error)[:MAX_MESSAGE]}...") if len(str(error)) > MAX_MESSAGE else error from None
+    except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
+        reason = f"{type(error).__name__}: {shown(str(error))}"
+        raise UserError(f"{path} is damaged or not a packed file ({reason})") from error
+    fault = None
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        fault = fault or fault_of(entries[name], tensor)
+        found = _add_tensor(found, name, tensor)
+    if checksum != found:
         raise UserError(f"{path} was altered after it was written: the checksum is wrong; pack the checkpoint again")
+    if fault is not None:
+        raise UserError(f"{path} is not valid: {fault}")
     return PackedFile(path, config, layers, tensors, provenance)
+
+
+def _layer(name: str, bits: str, signed: bool) -> Layer:
+    if type(bits) is not str or type(signed) is not bool:
+        raise TypeError(f"the bit widths of {shown(name)} are not a text, or its sign is neither true nor false")
+    return Layer(Bits.parse(bits), signed)
 
 
 def _checksum(tensors: Arrays, metadata: dict[str, Any]) -> int:
@@ -188,26 +216,10 @@ def _checksum(tensors: Arrays, metadata: dict[str, Any]) -> int:
     """
     checksum = zlib.crc32(json.dumps(metadata, sort_keys=True).encode())
     for name in sorted(tensors):
-        tensor = tensors[name]
-        checksum = zlib.crc32(f"{name} {tensor.dtype} {tensor.shape}".encode(), checksum)
-        checksum = zlib.crc32(np.ascontiguousarray(tensor).reshape(-1).view(np.uint8).data, checksum)
+        checksum = _add_tensor(checksum, name, tensors[name])
     return checksum
 
 
-def finite(path: Path, name: str, tensor: NDArray[Any]) -> NDArray[Any]:
-    """Return the tensor. Raises UserError if it holds NaN or infinite values."""
-    if tensor.dtype == np.float32 and not np.isfinite(tensor).all():
-        raise UserError(f"{name} in {path} holds NaN or infinite values")
-    return tensor
-
-
-def check_codes(name: str, codes: NDArray[np.uint8], columns: int, bits: int) -> None:
-    """Raise UserError if bits after the last weight of a row are set: the kernel would count them as weights."""
-    spare = codes.shape[1] * 8 - columns * bits
-    if codes.size and spare and (codes[:, -1] >> (8 - spare)).any():
-        raise UserError(f"{name} has bits set after the last of the {columns} weights of a row: the file is damaged")
-
-
-def code_bytes(columns: int, bits: int) -> int:
-    """Return the number of bytes of a row of `columns` weights."""
-    return -(-columns * bits // 8)
+def _add_tensor(checksum: int, name: str, tensor: NDArray[Any]) -> int:
+    checksum = zlib.crc32(f"{name} {tensor.dtype} {tensor.shape}".encode(), checksum)
+    return zlib.crc32(np.ascontiguousarray(tensor).reshape(-1).view(np.uint8).data, checksum)

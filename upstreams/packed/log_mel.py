@@ -18,11 +18,12 @@ class LogMel:
     """Log-mel energies at 100 Hz, normalised by statistics of the data set or of the utterance."""
 
     def __init__(self, tensors: TensorReader, mels: int, per_utterance: bool) -> None:
-        self.window = tensors.take("front_end.log_mel.window", WINDOW)
-        filters = tensors.take("front_end.log_mel.filters", FFT // 2 + 1, mels)
+        # In double precision, as in upstreams/frontend.py: the power is then the same to the last bit.
+        self.window = tensors.take("front_end.log_mel.window").astype(np.float64)
+        filters = tensors.take("front_end.log_mel.filters")
         self.filters = FloatLinear(filters.T, np.zeros(mels, np.float32))
-        self.mean = tensors.take("front_end.log_mel.mean", mels)
-        self.std = tensors.take("front_end.log_mel.std", mels)
+        self.mean = tensors.take("front_end.log_mel.mean")
+        self.std = tensors.take("front_end.log_mel.std")
         self.per_utterance = per_utterance
 
     def __call__(self, samples: Floats, frames: int, kernel: Native) -> Floats:
@@ -68,9 +69,7 @@ class ConvolutionStem:
         name = "front_end.stem"
         first, bias, self.quantize_first = tensors.convolution(f"{name}.first", width, 1, 3, 3)
         self.first = FloatLinear(first.reshape(width, 9), bias)
-        depthwise, self.bias, self.quantize_depthwise = tensors.convolution(
-            f"{name}.depthwise", width, 1, 3, 3, groups=width
-        )
+        depthwise, self.bias, self.quantize_depthwise = tensors.convolution(f"{name}.depthwise", width, 1, 3, 3)
         bins = -(-mels // 4)
         zeros = np.zeros(bins * width, np.float32)
         # (taps over frames, channels of all bins) and bias, for each of the three bins that a filter sees
@@ -104,7 +103,7 @@ class FrontEnd:
     """Log-mel, stem, a linear layer to the width of the encoder, and a norm."""
 
     def __init__(self, tensors: TensorReader, config: ModelConfig) -> None:
-        front_end, dim = config.front_end, config.encoder.dim
+        front_end = config.front_end
         self.subsampling = front_end.subsampling
         self.log_mel = LogMel(tensors, front_end.mels, front_end.normalisation == "utterance")
         self.stem: StackingStem | ConvolutionStem
@@ -116,8 +115,8 @@ class FrontEnd:
             self.stem = ConvolutionStem(tensors, front_end.mels, front_end.subsampling, width)
             # The inputs in the file are ordered by channel, the outputs of the stem by bin.
             order = np.arange(self.stem.dim).reshape(width, -1).T.ravel()
-        self.projection = tensors.linear("front_end.projection", self.stem.dim, dim, order)
-        self.norm = tensors.take("front_end.norm.weight", dim), tensors.take("front_end.norm.bias", dim)
+        self.projection = tensors.linear("front_end.projection", self.stem.dim, order)
+        self.norm = tensors.take("front_end.norm.weight"), tensors.take("front_end.norm.bias")
 
     def frame_count(self, samples: int) -> int:
         """Return the number of encoder frames of an utterance of `samples` samples."""

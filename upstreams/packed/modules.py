@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from upstreams.packed import kernels
-from upstreams.packed.codes import unpack_codes
-from upstreams.packed.file import code_bytes
+from upstreams.packed.codes import code_bytes, unpack_codes
+from upstreams.packed.derived import Derived
 from upstreams.packed.linear import NATIVE, ONE_BIT, LayerTensors, Linear
 from upstreams.packed.native import LEVELS, Native
 from upstreams.quantization.levels import whole_numbers
@@ -86,11 +86,7 @@ class PackedLinear(PackedLayer):
 
     def __init__(self, inputs: int, outputs: int, bits: Bits, per_channel: bool, signed: bool) -> None:
         super().__init__(outputs, inputs, inputs, bits, per_channel, signed)
-        self._native: Linear | None = None
-        self.register_load_state_dict_post_hook(PackedLinear._drop_native)
-
-    def _drop_native(self, *_: object) -> None:
-        self._native = None
+        self._native: Derived[Linear] = Derived()
 
     def tensors(self) -> LayerTensors:
         """Return the tensors as numpy arrays."""
@@ -103,9 +99,8 @@ class PackedLinear(PackedLayer):
         """(..., inputs) -> (..., outputs)."""
         kernel = native_kernel(x)
         if kernel is not None and self.bits in NATIVE:
-            if self._native is None:
-                self._native = NATIVE[self.bits](self.tensors())
-            return torch.from_numpy(self._native(rows_of(x), kernel)).unflatten(0, x.shape[:-1])
+            native = self._native.of(self, lambda: NATIVE[self.bits](self.tensors()))
+            return torch.from_numpy(native(rows_of(x), kernel)).unflatten(0, x.shape[:-1])
         whole, alpha = self.quantized_input(x)
         if self.bits == ONE_BIT and kernels.chosen() == "numba" and x.device.type == "cpu":
             from upstreams.packed.numba_kernel import product

@@ -21,7 +21,7 @@ from upstreams.packed.encoder import Block, Norm, Positions, activation
 from upstreams.packed.layout import Floats
 from upstreams.packed.linear import FloatLinear
 from upstreams.packed.log_mel import FrontEnd
-from upstreams.packed.native import LEVELS, Native, release_memory
+from upstreams.packed.native import LEVELS, MAX_THREADS, Native, release_memory
 from upstreams.packed.tensors import TensorReader
 
 
@@ -51,28 +51,28 @@ class Runtime:
             raise UserError(
                 f"{packed.path} holds {model}: without torch only log-mel Transformers and Sparseformers run"
             )
-        self.kernel = Native.at(level, threads)
+        if type(threads) is not int or threads < 1:
+            raise UserError(f"threads is {threads!r}, but must be a whole number >= 1")
+        self.kernel = Native.at(level, min(threads, MAX_THREADS))
         self.config = packed.config
-        tensors = TensorReader(packed)
-        self._build(tensors, packed.config)
-        tensors.finish()
+        self._build(TensorReader(packed), packed.config)
         release_memory()
 
     def _build(self, tensors: TensorReader, config: ModelConfig) -> None:
         encoder = config.encoder
         self.front_end = FrontEnd(tensors, config)
         self.positions = Positions(tensors, encoder) if encoder.positions == "conv" else None
-        self.input_norm = Norm(tensors, "encoder.input_norm", encoder.dim) if encoder.norm == "post" else None
+        self.input_norm = Norm(tensors, "encoder.input_norm") if encoder.norm == "post" else None
         self.blocks = [
             Block(tensors, f"encoder.blocks.{n}", encoder, activation(config, tensors, f"encoder.blocks.{n}"))
             for n in range(encoder.layers)
         ]
-        self.norm = Norm(tensors, "encoder.norm", encoder.dim) if encoder.norm == "pre" else None
+        self.norm = Norm(tensors, "encoder.norm") if encoder.norm == "pre" else None
         self.rotation: FloatLinear | None = None
         if config.output_map:
-            self.mean = tensors.take("output_mean", encoder.layers + 1, encoder.dim)
-            self.std = tensors.take("output_std", encoder.layers + 1, encoder.dim)
-            rotation = tensors.take("output_rotation", encoder.dim, encoder.dim)
+            self.mean = tensors.take("output_mean")
+            self.std = tensors.take("output_std")
+            rotation = tensors.take("output_rotation")
             self.rotation = FloatLinear(np.ascontiguousarray(rotation.T), np.zeros(encoder.dim, np.float32))
 
     def frame_count(self, samples: int) -> int:
@@ -91,6 +91,7 @@ class Runtime:
 
     def encode(self, x: Floats, layers: int | None = None) -> list[Floats]:
         """The front-end's output (frames, dim) -> layers + 1 hidden states."""
+        layers = self.config.encoder.blocks_to_run(layers)
         x = self.embed(x)
         states = [self.exported(0, x)]
         for layer, block in enumerate(self.blocks[:layers], 1):

@@ -11,7 +11,6 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +26,7 @@ from upstreams.frontend import ConvolutionStem
 from upstreams.model import AudioEncoder, in_eval_mode
 from upstreams.quantization.modules import QuantConv1d, QuantLinear, QuantMatmul
 from upstreams.quantization.quantizers import Quantizer
-from upstreams.quantization.spec import FLOAT, Bits
+from upstreams.quantization.spec import FLOAT, Bits, bits_of_module, matches, wants_relu
 
 # The kind of the modules inside each of these; the innermost of nested ones counts.
 _KINDS: dict[type[nn.Module], str] = {
@@ -39,7 +38,6 @@ _KINDS: dict[type[nn.Module], str] = {
     ConvPositions: "positions",
     RelativePositions: "positions",
 }
-QUANTIZED = ("attention", "feed_forward", "convolution")  # the kinds that get the model's bits without an override
 
 
 @dataclass(frozen=True)
@@ -98,15 +96,12 @@ def quantize(model: AudioEncoder, bits: str, quantization: QuantizationConfig | 
 def _plan(model: AudioEncoder, bits: Bits, quantization: QuantizationConfig) -> list[Site]:
     """Return a site with its bits for every quantizable module."""
     found = kinds(model)
-    chosen = {name: bits if kind in QUANTIZED else FLOAT for name, kind in found.items()}
-    for pattern, text in quantization.overrides.items():
-        override = Bits.parse(text)
-        matched = [name for name, kind in found.items() if kind == pattern or fnmatchcase(name, pattern)]
-        if not matched:
+    overrides = {pattern: Bits.parse(text) for pattern, text in quantization.overrides.items()}
+    for pattern in overrides:
+        if not any(matches(pattern, name, kind) for name, kind in found.items()):
             closest = nearest(pattern, {*found.values(), *found})
             raise UserError(f"the override {pattern!r} matches no module of {model.config.name}: {closest}")
-        chosen |= dict.fromkeys(matched, override)
-    return [Site(name, kind, chosen[name]) for name, kind in found.items()]
+    return [Site(name, kind, bits_of_module(name, kind, bits, overrides)) for name, kind in found.items()]
 
 
 def _quantized(module: nn.Module, site: Site, model: AudioEncoder, quantization: QuantizationConfig) -> nn.Module:
@@ -142,7 +137,7 @@ def _put_relu_before(model: AudioEncoder, site: Site, quantization: Quantization
     module, attribute = found
     is_feed_forward = isinstance(module, FeedForward)
     choice = quantization.feed_forward_input if is_feed_forward else quantization.convolution_input
-    if choice == "relu" or (choice == "auto" and 1 in (site.bits.weight, site.bits.activation)):
+    if wants_relu(choice, site.bits):
         activation = getattr(module, attribute)
         # A GLU also halves the channels: it stays, and the ReLU follows it.
         relu = nn.Sequential(activation, nn.ReLU()) if isinstance(activation, nn.GLU) else nn.ReLU()

@@ -22,12 +22,12 @@ from runners.corpora.mini import (
     voxceleb,
 )
 from runners.corpora.mini import sources as packages
-from runners.corpora.mini.clips import UNFINISHED, Clip, write_clips
+from runners.corpora.mini.clips import Clip, write_clips
 from runners.corpora.mini.text import load_lexicon
 from runners.tasks import SEVEN
 from upstreams.config import SAMPLE_RATE
 from upstreams.errors import UserError
-from upstreams.files import atomic_write, json_text
+from upstreams.files import UNFINISHED, atomic_write, json_text
 
 _log = logging.getLogger(__name__)
 # Total of the sizes below, which scale with the hours of the request.

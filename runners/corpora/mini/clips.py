@@ -18,8 +18,8 @@ import numpy as np
 from runners.corpora.mini import asterisk, queen
 from upstreams.config import SAMPLE_RATE
 from upstreams.errors import UserError
+from upstreams.files import temporary_beside
 
-UNFINISHED = ".tmp"  # suffix of files that are being written
 _CHUNK = 16
 
 
@@ -83,7 +83,7 @@ def _write(job: tuple[Path, Clip]) -> int:
         return int(soundfile.info(path).frames)
     wave = clip.source.waveform()
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}{UNFINISHED}")
+    temporary = temporary_beside(path)
     kind = path.suffix[1:].upper()
     # Rounded here, so that the samples do not depend on how the library converts floats.
     samples = np.round(wave * 32767).astype(np.int16)

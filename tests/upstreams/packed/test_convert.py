@@ -187,7 +187,7 @@ def test_a_packed_file_is_an_upstream_like_any_other(files: Path, name: str, mon
         for ours, theirs, a, b in zip(states, reference, state_lengths, reference_lengths, strict=True):
             assert torch.equal(a, b)
             # A rounding error may move an 8-bit input by one step.
-            tolerance = 1e-4 if name.endswith("w1a1") else 0.05
+            tolerance = 1e-4 if name.endswith("w1a1") else 0.1
             torch.testing.assert_close(ours, theirs, atol=tolerance, rtol=0)
 
 
