@@ -17,6 +17,7 @@ from pretrain.objectives.masked_prediction import MaskedPrediction, Validation
 from pretrain.objectives.teacher import learn_from_teacher
 from pretrain.recipes import Iteration, Recipe
 from pretrain.targets.alignment import first_mfcc_frame, label_set_name
+from pretrain.targets.feature_memory import check_features
 from pretrain.targets.labels import write_labels, write_valid_labels
 from pretrain.training import distributed, memory
 from pretrain.training.calibration import calibrate_on_longest, calibration_batches, measure
@@ -69,6 +70,9 @@ def pretrain(
         return final
     settings = with_stored_micro_batches(recipe, out / "pretrain" / recipe.name)
     memory.check(recipe.config, settings, device, recipe.views if recipe.iterations else 1)
+    if any(iteration.layer for iteration in recipe.iterations):
+        for audio in (manifest, valid) if valid is not None else (manifest,):
+            check_features(recipe.config, audio, settings.seconds_per_micro_batch, device)
     distributed.micro_batches_of_rank(settings.micro_batches)  # fails early if there are too few
     if not recipe.micro_batch_seconds and recipe.iterations:
         settings.check_crops(recipe.views, f"recipe {recipe.name} with {settings.micro_batches} micro-batches")
@@ -151,6 +155,7 @@ class _Run:
                 layer=layer,
                 n_init=self.recipe.cluster_starts,
                 workers=self.recipe.workers,
+                batch_seconds=self.recipe.seconds_per_micro_batch,
             )
             if self.valid is not None:
                 write_valid_labels(
@@ -161,6 +166,7 @@ class _Run:
                     model=model,
                     layer=layer,
                     workers=self.recipe.workers,
+                    batch_seconds=self.recipe.seconds_per_micro_batch,
                 )
         distributed.barrier()
         return folder / "train.km"

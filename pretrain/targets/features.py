@@ -18,11 +18,12 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from pretrain.audio.manifest import Manifest, load_audio
-from upstreams.config import HOP, WINDOW
+from upstreams.config import HOP, SAMPLE_RATE, WINDOW
 from upstreams.errors import UserError
 from upstreams.model import AudioEncoder
 
-WINDOW_SIZE, BATCH_SIZE = 1024, 32  # utterances: those that are sorted by length, and those that are computed together
+BATCH_SECONDS = 60.0  # of padded audio that are computed together
+WINDOW_BATCHES = 16  # batches whose utterances are sorted by length, and whose features are held
 
 Features = Callable[[Sequence[int]], Iterator[NDArray[np.float32]]]  # numbers of utterances -> (frames, dim) of each
 
@@ -93,10 +94,30 @@ def strided_mfcc(subsampling: int, first: int, audio: Tensor) -> Tensor:
     return features[chosen.clamp_max(len(features) - 1)]
 
 
-def layer_features(manifest: Manifest, model: AudioEncoder, layer: int, workers: int) -> Features:
+def by_seconds(indices: Sequence[int], samples: Sequence[int], seconds: float) -> Iterator[list[int]]:
+    """Yield groups of consecutive utterances, each of at most `seconds` of audio padded to its longest utterance.
+
+    A longer utterance is alone. samples: length of every utterance of the manifest.
+    """
+    group: list[int] = []
+    longest = 0
+    for index in indices:
+        longest = max(longest, samples[index])
+        if group and longest * (len(group) + 1) > seconds * SAMPLE_RATE:
+            yield group
+            group, longest = [], samples[index]
+        group.append(index)
+    if group:
+        yield group
+
+
+def layer_features(
+    manifest: Manifest, model: AudioEncoder, layer: int, workers: int, seconds: float = BATCH_SECONDS
+) -> Features:
     """Return features (frames, dim) of utterances: hidden state `layer` of `model`, computed on the model's device.
 
-    The utterances of a window of the manifest are sorted by length, so that batches have little padding.
+    The utterances of a window of the manifest are sorted by length, so that batches have little padding. seconds: of
+    padded audio in a batch; a longer utterance is computed alone.
     """
     utterances = Utterances(manifest, torch.Tensor.contiguous, (0,))
     device = next(model.parameters()).device
@@ -104,13 +125,13 @@ def layer_features(manifest: Manifest, model: AudioEncoder, layer: int, workers:
     @torch.no_grad()
     def features(indices: Sequence[int]) -> Iterator[NDArray[np.float32]]:
         model.eval()
-        windows = [indices[start : start + WINDOW_SIZE] for start in range(0, len(indices), WINDOW_SIZE)]
+        windows = list(by_seconds(indices, manifest.samples, WINDOW_BATCHES * seconds))
         ordered = [sorted(window, key=lambda index: manifest.samples[index]) for window in windows]
         audio = utterances.read([index for window in ordered for index in window], workers)
         for window, by_length in zip(windows, ordered, strict=True):
             found = dict.fromkeys(window, np.zeros((0, model.config.encoder.dim), np.float32))
-            for first in range(0, len(by_length), BATCH_SIZE):
-                batch = {index: torch.from_numpy(next(audio)) for index in by_length[first : first + BATCH_SIZE]}
+            for together in by_seconds(by_length, manifest.samples, seconds):
+                batch = {index: torch.from_numpy(next(audio)) for index in together}
                 batch = {index: waveform for index, waveform in batch.items() if len(waveform)}
                 if not batch:
                     continue

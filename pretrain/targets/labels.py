@@ -17,7 +17,8 @@ from tqdm import tqdm
 
 from pretrain.audio.manifest import Manifest
 from pretrain.targets.alignment import stacking_frame
-from pretrain.targets.features import Features, layer_features, mfcc_features
+from pretrain.targets.feature_memory import check_features
+from pretrain.targets.features import BATCH_SECONDS, Features, layer_features, mfcc_features
 from pretrain.targets.kmeans import Assignment, Reservoir, fit
 from upstreams.config import HOP
 from upstreams.errors import UserError
@@ -73,6 +74,7 @@ def write_labels(
     layer: int = 0,
     n_init: int = FIT_STARTS,
     workers: int = 0,
+    batch_seconds: float = BATCH_SECONDS,
 ) -> Path:
     """Cluster MFCC, or hidden state `layer` of `model`, and write OUT/train.km unless it exists; return its path.
 
@@ -80,6 +82,7 @@ def write_labels(
     to the same folder. Labels have the encoder's frame rate, one every 10 * `subsampling` ms. first: MFCC frame
     of the first label (`alignment.first_mfcc_frame`); None: of a front-end that stacks frames. fraction: of the
     utterances, to fit k-means on. n_init: initialisations of k-means. workers: processes that read audio.
+    batch_seconds: of audio that the model computes at once.
 
     Raises UserError if there is too little audio, and if existing labels have another frame rate or first frame.
     """
@@ -88,7 +91,7 @@ def write_labels(
     if path.is_file():
         _check_timing(path, read_json(summary_file) or {}, timing)
         return path
-    features, title = _features(manifest, subsampling, first, model, layer, workers)
+    features, title = _features(manifest, subsampling, first, model, layer, workers, batch_seconds)
     assign = cluster(features, len(manifest), clusters, seed, fraction, n_init)
     with atomic_write(out / CENTROIDS) as temporary:
         save_file({"centroids": assign.centroids.cpu()}, temporary)
@@ -122,6 +125,8 @@ def write_hidden_state_labels(
     model = checkpoint.load(checkpoint_path)
     if layer > model.config.encoder.layers:
         raise UserError(f"layer is {layer}, but {checkpoint_path} has layers 0 to {model.config.encoder.layers}")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    check_features(model.config, manifest, BATCH_SECONDS, device)
     return write_labels(
         manifest,
         out,
@@ -129,7 +134,7 @@ def write_hidden_state_labels(
         seed=seed,
         fraction=fraction,
         subsampling=model.config.downsample_rate // HOP,
-        model=model.to("cuda" if torch.cuda.is_available() else "cpu"),
+        model=model.to(device),
         layer=layer,
         n_init=n_init,
         workers=workers,
@@ -145,6 +150,7 @@ def write_valid_labels(
     model: AudioEncoder | None = None,
     layer: int = 0,
     workers: int = 0,
+    batch_seconds: float = BATCH_SECONDS,
 ) -> Path:
     """Label other audio with the clusters in the folder `out`: write OUT/valid.km unless it exists; return its path.
 
@@ -157,7 +163,7 @@ def write_valid_labels(
     if not file.is_file():
         raise UserError(f"{out} has neither valid.km nor {CENTROIDS}, which it is made with: add one, or omit --valid")
     assign = Assignment(read_centroids(file))
-    features, _ = _features(manifest, subsampling, first, model, layer, workers)
+    features, _ = _features(manifest, subsampling, first, model, layer, workers, batch_seconds)
     with atomic_write(path) as temporary:
         _assign(temporary, manifest, features, assign, "labels: valid")
     return path
@@ -199,13 +205,19 @@ def read_centroids(path: Path) -> torch.Tensor:
 
 
 def _features(
-    manifest: Manifest, subsampling: int, first: int | None, model: AudioEncoder | None, layer: int, workers: int
+    manifest: Manifest,
+    subsampling: int,
+    first: int | None,
+    model: AudioEncoder | None,
+    layer: int,
+    workers: int,
+    batch_seconds: float,
 ) -> tuple[Features, str]:
     """Return the features to cluster, and their name."""
     if model is None:
         begin = stacking_frame(subsampling) if first is None else first
         return mfcc_features(manifest, subsampling, begin, workers), "MFCC"
-    return layer_features(manifest, model, layer, workers), f"layer {layer}"
+    return layer_features(manifest, model, layer, workers, batch_seconds), f"layer {layer}"
 
 
 def _assign(

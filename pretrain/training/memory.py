@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
-
 import torch
 from torch import Tensor
 
+from pretrain.targets.feature_memory import free_bytes
 from pretrain.training.settings import TrainingSettings
 from upstreams.config import SAMPLE_RATE, ModelConfig
 from upstreams.errors import UserError
@@ -75,13 +73,3 @@ def _saved_bytes(config: ModelConfig, crop_seconds: float, checkpointing: bool) 
         model.encoder(embedded, frames)
     weights = BYTES_PER_WEIGHT * sum(p.numel() for p in model.parameters())
     return float(weights), sum(storage.nbytes() for storage in kept.values()) / crop_seconds
-
-
-def free_bytes(device: torch.device) -> float:
-    """Return the free memory of a GPU, or this rank's share of the machine's available memory."""
-    if device.type == "cuda":
-        return float(torch.cuda.mem_get_info(device)[0])
-    for line in Path("/proc/meminfo").read_text(encoding="utf-8").splitlines():
-        if line.startswith("MemAvailable:"):
-            return float(line.split()[1]) * 1024 / int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    return float("inf")
