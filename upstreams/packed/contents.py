@@ -137,7 +137,8 @@ def _front_end(config: ModelConfig) -> Items:
             yield Module(f"front_end.convolutions.{layer}", "front_end", shape, has_bias=not is_group)
         for layer in range(1 if is_group else len(KERNELS)):
             yield from _norm(f"front_end.norms.{layer}", width)
-        yield from _norm("front_end.norm", width)
+        if front_end.projection_norm:
+            yield from _norm("front_end.norm", width)
         inputs = width
     else:
         yield Entry("front_end.log_mel.window", (WINDOW,))
