@@ -122,7 +122,8 @@ def test_a_frozen_upstream_gives_the_same_features_in_train_mode(with_dropout: P
     upstream = S3PRLUpstream("superbit_local", str(with_dropout))
     assert upstream.training
     audio, lengths = torch.stack(waves(0.5, 0.5)), torch.tensor([8000, 8000])
-    (first, _), (second, _), (evaluated, _) = (u(audio, lengths) for u in (upstream, upstream, upstream.eval()))
+    (first, _), (second, _) = upstream(audio, lengths), upstream(audio, lengths)
+    evaluated, _ = upstream.eval()(audio, lengths)
     for one, two, three in zip(first, second, evaluated, strict=True):
         assert torch.equal(one, two) and torch.equal(one, three)
     learning = S3PRLUpstream("superbit_local", str(with_dropout), extra_conf={"frozen": False})
@@ -135,11 +136,26 @@ def test_s3prls_randomize_draws_other_weights(name: str) -> None:
     from s3prl.nn import S3PRLUpstream
 
     audio, lengths = torch.stack(waves(0.5)), torch.tensor([8000])
-    trained = S3PRLUpstream(name)(audio, lengths)[0]
+    trained = S3PRLUpstream(name)
     torch.manual_seed(1)
-    random = S3PRLUpstream(name, randomize=True)(audio, lengths)[0]
-    assert all(torch.isfinite(state).all() for state in random)
-    assert not torch.allclose(random[-1], trained[-1], atol=1e-2)
+    random = S3PRLUpstream(name, randomize=True)
+    states = random(audio, lengths)[0]
+    assert all(torch.isfinite(state).all() for state in states)
+    assert not torch.allclose(states[-1], trained(audio, lengths)[0][-1], atol=1e-2)
+
+
+def test_randomizing_keeps_what_was_fitted_to_activations() -> None:
+    import s3prl.hub
+
+    expert = s3prl.hub.sparseformer_dn_mini_w1a1()
+    fitted = [p for name, p in expert.named_parameters() if name.endswith((".alpha", ".beta"))]
+    with torch.no_grad():
+        for number, parameter in enumerate(fitted):
+            parameter.copy_(torch.linspace(0.1, 1 + number, parameter.numel()).view(parameter.shape))
+    before = [parameter.clone() for parameter in fitted]
+    expert.randomize()
+    assert fitted
+    assert all(torch.equal(*pair) for pair in zip(before, fitted, strict=True))
 
 
 def test_a_packed_model_is_neither_randomized_nor_fine_tuned(checkpoints: Path, tmp_path: Path) -> None:
