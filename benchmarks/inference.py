@@ -130,8 +130,6 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="file to write all results to")
     parser.add_argument("--out", type=Path, help="folder for inference.csv, inference.md and inference.png")
     arguments = parser.parse_args()
-    warnings.simplefilter("ignore")
-    logging.disable(logging.WARNING)
     patterns = [pattern for pattern in arguments.only if pattern != "kernel"]
     names = [n for n in CONTENDERS if not arguments.only or any(fnmatchcase(n, pattern) for pattern in patterns)]
     unknown = [pattern for pattern in patterns if not any(fnmatchcase(name, pattern) for name in names)]
@@ -169,6 +167,8 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    warnings.simplefilter("ignore")
+    logging.disable(logging.WARNING)  # for the whole process, so not inside `main`, which tests call
     try:
         main()
     except UserError as error:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,15 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Keep what is cached about corpora out of the developer's own cache."""
     os.environ["SUPERBIT_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(autouse=True)
+def process_as_before() -> Iterator[None]:
+    """Fail a test that leaves logging switched off: tests that run after it would see no messages."""
+    before = logging.root.manager.disable
+    yield
+    after, logging.root.manager.disable = logging.root.manager.disable, before
+    assert after == before, "logging.disable was called and not taken back"
 
 
 @pytest.fixture(scope="session")
