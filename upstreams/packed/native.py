@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from upstreams.errors import UserError
 from upstreams.packed.layout import Bytes, Floats, Integers, Words, words_of
+from upstreams.quantization.levels import NAN
 
 LEVELS = ("scalar", "avx2", "avx512")
 INTERFACE = 3  # ABI version: what superbit_interface() of the library must return
@@ -35,12 +36,6 @@ _SIGNATURES: dict[str, str] = {  # the arguments after the level and the number 
     "gelu": "Fl",
     "popcount_peak": "lW",
 }
-
-
-NAN = (
-    "a packed model met NaN, which has no place among the levels of a quantizer: "
-    "the waveform must lie in [-1, 1], and the model's scales must not overflow"
-)
 
 
 def _window(
