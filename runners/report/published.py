@@ -22,7 +22,7 @@ SUPERB_S = "superb_s, 7 tasks"  # title of its column
 
 @functools.cache
 def published() -> dict[str, Any]:
-    """Return published.yaml: `source`, `zero` (the name of the row that scores 0) and `rows`, in percent."""
+    """Return published.yaml: `sources`, `zero` (the name of the row that scores 0) and `rows`, in percent."""
     return yaml.safe_load((resources.files("runners.report") / "published.yaml").read_text(encoding="utf-8"))
 
 

@@ -113,6 +113,15 @@ def test_superb_s_names_the_rows_that_define_its_1000(tmp_path: Path) -> None:
         assert "not the leaderboard&#39;s score" in text or "not the leaderboard's score" in text
 
 
+def test_every_published_figure_names_where_it_can_be_looked_up(tmp_path: Path) -> None:
+    write_row(tmp_path)
+    page = html.unescape(as_html(collect([tmp_path]), [tmp_path], {}, {})).split("Published results")[1]
+    sources = published()["sources"]
+    assert {row["source"] for row in published()["rows"]} == set(sources)
+    for name, text in sources.items():
+        assert "commit" in text and f"<li>{name}: {text}</li>" in page and f"<td>{name}</td>" in page
+
+
 def test_every_metric_is_in_percent_and_the_column_says_so(tmp_path: Path) -> None:
     write_row(tmp_path)
     done = CliRunner().invoke(app, ["report", str(tmp_path), "--out", str(tmp_path / "out")])
