@@ -8,7 +8,7 @@ for (const table of document.querySelectorAll("table.sortable"))
     const rows = [...table.tBodies[0].rows].sort((a, b) => {
       const [x, y] = [value(a), value(b)];
       if ((x === "") !== (y === "")) return x === "" ? 1 : -1;  // unknown values stay last
-      const order = column === 0 ? x.localeCompare(y) : x - y;
+      const order = column === 0 || isNaN(x) || isNaN(y) ? x.localeCompare(y) : x - y;
       return descending ? -order : order;
     });
     table.tBodies[0].append(...rows);

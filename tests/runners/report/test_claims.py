@@ -119,7 +119,7 @@ def test_every_published_figure_names_where_it_can_be_looked_up(tmp_path: Path) 
     sources = published()["sources"]
     assert {row["source"] for row in published()["rows"]} == set(sources)
     for name, text in sources.items():
-        assert "commit" in text and f"<li>{name}: {text}</li>" in page and f"<td>{name}</td>" in page
+        assert "commit" in text and f"<li>{name}: {text}</li>" in page and f">{name}</td>" in page
 
 
 def test_every_metric_is_in_percent_and_the_column_says_so(tmp_path: Path) -> None:

@@ -51,22 +51,18 @@ addEventListener("load", () => {
 """
 
 
-@pytest.mark.skipif(BROWSER is None, reason="Chromium is not installed")
-def test_the_page_works_in_a_browser(tmp_path: Path) -> None:
-    runs = write_runs(tmp_path / "runs", seed=1)
-    report([runs])
-    page = (runs / "report/report.html").read_text()
-    assert not re.search(r"""(src|href)=["\']?(https?:)?//""", page), "the page loads nothing from elsewhere"
-    probed = tmp_path / "probed.html"
-    probed.write_text(page.replace("<head>", "<head>" + PROBE))
+def in_browser(page: str, folder: Path, probe: str, width: int) -> dict[str, Any]:
+    """Return what a probe saw in the page, in a window of that width (CSS pixels)."""
+    probed = folder / "probed.html"
+    probed.write_text(page.replace("<head>", "<head>" + probe))
     command = [
         str(BROWSER),
         "--headless",
         "--no-sandbox",
         "--disable-gpu",
-        "--window-size=1300,900",
+        f"--window-size={width},900",
         "--virtual-time-budget=5000",
-        f"--user-data-dir={tmp_path}/profile",
+        f"--user-data-dir={folder}/profile",
         "--dump-dom",
         probed.as_uri(),
     ]
@@ -74,6 +70,53 @@ def test_the_page_works_in_a_browser(tmp_path: Path) -> None:
     found = re.search(r'<pre id="seen">(.*?)</pre>', dom, re.DOTALL)
     assert found is not None, dom[-500:]
     seen: dict[str, Any] = json.loads(html.unescape(found[1]))
+    return seen
+
+
+# Names and rows of `make superb` on the published corpora, over three seeds.
+NAMES = ["fbank_no_cmvn", "sparseformer_dn_mini_untrained", "sparseformer_dn_mini", "sparseformer_dn_mini_w1a32"]
+WIDTHS = """
+<script>
+addEventListener("load", () => {
+  const scrolls = id => { const box = document.getElementById(id).parentElement;
+    return [box.scrollWidth, box.clientWidth]; };
+  const result = document.createElement("pre");
+  result.id = "seen";
+  result.textContent = JSON.stringify({width: innerWidth, ours: scrolls("ours"), published: scrolls("published"),
+    comparison: scrolls("comparison-1")});
+  document.body.append(result);
+});
+</script>
+"""
+
+
+@pytest.mark.skipif(BROWSER is None, reason="Chromium is not installed")
+def test_no_table_of_the_page_scrolls_sideways_on_a_screen_of_1280_pixels(tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    for label in NAMES:
+        for task in SEVEN:
+            for seed, value in enumerate((0.5, 0.61, 0.72)):
+                folds = five_folds(100 * value) if task == "er" else {}
+                metrics = {TASKS[task].metric: value} | ({"slot_value_cer": 0.3} if task == "sf" else {})
+                percent = 100 if task == "asr" else 1
+                write_cell(runs, label, task, seed, percent * value, s3prl_metrics=metrics, **REAL, **folds)
+    report([runs], speeds=dict.fromkeys(NAMES, 0.0125))
+    page = (runs / "report/report.html").read_text()
+    assert "superb_s" in page.split("</thead>")[0] and "61.00 ±\u00a011.00" in page
+    seen = in_browser(page, tmp_path, WIDTHS, 1280)
+    assert seen["width"] == 1280
+    for table in ("ours", "published", "comparison"):
+        needed, visible = seen[table]
+        assert needed <= visible, f"{table} needs {needed} pixels of {visible}"
+
+
+@pytest.mark.skipif(BROWSER is None, reason="Chromium is not installed")
+def test_the_page_works_in_a_browser(tmp_path: Path) -> None:
+    runs = write_runs(tmp_path / "runs", seed=1)
+    report([runs])
+    page = (runs / "report/report.html").read_text()
+    assert not re.search(r"""(src|href)=["\']?(https?:)?//""", page), "the page loads nothing from elsewhere"
+    seen = in_browser(page, tmp_path, PROBE, 1300)
     assert seen["errors"] == []
     assert seen["ascending"] == ["90.00", "95.00", "98.00", "99.00"] == seen["descending"][::-1]
     assert seen["names"] == sorted(seen["before"])
