@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import json
 from collections.abc import Callable
@@ -18,13 +19,16 @@ from pretrain.objectives.distillation import load_with_head
 from pretrain.objectives.hubert import CodewordHead
 from pretrain.recipes import read_recipe
 from pretrain.targets.label_files import read_labels
-from pretrain.targets.labels import read_centroids
+from pretrain.targets.labels import _check_timing, read_centroids
 from pretrain.training import state
+from pretrain.training.provenance import read_run_config, write_run_config
+from runners.downstream.past import read_checkpoint
 from runners.matrix.file import read_matrix
 from tests.mutations import check_mutations
 from tests.pretrain.tiny_audio import write_corpus, write_recipe
 from tests.upstreams.formats.public_models import POST, s3prl_file, transformers_model
 from upstreams.config import EncoderConfig, FrontEndConfig, ModelConfig
+from upstreams.files import read_record, write_json
 from upstreams.formats import checkpoint
 from upstreams.formats.public_hubert import load_public
 
@@ -76,6 +80,28 @@ def a_training_state(folder: Path) -> Path:
     content = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "random": torch.get_rng_state()}
     torch.save({**content, "step": 7, "loss": 0.5}, folder / "state.pt")
     return folder / "state.pt"
+
+
+def an_s3prl_checkpoint(folder: Path) -> Path:
+    args = argparse.Namespace(upstream="fbank", upstream_layer_selection=None, device="cpu", seed=1)
+    content = {"Args": args, "Config": {"runner": {"total_steps": 4}}, "Step": 2, "Featurizer": {}}
+    torch.save({**content, "Downstream": torch.nn.Linear(4, 4).state_dict()}, folder / "states-2.ckpt")
+    return folder / "states-2.ckpt"
+
+
+def a_summary_of_labels(folder: Path) -> Path:
+    summary = {"frame_ms": 40, "first_mfcc_frame": 1, "label_rate": 25.0, "clusters": 8}
+    write_json(folder / "summary.json", summary)
+    return folder / "summary.json"
+
+
+def timing_of(path: Path) -> None:
+    _check_timing(path, read_record(path, "make the labels again"), {"frame_ms": 40, "first_mfcc_frame": 1})
+
+
+def a_run_config(folder: Path) -> Path:
+    write_run_config(folder, {"recipe": {"name": "tiny"}, "seed": 1, "micro_batches": 4})
+    return folder / "config.json"
 
 
 def centroids(folder: Path) -> Path:
@@ -132,6 +158,9 @@ FORMATS: dict[str, tuple[Callable[[Path], Path], Callable[[Path], object]]] = {
     "public .safetensors": (a_public_safetensors_file, lambda path: load_public(path, SMALL)),
     "config.json": (a_transformers_folder, lambda path: load_public(path.parent, SMALL)),
     "training state": (a_training_state, state.load),
+    "s3prl's checkpoint": (an_s3prl_checkpoint, lambda path: read_checkpoint(path, "-e")),
+    "summary of labels": (a_summary_of_labels, timing_of),
+    "run's configuration": (a_run_config, lambda path: read_run_config(path.parent)),
     "centroids": (centroids, read_centroids),
     "manifest": (a_manifest, Manifest.read),
     "labels": (a_label_file, labels_of),

@@ -101,6 +101,17 @@ def read_json(path: str | os.PathLike[str]) -> dict[str, Any] | None:
     return content if isinstance(content, dict) else None
 
 
+def read_record(path: str | os.PathLike[str], remedy: str) -> dict[str, Any]:
+    """Return the JSON object that one of our commands wrote; empty if the file is missing.
+
+    Raises UserError if the file holds something else. remedy: what to do then, for the message.
+    """
+    content = read_json(path)
+    if content is None and Path(path).exists():
+        raise UserError(f"{os.fspath(path)} is damaged: it holds no JSON object; {remedy}")
+    return content or {}
+
+
 def text_lines(path: str | os.PathLike[str]) -> Iterator[str]:
     """Yield the lines of a text file that a user wrote, without their ends; only a line feed ends a line.
 

@@ -22,7 +22,7 @@ from pretrain.targets.features import BATCH_SECONDS, Features, layer_features, m
 from pretrain.targets.kmeans import Assignment, Reservoir, fit
 from upstreams.config import HOP
 from upstreams.errors import UserError
-from upstreams.files import atomic_write, read_json, write_json
+from upstreams.files import atomic_write, read_record, write_json
 from upstreams.formats import checkpoint
 from upstreams.model import AudioEncoder
 
@@ -89,7 +89,7 @@ def write_labels(
     path, summary_file = out / "train.km", out / "summary.json"
     timing = _timing(subsampling, first, is_mfcc=model is None)
     if path.is_file():
-        _check_timing(path, read_json(summary_file) or {}, timing)
+        _check_timing(path, read_record(summary_file, f"move {out} away, or give another folder"), timing)
         return path
     features, title = _features(manifest, subsampling, first, model, layer, workers, batch_seconds)
     assign = cluster(features, len(manifest), clusters, seed, fraction, n_init)
@@ -178,6 +178,8 @@ def _timing(subsampling: int, first: int | None, *, is_mfcc: bool) -> dict[str, 
 
 def _check_timing(path: Path, summary: dict[str, Any], timing: dict[str, int]) -> None:
     """Raise UserError if the summary of existing labels states another timing. path: the labels."""
+    if wrong := [key for key in timing if not isinstance(summary.get(key, 0), int)]:
+        raise UserError(f"summary.json beside {path} is damaged: {wrong[0]} is no whole number; give another folder")
     # A summary without the first frame is of a version that took the later of the two middle ones.
     made_before = {"first_mfcc_frame": summary["frame_ms"] // 20} if "frame_ms" in summary else {}
     known = {key: {**timing, **made_before, **summary}[key] for key in timing}

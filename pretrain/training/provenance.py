@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ from pretrain.training import distributed
 from pretrain.training.settings import TrainingSettings
 from upstreams.config import ModelConfig, from_dict
 from upstreams.errors import UserError
-from upstreams.files import write_json
+from upstreams.files import read_record, write_json
 from upstreams.formats import checkpoint
 from upstreams.machine import device_name, machine
 from upstreams.versions import versions
@@ -78,9 +77,8 @@ def same_settings(saved: Any, settings: TrainingSettings) -> bool:
 
 
 def read_run_config(folder: Path) -> dict[str, Any]:
-    """Return the contents of a run folder's config.json; empty if there is none."""
-    file = folder / RUN_CONFIG
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    """Return the contents of a run folder's config.json; empty if there is none. Raises UserError if it is damaged."""
+    return read_record(folder / RUN_CONFIG, f"move {folder} away, or train into another folder")
 
 
 def write_run_config(folder: Path, content: dict[str, Any]) -> None:

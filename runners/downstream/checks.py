@@ -9,7 +9,7 @@ from typing import Any
 from runners import tasks
 from runners.corpora.check import check_config
 from runners.corpora.files import check_audio
-from runners.downstream.states import latest_state
+from runners.downstream.states import latest_state, read_state
 from runners.downstream.values import check_values
 from runners.tasks import Task
 from upstreams import registry
@@ -50,8 +50,8 @@ def _check_arguments(args: argparse.Namespace) -> None:
     if args.mode == "train" and not args.past_exp and (found := sorted(folder.glob("*.ckpt"))):
         resume = "add -a to resume it, or " if latest_state(folder) else ""
         raise UserError(f"{folder} holds an experiment already ({found[0].name}): {resume}choose another -p")
-    if args.init_ckpt and not Path(args.init_ckpt).is_file():
-        raise UserError(f"there is no checkpoint {args.init_ckpt} (-i)")
+    if args.init_ckpt and not args.past_exp:
+        read_state(args.init_ckpt)
 
 
 def _check_inference(args: argparse.Namespace, task: Task | None) -> None:

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import pickle
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from runners import tasks
-from runners.downstream.states import latest_state
+from runners.downstream.states import latest_state, read_state
 from runners.tasks import Task
 from upstreams.errors import UserError
-from upstreams.s3prl import compat  # noqa: F401  (lets torch load the checkpoints)
 
 # With -e, s3prl takes every argument from the checkpoint except these.
 NOT_FROM_CHECKPOINT = ("mode", "evaluate_split", "override", "backend", "local_rank", "past_exp", "device")
@@ -54,12 +50,11 @@ def read_checkpoint(path: Path, flag: str) -> tuple[dict[str, Any], dict[str, An
     """Return the arguments and the configuration that a checkpoint of s3prl holds; raise UserError for another file."""
     if not path.is_file():
         raise UserError(f"there is no checkpoint {path} ({flag})")
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-        return dict(vars(checkpoint["Args"])), checkpoint["Config"]
-    except (RuntimeError, pickle.UnpicklingError, KeyError, TypeError, EOFError) as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise UserError(f"{path} is not a checkpoint of a downstream experiment: {reason}") from None
+    state = read_state(path)
+    args, config = state.get("Args"), state.get("Config")
+    if not isinstance(args, argparse.Namespace) or not isinstance(config, dict):
+        raise UserError(f"{path} is not a checkpoint of a downstream experiment: it lacks s3prl's Args and Config")
+    return dict(vars(args)), config
 
 
 def find_files(config: dict[str, Any], task: Task, corpora: str | None) -> None:

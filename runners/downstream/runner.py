@@ -68,7 +68,7 @@ class Runner(S3prlRunner):
         try:
             with keep_settings(model):
                 super()._load_weight(model, name)
-        except (RuntimeError, ValueError, KeyError) as error:
+        except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
             reason = (str(error).splitlines() or [type(error).__name__])[-1].strip()
             raise UserError(
                 f"the {name} in {self.args.init_ckpt} does not fit: it was saved with another configuration or on "

@@ -7,16 +7,11 @@ in a queue, so its digest is taken when the head is trained, saved with the head
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
-
-import torch
 
 from upstreams import registry
 from upstreams.errors import UserError
 from upstreams.files import sha256
-from upstreams.s3prl import compat  # noqa: F401  (lets torch load the checkpoints)
 
 # Key in s3prl's arguments, which every checkpoint of s3prl holds:
 # {argument that names the file: {"file": path, "sha256": digest}}
@@ -42,12 +37,6 @@ def described(args: argparse.Namespace) -> Files:
     return {
         argument: {"file": str(file), "sha256": sha256(file)} for argument, file in sorted(upstream_files(args).items())
     }
-
-
-def saved_files(checkpoint: Path) -> Files:
-    """Return what a checkpoint of s3prl says about the upstream's files; empty if it is older than this record."""
-    saved: Mapping[str, Any] = vars(torch.load(checkpoint, map_location="cpu", weights_only=True)["Args"])
-    return dict(saved.get(KEY) or {})
 
 
 def check_same(checkpoint: str | Path, saved: Files, found: Files) -> None:

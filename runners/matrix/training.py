@@ -15,7 +15,7 @@ from pathlib import Path
 import yaml
 
 from runners.corpora.check import checked_corpora
-from runners.downstream.states import latest_state, step_of
+from runners.downstream.states import latest_state, read_state, step_of
 from runners.matrix import locks
 from runners.matrix.cell import Cell, Fold, Training, finished, trained
 from runners.matrix.heartbeat import Heartbeat
@@ -80,6 +80,9 @@ def _train_and_record(training: Training) -> None:
     if trained(training) is not None:
         return
     resumed_at = resumable_step(training)
+    if resumed_at is not None and (damage := _damage(training)):
+        print(f"[superbit] {damage}; {training.name} starts from scratch")
+        resumed_at = None
     if resumed_at is None:
         _start_from_scratch(training)
     progress = Heartbeat(training.progress_file, resumed_at or 0, training.config["runner"]["total_steps"])
@@ -142,6 +145,17 @@ def _test_best(fold: Fold) -> None:
             **{key: record_of_best[key] for key in ("resumed_at_step", "step_seconds", "peak_memory_bytes")},
         },
     )
+
+
+def _damage(training: Training) -> str | None:
+    """Return what is wrong with the checkpoints that a resumed training continues; None if they are whole."""
+    for path in (latest_state(training.expdir), training.expdir / TASKS[training.cell.task].best):
+        if path is not None and path.is_file():
+            try:
+                read_state(path)
+            except UserError as error:
+                return str(error)
+    return None
 
 
 def _start_from_scratch(training: Training) -> None:
@@ -221,15 +235,10 @@ def _train(training: Training, *, resumed: bool, on_step: Callable[[int], None])
 
 def _dev_percent(training: Training, checkpoint: Path) -> float | None:
     """Return the best checkpoint's dev score in percent; None if `checkpoint` is another, as no score improved."""
-    import torch
-
-    from upstreams.s3prl import compat as s3prl_compat  # noqa: F401  (lets torch load the checkpoints)
-
     task = TASKS[training.cell.task]
     if checkpoint.name != task.best:
         return None
-    state = torch.load(checkpoint, map_location="cpu", weights_only=True)
-    return task.in_percent(float(state["Downstream"]["best_score"]))
+    return task.in_percent(float(read_state(checkpoint)["Downstream"]["best_score"]))
 
 
 def _checkpoint_to_test(training: Training) -> Path:

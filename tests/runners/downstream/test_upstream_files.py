@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from runners.downstream import run as downstream
-from runners.downstream.upstream_files import saved_files
+from runners.downstream.past import read_checkpoint
+from runners.downstream.upstream_files import KEY
 from tests.runners.downstream.experiments import overrides, train
 from upstreams.config import preset
 from upstreams.errors import UserError
@@ -44,7 +45,7 @@ def test_the_state_of_a_head_holds_the_digest_of_the_upstreams_checkpoint(
 ) -> None:
     for name in ("states-2.ckpt", "dev-best.ckpt"):
         if (trained / name).exists():
-            found = saved_files(trained / name)["upstream_ckpt"]
+            found = read_checkpoint(trained / name, "-e")[0][KEY]["upstream_ckpt"]
             assert found["file"] == str(checkpoints[0])
             assert found["sha256"] == hashlib.sha256(checkpoints[0].read_bytes()).hexdigest()
 

@@ -113,3 +113,21 @@ def test_the_feature_store_can_be_off_or_elsewhere(corpora: Path, tmp_path: Path
     training = fake.calls_made()[2]
     assert training["--feature-store"] == str(tmp_path / "elsewhere")
     assert training["--feature-store-gb"] == "1.5"
+
+
+@pytest.mark.parametrize("name", ["states-2.ckpt", "dev-best.ckpt"])
+def test_a_killed_training_whose_checkpoint_is_damaged_starts_from_scratch(
+    corpora: Path, tmp_path: Path, fake: FakeDownstream, name: str
+) -> None:
+    fake.behaviour = {"fbank": "killed"}
+    file, runs = write_matrix(tmp_path / "m.yaml", upstreams=["fbank"]), tmp_path / "runs"
+    assert matrix.evaluate(file, corpora, runs) == 1
+    path = runs / "cells/fbank/ks/seed1/expdir" / name
+    whole = path.read_bytes() if path.exists() else (path.parent / "states-2.ckpt").read_bytes()
+    path.write_bytes(whole[:-100])
+    fake.behaviour = {}
+    assert matrix.evaluate(file, corpora, runs) == 0
+    found = results(runs, "fbank")
+    assert found["resumed_at_step"] is None and found["tested"] == "dev-best.ckpt"
+    log = (runs / "cells/fbank/ks/seed1/log.txt").read_text()
+    assert f"the checkpoint {path} is damaged" in log and "fbank/ks seed 1 starts from scratch" in log

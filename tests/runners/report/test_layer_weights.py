@@ -25,3 +25,16 @@ def test_layer_weights_of_the_tested_heads(tmp_path: Path) -> None:
     assert "layer weights of mine" in (runs / "report/report.html").read_text()
 
     assert layer_weights(collect([runs]), "mine")["ks"] == pytest.approx(weights.softmax(0).tolist())
+
+
+def test_a_damaged_head_is_named_and_left_out_of_the_report(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    runs = tmp_path / "runs"
+    for seed in (1, 2):
+        state = runs / f"cells/mine/ks/seed{seed}/expdir/dev-best.ckpt"
+        state.parent.mkdir(parents=True)
+        torch.save({"Featurizer": {"weights": torch.zeros(2)}, "Args": Namespace(a=1)}, state)
+        write_cell(runs, "mine", "ks", seed, 0.5)
+    state.write_bytes(state.read_bytes()[:-100])
+    report([runs])
+    assert layer_weights(collect([runs]), "mine")["ks"] == [0.5, 0.5]
+    assert f"the checkpoint {state} is damaged" in caplog.text
