@@ -21,6 +21,8 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from runners.corpora.phones import aligned
+
 SECONDS = 10  # length of an utterance
 FRAMES = SECONDS * 50  # at 50 Hz
 
@@ -74,25 +76,6 @@ def transcript(path: Path) -> str:
         return ""
     lines = (line.split(" ", 1) for line in words.read_text(encoding="utf-8").splitlines())
     return next((line[1].lower() for line in lines if line[0] == path.stem and len(line) == 2), "")
-
-
-def aligned(audio: np.ndarray, text: str) -> list[str]:
-    """Return a phone for each 10 ms; an empty list if the alignment fails or the lexicon lacks a word."""
-    from pocketsphinx import Decoder
-
-    samples = (audio * 32767).astype(np.int16).tobytes()
-    decoder = Decoder(lm=None, loglevel="FATAL")
-    try:
-        decoder.set_align_text(text)
-        for _ in range(2):  # aligns the words, then their phones
-            decoder.start_utt()
-            decoder.process_raw(samples, full_utt=True)
-            decoder.end_utt()
-            if decoder.get_alignment() is None:
-                decoder.set_alignment()
-        return [phone.name for word in decoder.get_alignment() for phone in word for _ in range(phone.duration)]
-    except (RuntimeError, TypeError):
-        return []
 
 
 def main() -> None:

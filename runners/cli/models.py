@@ -1,4 +1,4 @@
-"""Commands on one model: import, profile, pack, export, analyse."""
+"""Commands on models: import, profile, pack, export, analyse, probe."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from runners.cli.options import Out, Threads, use_threads
+from runners.cli.options import Corpora, Out, Seed, Threads, use_threads
 
 PANEL = "Models"
 app = typer.Typer()
@@ -114,3 +114,30 @@ def analyse(
     title = f"{checkpoint.stem} against {against.stem if against else 'its own weights in float'}"
     typer.echo(write(analysis, title, out))
     typer.echo(f"analysis: {out}")
+
+
+@app.command(rich_help_panel=PANEL)
+def probe(
+    checkpoint: Annotated[list[str], typer.Argument(help="Checkpoint files or upstream names, compared side by side.")],
+    corpora: Corpora,
+    task: Annotated[
+        list[str] | None, typer.Option(help="Task: ks, sid, ic or pr. Repeatable.", show_default="all four")
+    ] = None,
+    items: Annotated[
+        int, typer.Option(help="Most items of train, and of dev; of pr, ten frames for each.", min=20)
+    ] = 1000,
+    pooling: Annotated[str, typer.Option(help="Over the frames of ks, sid and ic: mean or max.")] = "mean",
+    seed: Seed = 0,
+    out: Annotated[Path | None, typer.Option(help="Folder for probe.csv and the picture probe.png.")] = None,
+    threads: Threads = 1,
+) -> None:
+    """Classify each layer's features on dev by logistic regression, in seconds (docs/pretraining.md)."""
+    from runners.analysis.probe.run import probe as run
+    from runners.analysis.probe.write import show, write
+
+    use_threads(threads)
+    results = run(checkpoint, corpora, task or ["ks", "sid", "ic", "pr"], count=items, seed=seed, pooling=pooling)
+    show(results)
+    if out:
+        write(results, out)
+        typer.echo(f"probe: {out}")

@@ -40,7 +40,9 @@ def help_text(name: str) -> str:
 
 
 def test_all_commands_are_found() -> None:
-    single = "analyse board downstream evaluate export import manifest pack pretrain profile quantize report shards"
+    single = (
+        "analyse board downstream evaluate export import manifest pack pretrain probe profile quantize report shards"
+    )
     grouped = {"corpus mini", "corpus prepare", "corpus check", "labels mfcc", "labels features", "labels purity"}
     assert set(COMMANDS) == {"", "corpus", "labels", *single.split(), "submission", *grouped}
 
