@@ -15,6 +15,7 @@ from pretrain.targets.label_files import read_labels
 from pretrain.targets.purity import purity
 from upstreams.config import FrontEndConfig
 from upstreams.errors import UserError
+from upstreams.files import read_text, universal_lines
 
 MANIFEST = Manifest(Path("/audio"), ("a.wav",), (1280,))
 
@@ -54,6 +55,18 @@ def test_only_a_line_feed_ends_a_line_of_a_manifest(tmp_path: Path) -> None:
         path.write_bytes("".join(line + end for line in lines).encode())
         manifest = Manifest.read(path)
         assert list(manifest.paths) == names and manifest.root == tmp_path
+
+
+def test_lists_of_corpora_are_split_as_s3prl_splits_them(tmp_path: Path) -> None:
+    """At carriage returns too, as Python's text mode does; a byte-order mark is refused or skipped."""
+    path = tmp_path / "list.txt"
+    path.write_bytes("a\u2028b\r\nc\rd\n\ne".encode())
+    with path.open(encoding="utf-8") as file:
+        assert universal_lines(path) == [line.rstrip("\n") for line in file]
+    path.write_bytes(b"\xef\xbb\xbfa\n")
+    assert universal_lines(path, skip_mark=True) == ["a"] and read_text(path, skip_mark=True) == "a\n"
+    with pytest.raises(UserError, match="byte-order mark"):
+        universal_lines(path)
 
 
 def test_labels_with_windows_line_ends_are_read(tmp_path: Path) -> None:

@@ -112,22 +112,48 @@ def read_record(path: str | os.PathLike[str], remedy: str) -> dict[str, Any]:
     return content or {}
 
 
-def text_lines(path: str | os.PathLike[str]) -> Iterator[str]:
+def text_lines(path: str | os.PathLike[str], *, skip_mark: bool = False) -> Iterator[str]:
     """Yield the lines of a text file that a user wrote, without their ends; only a line feed ends a line.
 
     str.splitlines would also split at characters that the name of a file may hold. A carriage return before the line
-    feed belongs to the end. Raises UserError if the file cannot be read or is empty, and names the first line that is
-    not UTF-8, that holds a NUL byte, or that begins with a byte-order mark.
+    feed belongs to the end. skip_mark: leave out a byte-order mark at the beginning. Raises UserError if the file
+    cannot be read or is empty, and names the first line that is not UTF-8, that holds a NUL byte, or that begins with
+    a byte-order mark.
     """
-    number = 0
+    empty = True
+    for line in _decoded_lines(path, skip_mark):
+        empty = False
+        yield line.removesuffix("\r")
+    if empty:
+        raise UserError(f"{os.fspath(path)} is empty: line 1 is missing")
+
+
+def universal_lines(path: str | os.PathLike[str], *, skip_mark: bool = False) -> list[str]:
+    """Return the lines of a text file as s3prl reads them: line feeds, carriage returns or both end a line.
+
+    skip_mark and errors: as `text_lines`, but an empty file has no lines. s3prl itself takes a byte-order mark for a
+    part of the first line.
+    """
+    lines = (line.removesuffix("\r") for line in _decoded_lines(path, skip_mark))
+    return [part for line in lines for part in line.split("\r")]
+
+
+def read_text(path: str | os.PathLike[str], *, skip_mark: bool = False) -> str:
+    """Return the content of a text file that a user wrote. skip_mark and errors: as `text_lines`."""
+    if text := "".join(f"{line}\n" for line in _decoded_lines(path, skip_mark)):
+        return text
+    raise UserError(f"{os.fspath(path)} is empty: line 1 is missing")
+
+
+def _decoded_lines(path: str | os.PathLike[str], skip_mark: bool) -> Iterator[str]:
+    """Yield what stands between the line feeds of a text file."""
     try:
         with Path(path).open("rb") as file:
             for number, line in enumerate(file, start=1):
-                yield _decoded(line, f"line {number} of {os.fspath(path)}")
+                bare = line.removeprefix(codecs.BOM_UTF8) if skip_mark and number == 1 else line
+                yield _decoded(bare, f"line {number} of {os.fspath(path)}").removesuffix("\n")
     except OSError as error:
         raise UserError(f"{os.fspath(path)} cannot be read: {error.strerror}") from error
-    if not number:
-        raise UserError(f"{os.fspath(path)} is empty: line 1 is missing")
 
 
 def _decoded(line: bytes, where: str) -> str:
@@ -136,14 +162,9 @@ def _decoded(line: bytes, where: str) -> str:
     if line.startswith(codecs.BOM_UTF8):
         raise UserError(f"{where} begins with a byte-order mark: save the file as UTF-8 without one")
     try:
-        return line.decode("utf-8").removesuffix("\n").removesuffix("\r")
+        return line.decode("utf-8")
     except UnicodeDecodeError as error:
         raise UserError(f"{where} is not UTF-8 at byte {error.start + 1}: save the file as UTF-8") from None
-
-
-def read_text(path: str | os.PathLike[str]) -> str:
-    """Return the content of a text file that a user wrote; raises UserError as `text_lines` does."""
-    return "\n".join(text_lines(path)) + "\n"
 
 
 def sha256(path: Path) -> str:

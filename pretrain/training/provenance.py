@@ -14,7 +14,7 @@ from pretrain.audio.manifest import Manifest
 from pretrain.training import distributed
 from pretrain.training.settings import TrainingSettings
 from upstreams.config import ModelConfig, from_dict
-from upstreams.errors import UserError
+from upstreams.errors import UserError, shown
 from upstreams.files import read_record, write_json
 from upstreams.formats import checkpoint
 from upstreams.machine import device_name, machine
@@ -78,7 +78,12 @@ def same_settings(saved: Any, settings: TrainingSettings) -> bool:
 
 def read_run_config(folder: Path) -> dict[str, Any]:
     """Return the contents of a run folder's config.json; empty if there is none. Raises UserError if it is damaged."""
-    return read_record(folder / RUN_CONFIG, f"move {folder} away, or train into another folder")
+    remedy = f"move {folder} away, or train into another folder"
+    content = read_record(folder / RUN_CONFIG, remedy)
+    count = content.get("micro_batches", 1)
+    if type(count) is not int or count < 1:
+        raise UserError(f"{folder / RUN_CONFIG} is damaged: micro_batches is {shown(count)}, no whole number; {remedy}")
+    return content
 
 
 def write_run_config(folder: Path, content: dict[str, Any]) -> None:

@@ -17,8 +17,7 @@ from typing import Any
 
 from runners.tasks import Task
 from upstreams.audio_files import find_audio
-from upstreams.files import json_text, sha256
-from upstreams.s3prl.text_files import read_lines
+from upstreams.files import json_text, sha256, universal_lines
 
 Named = tuple[str, Path]  # a file, and its name wherever the corpus lies
 _THREADS = 16  # the files of a network disk answer slowly, one at a time
@@ -112,7 +111,7 @@ def _ks(expert: Mapping[str, Any], splits: Sequence[str]) -> Files:
 def _sid(expert: Mapping[str, Any], splits: Sequence[str]) -> Files:
     datarc = expert["datarc"]
     root, listing = Path(datarc["file_path"]), Path(datarc["meta_data"])
-    names = [line.strip().partition(" ")[2] for line in read_lines(listing) if line.strip()]
+    names = [line.strip().partition(" ")[2] for line in universal_lines(listing, skip_mark=True) if line.strip()]
     in_test = {speaker.name for speaker in (root / "test" / "wav").iterdir()}
     halves = ("test" if name.partition("/")[0] in in_test else "dev" for name in names)
     return [("list", listing)], [(name, root / half / "wav" / name) for name, half in zip(names, halves, strict=True)]
@@ -153,7 +152,7 @@ def _sd(expert: Mapping[str, Any], splits: Sequence[str]) -> Files:
         parts = ("segments", "utt2spk", "spk2utt", "reco2dur", *(("rttm",) if split == "test" else ()))
         lists += [(f"{split}/{part}", folder / part) for part in parts]
         # wav.scp has absolute paths, which may change.
-        lines = read_lines(folder / "wav.scp")
+        lines = universal_lines(folder / "wav.scp", skip_mark=True)
         audio += [(f"{split}/{line.split(maxsplit=1)[0]}", Path(line.split(maxsplit=1)[1].strip())) for line in lines]
     return lists, audio
 

@@ -13,8 +13,8 @@ from runners.corpora.files import read_table, recordings
 from runners.corpora.published import COUNTS, EMOTIONS, LIBRISPEECH_SETS, NOISE
 from runners.tasks import FOLDS
 from upstreams.audio_files import find_audio
+from upstreams.files import universal_lines
 from upstreams.s3prl import ctc_corpus as ctc
-from upstreams.s3prl.text_files import read_lines
 
 _FLUENT = ("train", "valid", "test")  # the lists of Fluent Speech Commands
 
@@ -50,7 +50,10 @@ def unlisted(task: str, config: Mapping[str, Any]) -> list[str]:
         listed = {path for split in _FLUENT for (path,) in read_table(root / "data" / f"{split}_data.csv", "path")}
         return [name for name in _below(root, "wavs") if name not in listed]
     if task == "sid":
-        named = {line.split()[1] for line in read_lines(config["downstream_expert"]["datarc"]["meta_data"])}
+        named = {
+            line.split()[1]
+            for line in universal_lines(config["downstream_expert"]["datarc"]["meta_data"], skip_mark=True)
+        }
         return [
             name
             for half in ("dev", "test")
@@ -90,7 +93,7 @@ def _speech_commands(expert: Mapping[str, Any]) -> dict[str, int]:
 
 
 def _voxceleb(expert: Mapping[str, Any]) -> dict[str, int]:
-    rows = [line.split() for line in read_lines(expert["datarc"]["meta_data"])]
+    rows = [line.split() for line in universal_lines(expert["datarc"]["meta_data"], skip_mark=True)]
     found = {
         name: sum(row[0] == split for row in rows) for split, name in zip("123", ("train", "dev", "test"), strict=True)
     }
@@ -134,7 +137,9 @@ def _snips(expert: Mapping[str, Any]) -> dict[str, int]:
 def _quesst(expert: Mapping[str, Any]) -> dict[str, int]:
     lists = {"utterances": "utterances", "dev queries": "dev", "eval queries": "eval"}
     scoring = Path(expert["datarc"]["dataset_root"], "scoring")
-    return {part: len(read_lines(scoring / f"language_key_{name}.lst")) for part, name in lists.items()}
+    return {
+        part: len(universal_lines(scoring / f"language_key_{name}.lst", skip_mark=True)) for part, name in lists.items()
+    }
 
 
 def _verification(expert: Mapping[str, Any]) -> dict[str, int]:
@@ -143,13 +148,13 @@ def _verification(expert: Mapping[str, Any]) -> dict[str, int]:
     return {
         "speakers": len({file.partition("/")[0] for file in files}),
         "utterances": len(files),
-        "trials": len(read_lines(datarc["test_meta_data"])),
+        "trials": len(universal_lines(datarc["test_meta_data"], skip_mark=True)),
     }
 
 
 def _mixtures(expert: Mapping[str, Any]) -> dict[str, int]:
     return {
-        split: len(read_lines(Path(expert["loaderrc"][f"{split}_dir"], "wav.scp")))
+        split: len(universal_lines(Path(expert["loaderrc"][f"{split}_dir"], "wav.scp"), skip_mark=True))
         for split in ("train", "dev", "test")
     }
 

@@ -13,9 +13,9 @@ from runners.corpora.headers import read_headers
 from upstreams.audio_files import Header
 from upstreams.config import SAMPLE_RATE
 from upstreams.errors import UserError, nearest
+from upstreams.files import read_text
 from upstreams.s3prl.corpus_path import CorpusPath
 from upstreams.s3prl.made_files import State
-from upstreams.s3prl.text_files import read_text
 
 SHORTEST = 0.025  # seconds: one analysis window of log-mel front-ends, and the receptive field of HuBERT's convolutions
 
@@ -93,7 +93,7 @@ def read_table(listing: Path, *columns: str) -> list[list[str]]:
 
     Raises UserError if the file or one of the columns is missing, and for a row without a value in one of them.
     """
-    rows = csv.reader(io.StringIO(read_text(existing_file(listing)), newline=""))
+    rows = csv.reader(io.StringIO(read_text(existing_file(listing), skip_mark=True), newline=""))
     header = next(rows, [])
     for name in columns:
         if name not in header:

@@ -8,7 +8,7 @@ from xml.etree import ElementTree
 
 from upstreams.audio_files import is_hidden
 from upstreams.errors import UserError
-from upstreams.s3prl.text_files import read_lines
+from upstreams.files import universal_lines
 
 Segments = dict[str, list[tuple[float, float]]]  # speaker -> (begin, end) in seconds
 
@@ -30,7 +30,7 @@ def read_occurrences(folder: Path) -> dict[str, set[str]]:
     }
     occurrences: dict[str, set[str]] = {}
     for listing in listings:
-        for number, line in enumerate(read_lines(listing), 1):
+        for number, line in enumerate(universal_lines(listing, skip_mark=True), 1):
             words = line.split()
             if not words or words[0] != "LEXEME":
                 continue
@@ -48,7 +48,7 @@ def read_rttm(path: Path) -> dict[str, Segments]:
     segments: dict[str, Segments] = defaultdict(dict)
     if not path.is_file():
         raise UserError(f"the file {path} is missing: it should hold the reference segments of the test set")
-    for number, line in enumerate(read_lines(path), 1):
+    for number, line in enumerate(universal_lines(path, skip_mark=True), 1):
         words = line.split()
         if not words or words[0] != "SPEAKER":
             continue

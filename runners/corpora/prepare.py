@@ -15,10 +15,9 @@ from runners.corpora import emotions
 from runners.corpora.bucket_files import measured_lengths, source_of, write_list
 from runners.corpora.published import EMOTIONS
 from upstreams.errors import UserError
-from upstreams.files import sha256
+from upstreams.files import sha256, universal_lines
 from upstreams.s3prl import ctc_corpus as ctc
 from upstreams.s3prl.made_files import State, digest, is_own, making, place, state
-from upstreams.s3prl.text_files import read_lines
 
 LEXICON_URL = "https://www.openslr.org/resources/11/librispeech-lexicon.txt"
 SPLIT_URL = "https://www.robots.ox.ac.uk/~vgg/data/voxceleb/meta/iden_split.txt"
@@ -102,7 +101,7 @@ def prepare_sid(expert: Mapping[str, Any]) -> list[Path]:
     if state(listing, source) not in _TO_MAKE:
         return []
     with making(listing, source) as temporary:
-        lines = (f"{line.strip()}\n" for line in read_lines(official) if line.strip())
+        lines = (f"{line.strip()}\n" for line in universal_lines(official, skip_mark=True) if line.strip())
         temporary.write_text("".join(lines), encoding="utf-8")
     return [listing]
 
@@ -140,7 +139,7 @@ def prepare_sf(expert: Mapping[str, Any]) -> list[Path]:
     if state(path, source) not in _TO_MAKE:
         return []
     names = set()
-    for line in read_lines(sentences):
+    for line in universal_lines(sentences, skip_mark=True):
         names |= {label.removeprefix("B-").removeprefix("I-") for label in line.partition("\t")[2].split(" ")[1:-1]}
     with making(path, source) as temporary:
         temporary.write_text("\n".join(["O", *sorted(names - {"O"})]), encoding="utf-8")

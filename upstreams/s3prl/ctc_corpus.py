@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, Protocol
 
 from upstreams.audio_files import find_audio
 from upstreams.errors import UserError
-from upstreams.s3prl.text_files import read_lines
+from upstreams.files import universal_lines
 
 Utterance = tuple[Path, list[int]]
 
@@ -35,7 +35,7 @@ def read_transcripts(path: str | Path) -> dict[str, str]:
     Blank lines are skipped. Raises UserError for an utterance without words or with two lines.
     """
     transcripts: dict[str, str] = {}
-    for number, line in enumerate(read_lines(path), 1):
+    for number, line in enumerate(universal_lines(path, skip_mark=True), 1):
         # Only blanks end the id: str.split would also split at other characters, which a file's name may hold.
         utterance, _, rest = line.replace("\t", " ").strip(" ").partition(" ")
         words = " ".join(rest.split())
@@ -53,7 +53,7 @@ def read_lexicon(paths: Iterable[str | Path]) -> dict[str, list[str]]:
     """Return word -> phones from files of `WORD PH PH` lines; the first line of a word counts."""
     lexicon: dict[str, list[str]] = {}
     for path in paths:
-        for line in read_lines(path):
+        for line in universal_lines(path, skip_mark=True):
             word, *phones = line.split() or [""]
             if phones:
                 lexicon.setdefault(word, phones)
@@ -134,7 +134,7 @@ def read_iob(path: str | Path) -> dict[str, str]:
     lines.
     """
     sentences = {}
-    for number, line in enumerate(read_lines(path), 1):
+    for number, line in enumerate(universal_lines(path, skip_mark=True), 1):
         if not line.strip():
             continue
         utterance, sentence = [*re.split(r"[ \t]+", line.strip(" "), maxsplit=1), ""][:2]

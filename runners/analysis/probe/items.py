@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
+from upstreams.s3prl.text_files import read_lines
 
 from runners.corpora import phones
 from runners.corpora.check.fluent_commands import SLOTS
@@ -21,7 +22,6 @@ from upstreams.errors import UserError, nearest
 from upstreams.s3prl import compat as s3prl_compat  # noqa: F401  (makes torchaudio importable)
 from upstreams.s3prl.audio import apply_effects_file, load_mono
 from upstreams.s3prl.ctc_corpus import librispeech_names
-from upstreams.s3prl.text_files import read_lines
 
 SPLITS = ("train", "dev")
 TITLES = {"ks": "keyword", "sid": "speaker", "ic": "intent", "pr": "phone of a frame"}  # task -> what is recognised

@@ -10,8 +10,8 @@ from typing import Any
 from runners.corpora.emotions import source_on_disk
 from runners.corpora.files import check_audio, check_fresh, check_split_names, check_unique, existing_file
 from upstreams.errors import UserError, nearest
+from upstreams.files import read_text
 from upstreams.s3prl.made_files import state
-from upstreams.s3prl.text_files import read_text
 
 
 def check_er(expert: Mapping[str, Any], splits: Sequence[str]) -> None:
@@ -24,7 +24,7 @@ def check_er(expert: Mapping[str, Any], splits: Sequence[str]) -> None:
     for kind in ("train", "test"):
         listing = existing_file(Path(datarc["meta_data"], session, f"{kind}_meta_data.json"), prepared_for="er")
         try:
-            content = json.loads(read_text(listing, mark=False))
+            content = json.loads(read_text(listing))
             labels, rows = content["labels"], content["meta_data"]
             files = [str(row["path"]) for row in rows]
             unknown = [row["label"] for row in rows if row["label"] not in labels]

@@ -10,7 +10,7 @@ from runners.corpora.files import check_audio, check_split_names, check_unique, 
 from runners.corpora.ground_truth import read_rttm
 from upstreams.config import SAMPLE_RATE
 from upstreams.errors import UserError
-from upstreams.s3prl.text_files import read_lines
+from upstreams.files import universal_lines
 
 TOLERANCE = 0.05  # seconds by which reco2dur may differ from the audio
 
@@ -21,7 +21,7 @@ def check_sd(expert: Mapping[str, Any], splits: Sequence[str]) -> None:
     for split in splits:
         folder = existing_folder(Path(expert["loaderrc"][f"{split}_dir"]))
         recordings = []
-        for number, line in enumerate(read_lines(existing_file(folder / "wav.scp"), mark=False), 1):
+        for number, line in enumerate(universal_lines(existing_file(folder / "wav.scp")), 1):
             words = line.strip().split(None, 1)
             if len(words) != 2 or words[1].endswith("|"):  # a command of Kaldi, which is not run
                 raise UserError(f"{folder / 'wav.scp'}, line {number}: expected `<recording> <file>.wav`, got {line!r}")
@@ -43,7 +43,7 @@ def check_sd(expert: Mapping[str, Any], splits: Sequence[str]) -> None:
 def _read_table(path: Path, columns: int) -> list[list[str]]:
     """Return the words of each line; raise UserError for a line with fewer than `columns` words."""
     rows = []
-    for number, line in enumerate(read_lines(existing_file(path), mark=False), 1):
+    for number, line in enumerate(universal_lines(existing_file(path)), 1):
         if len(words := line.split()) < columns:
             raise UserError(f"{path}, line {number}: expected {columns} words, got {line!r}")
         rows.append(words)

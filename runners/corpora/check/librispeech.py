@@ -15,9 +15,9 @@ from runners.corpora.files import (
     split_folders,
 )
 from upstreams.errors import UserError
+from upstreams.files import universal_lines
 from upstreams.s3prl import ctc_corpus
 from upstreams.s3prl.made_files import is_own
-from upstreams.s3prl.text_files import read_lines
 
 
 def check_asr(expert: Mapping[str, Any], splits: Sequence[str]) -> None:
@@ -45,7 +45,7 @@ def check_asr(expert: Mapping[str, Any], splits: Sequence[str]) -> None:
 
 def _check_characters(root: Path, utterances: Sequence[tuple[str, str]], dictionary: Path) -> None:
     """Raise UserError for a character of a transcript that ASR's dictionary lacks."""
-    symbols = {line.rstrip().rpartition(" ")[0] for line in read_lines(dictionary, mark=False)}
+    symbols = {line.rstrip().rpartition(" ")[0] for line in universal_lines(dictionary)}
     strange = set(" ".join(words for _, words in utterances).upper().replace(" ", "|")) - symbols
     for file, words in utterances if strange else ():
         if found := set(words.upper()) & strange:
@@ -77,7 +77,7 @@ def check_pr(expert: Mapping[str, Any], splits: Sequence[str]) -> None:
     """Check that every utterance has audio and words, the lexicon has the words, and the vocabulary the phones."""
     corpus = expert["corpus"]
     root = Path(corpus["path"])
-    vocabulary = set(read_lines(existing_file(Path(expert["text"]["vocab_file"])), mark=False))
+    vocabulary = set(universal_lines(existing_file(Path(expert["text"]["vocab_file"]))))
     lexicon = ctc_corpus.read_lexicon(existing_file(Path(path)) for path in corpus["lexicon"])
     folders = list(dict.fromkeys(name for names in split_folders(corpus, splits) for name in names))
     for name in folders:

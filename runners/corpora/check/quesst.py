@@ -9,7 +9,7 @@ from typing import Any
 from runners.corpora.files import check_audio, check_split_names, check_unique, existing_file, existing_folder
 from runners.corpora.ground_truth import read_occurrences
 from upstreams.errors import UserError
-from upstreams.s3prl.text_files import read_lines
+from upstreams.files import universal_lines
 
 
 def check_qbe(expert: Mapping[str, Any], splits: Sequence[str]) -> None:
@@ -21,7 +21,7 @@ def check_qbe(expert: Mapping[str, Any], splits: Sequence[str]) -> None:
     for part in dict.fromkeys(["utterances", *parts]):
         listing = existing_file(root / "scoring" / f"language_key_{part}.lst")
         files = []
-        for number, line in enumerate(read_lines(listing, mark=False), 1):
+        for number, line in enumerate(universal_lines(listing), 1):
             if len(words := line.split()) != 2:
                 raise UserError(f"{listing}, line {number}: expected `<folder>/<file>.wav <language>`, got {line!r}")
             if words[1] == "nnenglish":

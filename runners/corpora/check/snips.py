@@ -9,11 +9,10 @@ from typing import Any
 from runners.corpora.files import check_audio, check_fresh, existing_file, existing_folder, split_folders
 from runners.corpora.published import COUNTS
 from upstreams.errors import UserError
-from upstreams.files import sha256
+from upstreams.files import read_text, sha256, universal_lines
 from upstreams.s3prl import ctc_corpus
 from upstreams.s3prl.ctc_corpus import SnipsSplit
 from upstreams.s3prl.made_files import state
-from upstreams.s3prl.text_files import read_lines, read_text
 
 TOLERATED = 0.01  # part of the published corpus's characters that may be outside the vocabulary
 
@@ -21,12 +20,12 @@ TOLERATED = 0.01  # part of the published corpus's characters that may be outsid
 def check_sf(expert: Mapping[str, Any], splits: Sequence[str]) -> None:
     """Check the files of each split's speakers, their sentences, and that slots.txt names all slots."""
     corpus, text = expert["corpus"], expert["text"]
-    vocabulary = set(read_lines(existing_file(Path(text["vocab_file"])), mark=False))
+    vocabulary = set(universal_lines(existing_file(Path(text["vocab_file"]))))
     root = existing_folder(Path(corpus["path"]))
     listing = existing_file(root / "all.iob.snips.txt")
     sentences = ctc_corpus.read_iob(listing)
     slots_file = existing_file(Path(text["slots_file"]), prepared_for="sf")
-    _, *slots = read_text(slots_file, mark=False).replace("\r\n", "\n").split("\n")  # s3prl skips the first line
+    _, *slots = read_text(slots_file).replace("\r\n", "\n").split("\n")  # s3prl skips the first line
     names: list[str] = []
     for folders in split_folders(corpus, splits):
         for name in folders:

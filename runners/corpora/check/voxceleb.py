@@ -18,9 +18,8 @@ from runners.corpora.headers import read_headers
 from runners.corpora.published import VOXCELEB_SPEAKERS
 from upstreams.audio_files import find_audio, is_hidden
 from upstreams.errors import UserError
-from upstreams.files import sha256
+from upstreams.files import sha256, universal_lines
 from upstreams.s3prl.made_files import state
-from upstreams.s3prl.text_files import read_lines
 
 
 def check_sid(expert: Mapping[str, Any], splits: Sequence[str]) -> None:
@@ -33,7 +32,7 @@ def check_sid(expert: Mapping[str, Any], splits: Sequence[str]) -> None:
     listing = existing_file(Path(datarc["meta_data"]), prepared_for="sid")
     found = set()
     names: list[str] = []
-    for number, line in enumerate(read_lines(listing, mark=False), 1):
+    for number, line in enumerate(universal_lines(listing), 1):
         words = line.split()
         name = words[1] if len(words) == 2 else ""
         speaker = name.partition("/")[0].removeprefix("id")
@@ -87,7 +86,7 @@ def check_asv(expert: Mapping[str, Any], splits: Sequence[str]) -> None:
     listing = existing_file(Path(datarc["test_meta_data"]))
     files: dict[str, None] = {}
     labels = set()
-    for number, line in enumerate(read_lines(listing, mark=False), 1):
+    for number, line in enumerate(universal_lines(listing), 1):
         words = line.split()
         if len(words) != 3 or words[0] not in ("0", "1"):
             raise UserError(f"{listing}, line {number}: expected `0|1 <file> <file>`, got {line!r}")

@@ -182,6 +182,14 @@ def test_finished_labels_of_another_frame_rate_are_refused(manifest: Manifest, t
     assert superbit(*arguments).returncode == 0 and (tmp_path / "train.km").read_bytes() == made
 
 
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"frame_ms": "40"}', '{"frame_ms": null}', "\udcff", "[" * 99_999])
+def test_a_damaged_summary_of_finished_labels_is_named(content: str, manifest: Manifest, tmp_path: Path) -> None:
+    km(tmp_path / "train.km", [[0]])
+    (tmp_path / "summary.json").write_bytes(content.encode(errors="surrogateescape"))
+    with pytest.raises(UserError, match=r"summary\.json"):
+        write_labels(manifest, tmp_path, clusters=5, seed=0, fraction=1.0, subsampling=4)
+
+
 def test_labels_have_the_length_that_the_manifest_states(tmp_path: Path) -> None:
     path = write_corpus(tmp_path / "audio")
     lines = path.read_text().splitlines()

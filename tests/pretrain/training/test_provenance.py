@@ -45,3 +45,10 @@ def test_a_resumed_run_keeps_its_number_of_micro_batches(tmp_path: Path, monkeyp
     assert with_stored_micro_batches(settings, tmp_path) == first
     with pytest.raises(UserError, match="has 2 micro-batches, which 4 processes cannot share"):
         distributed.micro_batches_of_rank(first.micro_batches)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff", b'{"micro_batches": "2"}', b'{"micro_batches": 0}'])
+def test_a_damaged_config_of_a_run_is_named(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_bytes(content)
+    with pytest.raises(UserError, match=r"config\.json"):
+        with_stored_micro_batches(TrainingSettings(), tmp_path)
