@@ -40,7 +40,7 @@ def measure(manifest: Manifest, name: str, workers: int, steps: int, batch_secon
     def step(batch: Batch, number: int) -> None:
         frames = model.model.frame_count(batch.lengths)
         mask = span_mask(frames.tolist(), 0.65, 5, seed=number)
-        labelled = Batch(batch.waveforms, batch.lengths, torch.randint(0, CLUSTERS, mask.shape), 0)
+        labelled = Batch(batch.waveforms, batch.lengths, torch.randint(0, CLUSTERS, mask.shape))
         with FastTraining():
             loss, _ = model(with_mask(labelled, mask, frames, paired=False))
         loss.backward()
@@ -53,7 +53,7 @@ def measure(manifest: Manifest, name: str, workers: int, steps: int, batch_secon
         started = time.perf_counter()
         batch = next(batches)
         waited = time.perf_counter() - started
-        noise = Batch(torch.randn_like(batch.waveforms) * 0.1, batch.lengths, batch.labels, 0)
+        noise = Batch(torch.randn_like(batch.waveforms) * 0.1, batch.lengths, batch.labels)
         # The first step with a new shape is slower, since kernels are prepared for it. So the two kinds alternate in
         # which runs first.
         for kind in (0, 1) if number % 2 else (1, 0):

@@ -53,7 +53,7 @@ def superbit_step(name: str, waveforms: Tensor, lengths: Tensor, half: bool) -> 
     frames = model.frame_count(lengths.cpu())
     labels = torch.randint(0, CLUSTERS, (len(lengths), int(frames.max())))
     mask = span_mask(frames.tolist(), 0.8, length, seed=0)
-    batch = with_mask(Batch(waveforms.cpu(), lengths.cpu(), labels, 0), mask, frames, False).to(waveforms.device)
+    batch = with_mask(Batch(waveforms.cpu(), lengths.cpu(), labels), mask, frames, False).to(waveforms.device)
 
     def step() -> None:
         with torch.autocast(waveforms.device.type, torch.bfloat16, enabled=half), FastTraining():

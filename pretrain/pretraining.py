@@ -91,7 +91,8 @@ def pretrain(
     )
     path = final
     for name, run_stage in stages(recipe).items():
-        path = run_stage(run)
+        with memory.explained(device, lambda name=name: f"stage {name} of {run.folder}"):  # type: ignore[misc]
+            path = run_stage(run)
         if name == stage:
             break
     return path

@@ -18,16 +18,29 @@ from upstreams.errors import UserError
 
 @dataclass(frozen=True)
 class Batch:
-    """waveforms: (batch, samples). lengths: (batch,) in samples. labels: (batch, frames), -1 where there is none."""
+    """waveforms: (batch, samples). lengths: (batch,) in samples. labels: (batch, frames), -1 where there is none.
+
+    missing: positions, among the crops that the batch should have, of those whose files could not be read.
+    """
 
     waveforms: Tensor
     lengths: Tensor
     labels: Tensor
-    skipped: int  # number of files of this batch that could not be read
+    missing: tuple[int, ...] = ()
+
+    @property
+    def skipped(self) -> int:
+        """Number of crops of this batch whose files could not be read."""
+        return len(self.missing)
+
+    def pairs(self) -> Tensor:
+        """Return the rows of crops 2 i and 2 i + 1 for each i of which both were read, (rows,)."""
+        read = sorted({*range(len(self.lengths) + self.skipped)} - {*self.missing})
+        return torch.tensor([row for row, place in enumerate(read) if place ^ 1 in read], dtype=torch.long)
 
     def to(self, device: torch.device) -> Batch:
         """Return this batch on another device."""
-        return Batch(self.waveforms.to(device), self.lengths.to(device), self.labels.to(device), self.skipped)
+        return Batch(self.waveforms.to(device), self.lengths.to(device), self.labels.to(device), self.missing)
 
 
 class Crops(Dataset[tuple[np.ndarray, np.ndarray] | None]):
@@ -126,18 +139,19 @@ class BatchOrder:
 
 
 def collate(items: list[tuple[np.ndarray, np.ndarray] | None]) -> Batch:
-    """Return a batch, padded to its longest item. Files that could not be read (None) are counted in `skipped`.
+    """Return a batch, padded to its longest item. Files that could not be read (None) are left out.
 
     If none could be read, the batch has no utterance.
     """
     read = [item for item in items if item is not None]
+    missing = tuple(place for place, item in enumerate(items) if item is None)
     lengths = torch.tensor([len(audio) for audio, _ in read], dtype=torch.long)
     waveforms = torch.zeros(len(read), max((len(audio) for audio, _ in read), default=0))
     labels = torch.full((len(read), max(1, *(len(ids) for _, ids in read), 1)), -1)
     for row, (audio, ids) in enumerate(read):
         waveforms[row, : len(audio)] = torch.from_numpy(audio)
         labels[row, : len(ids)] = torch.from_numpy(ids.astype(np.int64))
-    return Batch(waveforms, lengths, labels, len(items) - len(read))
+    return Batch(waveforms, lengths, labels, missing)
 
 
 class _MicroBatches(Sampler[list[tuple[int, int, int]]]):

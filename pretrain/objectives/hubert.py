@@ -96,9 +96,12 @@ class UtteranceHead(nn.Module):
         self.projection = nn.Linear(dim, embedding_dim)
         self.temperature = temperature
 
-    def forward(self, states: Tensor, frames: Tensor) -> Tensor:
-        """Return the scalar loss. states: (2 n, frames, dim), rows 2 i and 2 i + 1 of one utterance; frames: (2 n,)."""
-        mean = states.sum(1) / frames[:, None]  # padded frames are zero
+    def forward(self, states: Tensor, frames: Tensor, pairs: Tensor) -> Tensor:
+        """Return the scalar loss. states: (batch, frames, dim); frames: (batch,).
+
+        pairs: (2 n,), rows of `states`; entries 2 i and 2 i + 1 are of one utterance.
+        """
+        mean = (states.sum(1) / frames[:, None])[pairs]  # padded frames are zero
         embedding = nn.functional.normalize(self.projection(mean), dim=-1)
         similarity = embedding @ embedding.T / self.temperature
         diagonal = torch.eye(len(similarity), dtype=torch.bool, device=similarity.device)
@@ -131,7 +134,7 @@ class MaskedBatch:
     mask: Tensor
     masked: Targets
     unmasked: Targets
-    paired: bool  # crops 2 i and 2 i + 1 are of one utterance
+    pairs: Tensor  # rows of the utterance loss: 2 i and 2 i + 1 of it are of one utterance
     counts: Counts
 
     def to(self, device: torch.device) -> MaskedBatch:
@@ -140,12 +143,17 @@ class MaskedBatch:
         def move(one: Targets) -> Targets:
             return Targets(*(t.to(device, non_blocking=True) for t in one))
 
-        tensors = {key: getattr(self, key).to(device, non_blocking=True) for key in ("waveforms", "lengths", "mask")}
+        tensors = {
+            key: getattr(self, key).to(device, non_blocking=True) for key in ("waveforms", "lengths", "mask", "pairs")
+        }
         return replace(self, **tensors, masked=move(self.masked), unmasked=move(self.unmasked))
 
 
 def with_mask(batch: Batch, mask: Tensor, frames: Tensor, paired: bool) -> MaskedBatch:
-    """Return the batch with its mask and targets. mask: (batch, frames) bool; frames: (batch,)."""
+    """Return the batch with its mask and targets. mask: (batch, frames) bool; frames: (batch,).
+
+    paired: crops 2 i and 2 i + 1 are of one utterance. A crop whose partner could not be read is only predicted.
+    """
     labels = nn.functional.pad(batch.labels, (0, max(0, mask.shape[1] - batch.labels.shape[1])), value=-1)
     labels = labels[:, : mask.shape[1]].masked_fill(padding_mask(frames, mask.shape[1]), -1)
 
@@ -154,8 +162,9 @@ def with_mask(batch: Batch, mask: Tensor, frames: Tensor, paired: bool) -> Maske
         return Targets(indices, labels.flatten()[indices])
 
     masked, unmasked = targets_of(mask), targets_of(~mask)
-    counts = Counts(len(masked.indices), len(unmasked.indices), len(frames) * paired, int(frames.sum()))
-    return MaskedBatch(batch.waveforms, batch.lengths, mask, masked, unmasked, paired, counts)
+    pairs = batch.pairs() if paired else torch.zeros(0, dtype=torch.long)
+    counts = Counts(len(masked.indices), len(unmasked.indices), len(pairs), int(frames.sum()))
+    return MaskedBatch(batch.waveforms, batch.lengths, mask, masked, unmasked, pairs, counts)
 
 
 class ScaleGradient(torch.autograd.Function):
@@ -227,8 +236,8 @@ class HubertPretraining(nn.Module):
                 sums[f"accuracy_{name}"] = (guess == targets.label).sum() / total
                 if name == "masked":
                     sums["codewords"] = torch.bincount(guess, minlength=logits.shape[-1]) / total
-        if batch.paired and objective.utterance_weight and totals.crops:
-            utterance = self.utterance_head(states[objective.utterance_layer], frames)
+        if batch.counts.crops and objective.utterance_weight and totals.crops:
+            utterance = self.utterance_head(states[objective.utterance_layer], frames, batch.pairs)
             utterance = utterance * (batch.counts.crops / totals.crops)
             loss = loss + objective.utterance_weight * utterance
             sums["loss_utterance"] = utterance.detach()

@@ -51,9 +51,7 @@ class MaskedPrediction(AudioTask[MaskedBatch]):
 
     def prepare(self, batch: Batch, number: int) -> tuple[MaskedBatch, Tensor]:
         """Add the mask, which the seed and `number` determine."""
-        # A file that could not be read leaves a crop without its partner.
-        paired = self.views == 2 and batch.skipped == 0
-        masked = masked_batch(self.module, batch, seed=self.seed * 1_000_003 + number, paired=paired)
+        masked = masked_batch(self.module, batch, seed=self.seed * 1_000_003 + number, paired=self.views == 2)
         return masked, torch.tensor(masked.counts, dtype=torch.float64)
 
     def loss(self, prepared: MaskedBatch, totals: Tensor) -> tuple[Tensor, dict[str, Tensor]]:

@@ -14,7 +14,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from pretrain.training import distributed, state
+from pretrain.training import distributed, memory, state
 from pretrain.training.optimizers import LearningRates
 from pretrain.training.settings import TrainingSettings
 from pretrain.training.step_batch_norm import StepBatchNorm
@@ -73,8 +73,8 @@ def fit(
     them; all ranks start from rank 0's weights, and rank 0 logs and saves. validate: called on every rank before a
     state is saved, with the module that would be the result: the moving average, if there is one. Its values are logged
     under valid/. Raises UserError after `max_skipped` consecutive steps without audio or a finite gradient, and if the
-    GPU's memory is too small. On SIGTERM or Ctrl-C it saves the state of the last complete step and raises
-    SystemExit(143) or KeyboardInterrupt.
+    memory of the device or of the CPU is too small. On SIGTERM or Ctrl-C it saves the state of the last complete step
+    and raises SystemExit(143) or KeyboardInterrupt.
     """
     with contextlib.ExitStack() as stack:
         if distributed.rank() == 0:
@@ -89,6 +89,7 @@ def fit(
         bar = stack.enter_context(
             tqdm(total=steps, initial=run.step, desc=title, unit="step", mininterval=2.0, disable=not run.main)
         )
+        stack.enter_context(memory.explained(run.device, lambda: f"step {run.step} in {folder}"))
         batches = iter(task.batches(run.step))
         try:
             while run.step < steps:
@@ -114,11 +115,6 @@ def fit(
                             for name, value in measured.items():
                                 writer.add_scalar(f"valid/{name}", value, run.step)
                     run.save()
-        except torch.OutOfMemoryError as error:
-            raise UserError(
-                f"the memory of {run.device} is too small for step {run.step} in {folder}: lower micro_batch_seconds "
-                "or set checkpointing=true and run the same command again; the training resumes"
-            ) from error
         finally:
             del batches  # ends the processes that read audio
         run.finish()

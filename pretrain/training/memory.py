@@ -1,6 +1,9 @@
-"""Memory that a training needs, checked before it begins."""
+"""Memory that a training needs, checked before it begins, and the error if it runs out all the same."""
 
 from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -13,6 +16,26 @@ from upstreams.model import AudioEncoder
 
 # fp32: weight, gradient and AdamW's two moments. Muon has one moment less.
 BYTES_PER_WEIGHT = 16
+# What torch says in a RuntimeError if the CPU has no memory left, or if the system ended a process that reads audio.
+EXHAUSTED = ("can't allocate memory", "annot allocate memory", "not enough memory", "is killed by signal: Killed")
+
+
+@contextlib.contextmanager
+def explained(device: torch.device, place: Callable[[], str]) -> Iterator[None]:
+    """Raise UserError, which says what to lower, if the memory of the device or of the CPU runs out.
+
+    place: what needed the memory, asked only then.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        is_gpu = isinstance(error, torch.OutOfMemoryError)
+        if not (is_gpu or isinstance(error, MemoryError) or any(sign in str(error) for sign in EXHAUSTED)):
+            raise
+        raise UserError(
+            f"the memory of {device if is_gpu else 'the CPU'} is too small for {place()}: lower micro_batch_seconds or "
+            "workers, or set checkpointing=true, and run the same command again; the training resumes"
+        ) from error
 
 
 def check(config: ModelConfig, settings: TrainingSettings, device: torch.device, views: int) -> None:

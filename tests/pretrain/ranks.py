@@ -31,13 +31,13 @@ def main() -> None:
 
     own = slice(0, 1) if distributed.rank() == 0 else slice(1, 3)
     frames = float(student.model.frame_count(lengths).sum())
-    loss, _ = distillation_loss(student, teacher, Batch(waveforms[own], lengths[own], torch.zeros(0), 0), frames)
+    loss, _ = distillation_loss(student, teacher, Batch(waveforms[own], lengths[own], torch.zeros(0)), frames)
     loss.backward()
     distributed.all_reduce_gradients(list(student.parameters()))
     assert distributed.any_rank(distributed.rank() == 1) and not distributed.any_rank(False)
     assert distributed.broadcast(f"{distributed.rank()}") == "0"
 
-    loss, _ = distillation_loss(alone, teacher, Batch(waveforms, lengths, torch.zeros(0), 0))
+    loss, _ = distillation_loss(alone, teacher, Batch(waveforms, lengths, torch.zeros(0)))
     loss.backward()
     pairs = zip(student.named_parameters(), alone.parameters(), strict=True)
     wrong = [name for (name, p), q in pairs if p.grad is not None and not torch.allclose(p.grad, q.grad, atol=1e-9)]

@@ -21,4 +21,4 @@ def student_and_teacher(bits: str) -> tuple[ModelWithHead, ModelWithHead, Batch]
     student, _ = start_student(teacher, bits, DistillationSettings())
     waveforms, lengths = torch.randn(2, 12_000) * 0.1, torch.tensor([12_000, 7_000])
     calibrate(student.model, waveforms, lengths)
-    return student, teacher, Batch(waveforms, lengths, torch.zeros(0), 0)
+    return student, teacher, Batch(waveforms, lengths, torch.zeros(0))

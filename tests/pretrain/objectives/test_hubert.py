@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
-from pretrain.audio.data import Batch
-from pretrain.objectives.hubert import CodewordHead, HubertPretraining, Objective, UtteranceHead, with_mask
+from pretrain.audio.data import Batch, collate
+from pretrain.objectives.hubert import CodewordHead, Counts, HubertPretraining, Objective, UtteranceHead, with_mask
 from upstreams.config import preset
 from upstreams.formats import checkpoint
 from upstreams.frontend import padding_mask
@@ -39,7 +41,7 @@ def test_loss_equals_plain_loops() -> None:
     mask = torch.zeros(2, frames[0], dtype=torch.bool)
     mask[0, 2:9] = True
     mask[1, 1:4] = True
-    batch = Batch(waveforms, lengths, labels, 0)
+    batch = Batch(waveforms, lengths, labels)
     loss, _ = module(with_mask(batch, mask, torch.tensor(frames), paired=False))
 
     embedded, counts = model.embed(waveforms, lengths)
@@ -65,10 +67,10 @@ def test_padding_does_not_change_the_loss() -> None:
         frames = model.frame_count(lengths)
         longest = int(frames.max())
         labels, mask = torch.randint(0, 7, (2, longest)), torch.rand(2, longest) < 0.5
-        loss, _ = module(with_mask(Batch(waveforms, lengths, labels, 0), mask, frames, True))
+        loss, _ = module(with_mask(Batch(waveforms, lengths, labels), mask, frames, True))
         wide = torch.nn.functional.pad
         more = int(model.frame_count(torch.tensor(17_000))) - longest
-        batch = Batch(wide(waveforms, (0, 9000), value=0.3), lengths, wide(labels, (0, more)), 0)
+        batch = Batch(wide(waveforms, (0, 9000), value=0.3), lengths, wide(labels, (0, more)))
         padded, _ = module(with_mask(batch, wide(mask, (0, more), value=True), frames, True))
         torch.testing.assert_close(loss, padded)
 
@@ -87,7 +89,7 @@ def test_linear_heads_of_inner_layers_and_the_feature_penalty_equal_plain_loops(
     labels = torch.randint(0, 5, (2, int(frames.max())))
     mask = torch.zeros_like(labels, dtype=torch.bool)
     mask[:, 1:4] = True
-    loss, _ = module(with_mask(Batch(waveforms, lengths, labels, 0), mask, frames, paired=False))
+    loss, _ = module(with_mask(Batch(waveforms, lengths, labels), mask, frames, paired=False))
 
     front_end = model.front_end
     clean = waveforms.masked_fill(padding_mask(lengths, 4000), 0.0)
@@ -110,7 +112,7 @@ def test_linear_heads_of_inner_layers_and_the_feature_penalty_equal_plain_loops(
     scaled = weight.grad.clone()
     weight.grad = None
     module.objective = replace(objective, feature_gradient=1.0)
-    module(with_mask(Batch(waveforms, lengths, labels, 0), mask, frames, paired=False))[0].backward()
+    module(with_mask(Batch(waveforms, lengths, labels), mask, frames, paired=False))[0].backward()
     torch.testing.assert_close(scaled, weight.grad * 0.1)
 
 
@@ -120,4 +122,23 @@ def test_utterance_loss_is_low_for_crops_of_one_utterance() -> None:
     speaker = torch.randn(4, 1, 16) * 3
     frames = torch.full((8,), 10)
     states = speaker.repeat_interleave(2, 0) + 0.1 * torch.randn(8, 10, 16)
-    assert head(states, frames) < 0.2 < head(states[[0, 2, 4, 6, 1, 3, 5, 7]], frames)
+    pairs = torch.arange(8)
+    assert head(states, frames, pairs) < 0.2 < head(states, frames, pairs[[0, 2, 4, 6, 1, 3, 5, 7]])
+
+
+def test_a_crop_that_cannot_be_read_takes_only_its_partner_out_of_the_utterance_loss() -> None:
+    torch.manual_seed(0)
+    module = HubertPretraining(checkpoint.build(preset("sparseformer_dn_mini")), 7, Objective()).eval()
+    audio = [(torch.randn(n).numpy() * 0.1, torch.arange(20).numpy() % 7) for n in (9000, 8000, 7000, 6400, 9000, 8000)]
+
+    def measured(items: Sequence[tuple[np.ndarray, np.ndarray] | None]) -> tuple[Counts, dict[str, torch.Tensor]]:
+        batch = collate(list(items))
+        frames = module.model.frame_count(batch.lengths)
+        masked = with_mask(batch, torch.zeros(len(frames), int(frames.max()), dtype=torch.bool), frames, paired=True)
+        return masked.counts, module(masked)[1]
+
+    broken, lost = measured([*audio[:2], None, *audio[3:]])
+    whole, kept = measured([*audio[:2], *audio[4:]])
+    assert broken.crops == whole.crops == 4 and broken.frames > whole.frames
+    torch.testing.assert_close(lost["loss_utterance"], kept["loss_utterance"], atol=1e-4, rtol=0)
+    assert measured([audio[0], None])[0].crops == 0 and "loss_utterance" not in measured([audio[0], None])[1]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -56,6 +58,31 @@ def test_steps_without_a_finite_gradient_are_skipped_and_counted(tmp_path: Path)
     assert [e.value for e in events.Scalars("skipped_steps")] == [0, 3, 3]
     remove_states_after(tmp_path, 10)
     assert equal(Toy(replace(SETTINGS, max_skipped=4), nan_steps=range(7, 10)).run(tmp_path), skipped)
+
+
+@pytest.mark.parametrize("allocate", [lambda: torch.empty(1 << 60), lambda: np.empty(1 << 58)])
+def test_a_cpu_without_memory_ends_in_one_sentence_and_the_run_resumes(
+    allocate: Callable[[], object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = Toy(SETTINGS).run(tmp_path / "whole")
+    loss, calls = Toy.loss, [0]
+
+    def greedy(toy: Toy, prepared: torch.Tensor, totals: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        calls[0] += 1
+        if calls[0] == 1 + 7 * SETTINGS.micro_batches:
+            allocate()
+        return loss(toy, prepared, totals)
+
+    monkeypatch.setattr(Toy, "loss", greedy)
+    with pytest.raises(UserError, match=r"the memory of the CPU is too small for step 7 .* lower micro_batch_seconds"):
+        Toy(SETTINGS).run(tmp_path / "again")
+    assert equal(Toy(SETTINGS).run(tmp_path / "again"), whole)
+
+
+def test_other_errors_of_a_step_stay_what_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Toy, "loss", lambda *_: torch.ones(2) @ torch.ones(3))
+    with pytest.raises(RuntimeError, match="size"):
+        Toy(SETTINGS).run(tmp_path)
 
 
 def test_too_many_consecutive_skipped_steps_stop_the_training(tmp_path: Path) -> None:
