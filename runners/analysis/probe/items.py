@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
-from upstreams.s3prl.text_files import read_lines
 
 from runners.corpora import phones
 from runners.corpora.check.fluent_commands import SLOTS
@@ -19,6 +18,7 @@ from runners.corpora.mini.speech_commands import split_of
 from runners.corpora.published import KEYWORDS, NOISE
 from runners.tasks import TASKS, task_config
 from upstreams.errors import UserError, nearest
+from upstreams.files import universal_lines
 from upstreams.s3prl import compat as s3prl_compat  # noqa: F401  (makes torchaudio importable)
 from upstreams.s3prl.audio import apply_effects_file, load_mono
 from upstreams.s3prl.ctc_corpus import librispeech_names
@@ -117,7 +117,9 @@ def _speakers(datarc: Mapping[str, Any], split: str) -> list[tuple[Path, Labels]
     listing = existing_file(Path(datarc["meta_data"]), prepared_for="sid")
     in_test = {speaker.name for speaker in existing_folder(root / "test" / "wav").iterdir()}
     number = "123"[("train", "dev").index(split)]
-    rows = [row for row in map(str.split, read_lines(listing)) if len(row) == 2 and row[0] == number]
+    rows = [
+        row for row in map(str.split, universal_lines(listing, skip_mark=True)) if len(row) == 2 and row[0] == number
+    ]
     speakers = [(name, name.partition("/")[0]) for _, name in rows]
     return [(root / ("test" if s in in_test else "dev") / "wav" / name, (s,)) for name, s in speakers]
 
