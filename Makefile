@@ -17,7 +17,7 @@ binary := $(checkpoints)/sparseformer_dn_mini_w1a1.safetensors
 transformer := $(checkpoints)/transformer_mini.safetensors
 evaluate := SUPERBIT_CHECKPOINTS=$(checkpoints) $(superbit) evaluate superb_mini \
 	--corpora $(CORPORA) --out $(OUT) --seed $(SEED)
-kernel := $(wildcard $(addprefix upstreams/packed/kernel/,*.h *.cpp arch/*.h arch/*.cpp))
+kernel := $(wildcard $(addprefix upstreams/packed/,engine/*.h engine/*.cpp kernel/*.h kernel/*.cpp kernel/arch/*.h kernel/arch/*.cpp))
 train := --manifest $(manifest) --out $(OUT) --seed $(SEED)
 
 .PHONY: superb float-cells install test test-slow check architecture

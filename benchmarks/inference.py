@@ -38,32 +38,26 @@ from upstreams.config import SAMPLE_RATE
 from upstreams.errors import UserError
 from upstreams.files import json_text
 from upstreams.packed import kernels
-from upstreams.packed.linear import ONE_BIT, BinaryLinear, LayerTensors
-from upstreams.packed.native import LEVELS, Native
+from upstreams.packed.library import LEVELS, call
 
 PEAK_ROUNDS = 2_000_000
 OPERATIONS = 12 * 16 * 32 * 2  # of a peak round: XOR and popcount, counted as multiplication and addition
 
 
-def kernel_figures(kernel: Native) -> dict[str, float]:
+def kernel_figures(level: str) -> dict[str, float]:
     """Return the speed in GOP/s of the 1-bit product 768 -> 3072 of 1000 rows; with AVX-512 also the popcount peak."""
-    rng = np.random.default_rng(0)
-    codes = rng.integers(0, 256, (3072, 96), dtype=np.uint8)
-    floats = np.ones(3072, np.float32)
-    one = np.ones((), np.float32)
-    layer = BinaryLinear(LayerTensors(ONE_BIT, 768, codes, floats, floats, one, np.zeros(768, np.float32), False))
-    bits = layer.binarize(rng.standard_normal((1000, 768)).astype(np.float32), kernel)
-    limit = np.full(3072, 384, np.int32)
+    kinds = ["float output", "bit output", *(["popcount peak"] if level == "avx512" else [])]
+    rounds = {"popcount peak": PEAK_ROUNDS}
+
+    def run(kind: str, number: int) -> None:
+        call("measure", level.encode(), number, rounds.get(kind, 1))
+
     functions: dict[str, Callable[[], object]] = {
-        "float output": lambda: layer.floats(bits, kernel),
-        "bit output": lambda: kernel.binary_to_bits(bits, layer.weights, 3072, limit),
+        kind: functools.partial(run, kind, number) for number, kind in enumerate(kinds)
     }
-    has_peak = kernel.level == LEVELS.index("avx512")
-    if has_peak:
-        functions["popcount peak"] = lambda: kernel.popcount_peak(PEAK_ROUNDS)
     seconds = interleaved(functions, repeats=31)
-    figures = {name: 2 * 768 * 3072 * 1000 / seconds[name] / 1e9 for name in ("float output", "bit output")}
-    if has_peak:
+    figures = {name: 2 * 768 * 3072 * 1000 / seconds[name] / 1e9 for name in kinds[:2]}
+    if "popcount peak" in seconds:
         figures["popcount peak"] = PEAK_ROUNDS * OPERATIONS / seconds["popcount peak"] / 1e9
     return figures
 
@@ -139,7 +133,7 @@ def main() -> None:
     level = kernels.chosen()
     figures: dict[str, float] = {}
     if level in LEVELS and (not arguments.only or "kernel" in arguments.only):
-        figures = kernel_figures(Native.at(level))
+        figures = kernel_figures(level)
         text = ", ".join(f"{name} {value:.0f} GOP/s" for name, value in figures.items())
         print(f"1-bit product, 768 -> 3072, 1000 rows, {level}: {text}")
     rows: list[Row] = []

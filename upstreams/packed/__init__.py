@@ -1,4 +1,4 @@
-"""Inference on packed bits: a native kernel, its twins in numba and torch, packed files, and a runtime without torch.
+"""Inference on packed bits: a native kernel, its twin in torch, packed files, and a runtime without torch.
 
 This package, its `runtime` and its `streaming` import no torch.
 """

@@ -5,7 +5,6 @@ Only `packed_module` reads the modules of upstreams/quantization.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,24 +12,12 @@ import torch
 from torch import nn
 
 from upstreams.config import ModelConfig
-from upstreams.encoders.attention import Attention
-from upstreams.encoders.feed_forward import FeedForward
-from upstreams.encoders.positions import ConvPositions
-from upstreams.encoders.sparseformer import LocalAttention
 from upstreams.errors import UserError
 from upstreams.files import sha256
 from upstreams.formats import checkpoint
 from upstreams.model import AudioEncoder
 from upstreams.packed import file
-from upstreams.packed.blocks import (
-    PackedAttention,
-    PackedAudioEncoder,
-    PackedFeedForward,
-    PackedLocalAttention,
-    PackedPositions,
-    layer_table,
-    stored_tensors,
-)
+from upstreams.packed.model import PackedAudioEncoder, layer_table, stored_tensors
 from upstreams.packed.modules import PackedConv1d, PackedLayer, PackedLinear, PackedMatmul, pack_codes
 from upstreams.quantization.modules import QuantConv1d, QuantLinear, QuantMatmul
 from upstreams.quantization.quantizers import ActivationQuantizer, WeightBinarizer, WeightQuantizer
@@ -71,14 +58,6 @@ def packed_module(module: QuantLinear | QuantConv1d | QuantMatmul) -> nn.Module:
     return packed
 
 
-BLOCKS: dict[type[nn.Module], Callable[[Any], nn.Module]] = {
-    FeedForward: PackedFeedForward,
-    Attention: PackedAttention,
-    LocalAttention: PackedLocalAttention,
-    ConvPositions: PackedPositions,
-}
-
-
 def pack(model: AudioEncoder) -> PackedAudioEncoder:
     """Return the packed twin of a quantized model, in eval mode.
 
@@ -98,9 +77,6 @@ def pack(model: AudioEncoder) -> PackedAudioEncoder:
         found = True
     if not found:
         raise UserError(f"{model.config.name} is not quantized ({model.config.bits}): run `superbit quantize` first")
-    for name, module in list(model.named_modules()):
-        if type(module) in BLOCKS:
-            _replace(model, name, BLOCKS[type(module)](module))
     return PackedAudioEncoder(model).eval()
 
 

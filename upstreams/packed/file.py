@@ -42,7 +42,7 @@ class PackedFile:
     path: Path
     config: ModelConfig
     layers: dict[str, Layer]  # quantized layers and attention products by name
-    tensors: FileTensors | MemoryTensors
+    tensors: FileTensors
     provenance: dict[str, Any]
 
 
@@ -50,13 +50,28 @@ def write(
     path: Path, config: ModelConfig, layers: dict[str, Layer], tensors: Arrays, provenance: dict[str, Any]
 ) -> None:
     """Write a packed model's tensors, which must be uint8 or float32."""
-    listed = {name: {"bits": str(layer.bits), "signed": layer.signed} for name, layer in layers.items()}
-    metadata = {"format": FORMAT, "config": dataclasses.asdict(config), "layers": listed, "provenance": provenance}
-    metadata["checksum"] = _checksum(tensors, metadata)
     from safetensors.numpy import save_file
 
     with atomic_write(path) as temporary:
-        save_file(dict(tensors), temporary, metadata={PACKED: json.dumps(metadata)})
+        save_file(dict(tensors), temporary, metadata=_metadata(config, layers, tensors, provenance))
+
+
+def to_bytes(
+    config: ModelConfig, layers: dict[str, Layer], tensors: Arrays, provenance: dict[str, Any]
+) -> bytes:
+    """Return the file that `write` would write."""
+    from safetensors.numpy import save
+
+    return save(dict(tensors), metadata=_metadata(config, layers, tensors, provenance))
+
+
+def _metadata(
+    config: ModelConfig, layers: dict[str, Layer], tensors: Arrays, provenance: dict[str, Any]
+) -> dict[str, str]:
+    listed = {name: {"bits": str(layer.bits), "signed": layer.signed} for name, layer in layers.items()}
+    metadata = {"format": FORMAT, "config": dataclasses.asdict(config), "layers": listed, "provenance": provenance}
+    metadata["checksum"] = _checksum(tensors, metadata)
+    return {PACKED: json.dumps(metadata)}
 
 
 class FileTensors(Mapping[str, NDArray[Any]]):
@@ -127,18 +142,6 @@ class FileTensors(Mapping[str, NDArray[Any]]):
     def dtype(self, name: str) -> np.dtype[Any]:
         """Return the type of a tensor without reading it."""
         return self._entries[name][0]
-
-
-class MemoryTensors(dict[str, NDArray[Any]]):
-    """Tensors in memory, with the interface of FileTensors."""
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        """Return the shape of a tensor."""
-        return self[name].shape
-
-    def dtype(self, name: str) -> np.dtype[Any]:
-        """Return the type of a tensor."""
-        return self[name].dtype
 
 
 def is_packed(path: Path) -> bool:

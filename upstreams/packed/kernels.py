@@ -1,25 +1,23 @@
-"""The choice of the kernel: native at a level of this processor, numba for w1a1, or torch. Imports no torch.
+"""The choice of the kernel: native at a level of this processor, or torch. Imports no torch.
 
-The environment variable SUPERBIT_KERNEL=avx512|avx2|scalar|numba|torch selects one.
+The environment variable SUPERBIT_KERNEL=avx512|avx2|neon_dot|neon|scalar|torch selects one.
 """
 
 from __future__ import annotations
 
 import functools
-import importlib.util
 import os
 import sys
 
 from upstreams.errors import UserError, nearest
-from upstreams.packed.native import LEVELS, missing_reason, native_levels
+from upstreams.packed.library import LEVELS, levels, missing_reason
 
 VARIABLE = "SUPERBIT_KERNEL"
 
 
 def available() -> tuple[str, ...]:
     """Return the names of the kernels that this machine can use, best first; torch is the last."""
-    numba = ("numba",) if importlib.util.find_spec("numba") else ()
-    return (*native_levels(), *numba, "torch")
+    return (*levels(), "torch")
 
 
 def chosen() -> str:
@@ -30,12 +28,12 @@ def chosen() -> str:
 @functools.cache
 def chosen_by(variable: str | None) -> str:
     """Return the kernel for a value of SUPERBIT_KERNEL; None: unset, which selects the best one."""
-    choices = (*LEVELS, "numba", "torch")
+    choices = (*LEVELS, "torch")
     here = available()
     if variable is None:
-        if not native_levels():
+        if not levels():
             print(
-                f"superbit: {missing_reason()}; {here[0]} computes 1-bit products instead. "
+                f"superbit: {missing_reason()}; torch computes packed models instead. "
                 "Reinstall superbit with a C++ compiler for the fast kernel",
                 file=sys.stderr,
             )

@@ -1,23 +1,17 @@
-"""Packed layers as torch modules, with the names of the float layers. They have no gradient.
+"""Packed layers as torch modules, with the names of the float layers: the twin of the compiled runtime.
 
-On a CPU in float32 they call the native kernel if there is one, or numba's for w1a1. Otherwise they unpack their
-weights and multiply in torch, with the same whole numbers as results.
+They unpack their weights and multiply in torch, with the same whole numbers as results. They have no gradient.
 """
 
 from __future__ import annotations
 
 import functools
 import math
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from upstreams.packed import kernels
 from upstreams.packed.codes import code_bytes, unpack_codes
-from upstreams.packed.derived import Derived
-from upstreams.packed.linear import NATIVE, ONE_BIT, LayerTensors, Linear
-from upstreams.packed.native import LEVELS, Native
 from upstreams.quantization.levels import whole_numbers
 from upstreams.quantization.spec import Bits
 
@@ -29,18 +23,6 @@ def pack_codes(whole: Tensor, bits: int) -> Tensor:
     each = 8 // bits
     codes = nn.functional.pad(codes, (0, -codes.shape[1] % each)).unflatten(1, (-1, each))
     return (codes << (torch.arange(each, device=codes.device, dtype=torch.uint8) * bits)).sum(2, dtype=torch.uint8)
-
-
-def native_kernel(x: Tensor) -> Native | None:
-    """Return the native kernel with torch's number of threads, or None if torch must compute on x."""
-    if kernels.chosen() not in LEVELS or x.device.type != "cpu" or x.dtype != torch.float32:
-        return None
-    return Native.at(kernels.chosen(), torch.get_num_threads())
-
-
-def rows_of(x: Tensor) -> Any:
-    """Return (..., channels) as a contiguous numpy array (rows, channels)."""
-    return x.detach().reshape(-1, x.shape[-1]).contiguous().numpy()
 
 
 @functools.cache
@@ -86,28 +68,12 @@ class PackedLinear(PackedLayer):
 
     def __init__(self, inputs: int, outputs: int, bits: Bits, per_channel: bool, signed: bool) -> None:
         super().__init__(outputs, inputs, inputs, bits, per_channel, signed)
-        self._native: Derived[Linear] = Derived()
-
-    def tensors(self) -> LayerTensors:
-        """Return the tensors as numpy arrays."""
-        alpha, beta = (None if t is None else t.numpy() for t in (self.alpha, self.beta))
-        codes, scale, bias = self.codes.numpy(), self.weight_scale.numpy(), self.bias.numpy()
-        return LayerTensors(self.bits, self.columns, codes, scale, bias, alpha, beta, not self.signed)
 
     @torch.no_grad()
     def forward(self, x: Tensor) -> Tensor:
         """(..., inputs) -> (..., outputs)."""
-        kernel = native_kernel(x)
-        if kernel is not None and self.bits in NATIVE:
-            native = self._native.of(self, lambda: NATIVE[self.bits](self.tensors()))
-            return torch.from_numpy(native(rows_of(x), kernel)).unflatten(0, x.shape[:-1])
         whole, alpha = self.quantized_input(x)
-        if self.bits == ONE_BIT and kernels.chosen() == "numba" and x.device.type == "cpu":
-            from upstreams.packed.numba_kernel import product
-
-            sums = torch.from_numpy(product(rows_of(whole), self.codes.numpy(), self.signed)).to(x.dtype)
-            sums = sums.unflatten(0, x.shape[:-1])
-        elif self.bits.activation <= 8 and x.device.type == "cpu" and _has_fast_int8():
+        if self.bits.activation <= 8 and x.device.type == "cpu" and _has_fast_int8():
             sums = self._int8_sums(whole.reshape(-1, self.columns)).to(x.dtype).unflatten(0, x.shape[:-1])
         else:
             sums = nn.functional.linear(whole, self.weight().to(x.dtype))
@@ -166,11 +132,6 @@ class PackedMatmul(nn.Module):
         self.bits = bits
         for name in ("query", "key", "value", "probability"):
             self.register_buffer(name, torch.ones(()))
-
-    def scales(self, dim: int) -> tuple[float, float, float]:
-        """Return the scales of scores (for heads of width `dim`), of probabilities and of the context."""
-        query, key, value, probability = (float(t) for t in (self.query, self.key, self.value, self.probability))
-        return query * key / math.sqrt(dim), probability, value * probability
 
     @torch.no_grad()
     def forward(self, query: Tensor, key: Tensor, value: Tensor, visible: Tensor, bias: Tensor | None = None) -> Tensor:

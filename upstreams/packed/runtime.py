@@ -1,4 +1,4 @@
-"""Run a packed file with numpy and the native kernel alone: for devices. Imports no torch.
+"""Run a packed file with numpy and the compiled runtime alone: for devices. Imports no torch.
 
 from upstreams.packed.runtime import Runtime
 
@@ -8,113 +8,103 @@ hidden_states = runtime(waveform)  # 16 kHz, mono, in [-1, 1]
 
 from __future__ import annotations
 
+import ctypes
+import json
 import os
+import threading
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from upstreams.config import ModelConfig
+from upstreams.config import ModelConfig, from_dict
 from upstreams.errors import UserError
-from upstreams.packed import file, kernels
-from upstreams.packed.encoder import Block, Norm, Positions, activation
-from upstreams.packed.layout import Floats
-from upstreams.packed.linear import FloatLinear
-from upstreams.packed.log_mel import FrontEnd
-from upstreams.packed.native import LEVELS, MAX_THREADS, Native, release_memory
-from upstreams.packed.tensors import TensorReader
-
-
-def is_supported(config: ModelConfig) -> bool:
-    """True if the runtime has the encoder and the front-end of `config`."""
-    return config.encoder.kind in ("transformer", "sparseformer") and config.front_end.kind == "log_mel"
+from upstreams.packed import kernels
+from upstreams.packed.library import LEVELS, MAX_THREADS, Floats, Model, Session, address, call
 
 
 class Runtime:
-    """A packed model.
+    """A packed model. Python threads may share it: their calls run one after the other.
 
-    packed: path or contents of a packed file. threads: of the native kernel. Raises UserError if the file is invalid,
-    if no native kernel is selected, or if the model needs torch: Conformers, Squeezeformers and waveform front-ends.
+    packed: path of a packed file, or a model that is already loaded. threads: of the kernel. Raises UserError if the
+    file is invalid, and if no native kernel is selected.
     """
 
-    def __init__(self, packed: str | os.PathLike[str] | file.PackedFile, threads: int = 1) -> None:
-        if not isinstance(packed, file.PackedFile):
-            packed = file.read(Path(packed))
+    def __init__(self, packed: str | os.PathLike[str] | Model, threads: int = 1) -> None:
         level = kernels.chosen()
         if level not in LEVELS:
             raise UserError(
                 f"the runtime without torch needs the compiled kernel, but the selected kernel is {level}; "
                 f"reinstall superbit with a C++ compiler or unset {kernels.VARIABLE}"
             )
-        if not is_supported(packed.config):
-            model = f"a {packed.config.encoder.kind} with a {packed.config.front_end.kind} front-end"
-            raise UserError(
-                f"{packed.path} holds {model}: without torch only log-mel Transformers and Sparseformers run"
-            )
         if type(threads) is not int or threads < 1:
             raise UserError(f"threads is {threads!r}, but must be a whole number >= 1")
-        self.kernel = Native.at(level, min(threads, MAX_THREADS))
-        self.config = packed.config
-        self._build(TensorReader(packed), packed.config)
-        release_memory()
-
-    def _build(self, tensors: TensorReader, config: ModelConfig) -> None:
-        encoder = config.encoder
-        self.front_end = FrontEnd(tensors, config)
-        self.positions = Positions(tensors, encoder) if encoder.positions == "conv" else None
-        self.input_norm = Norm(tensors, "encoder.input_norm") if encoder.norm == "post" else None
-        self.blocks = [
-            Block(tensors, f"encoder.blocks.{n}", encoder, activation(config, tensors, f"encoder.blocks.{n}"))
-            for n in range(encoder.layers)
-        ]
-        self.norm = Norm(tensors, "encoder.norm") if encoder.norm == "pre" else None
-        self.rotation: FloatLinear | None = None
-        if config.output_map:
-            self.mean = tensors.take("output_mean")
-            self.std = tensors.take("output_std")
-            rotation = tensors.take("output_rotation")
-            self.rotation = FloatLinear(np.ascontiguousarray(rotation.T), np.zeros(encoder.dim, np.float32))
+        self.model = packed if isinstance(packed, Model) else Model(Path(packed))
+        self.config = from_dict(ModelConfig, json.loads(self.model.config), "the configuration")
+        self.session = Session(self.model, min(threads, MAX_THREADS), level)
+        self.lock = threading.Lock()
 
     def frame_count(self, samples: int) -> int:
         """Return the number of frames of an utterance of `samples` samples."""
-        return self.front_end.frame_count(samples)
+        return self.model.frame_count(samples)
 
     def __call__(self, waveform: ArrayLike, layers: int | None = None) -> list[Floats]:
         """(samples,) at 16 kHz in [-1, 1] -> layers + 1 hidden states (frames, dim), equal to the torch model's.
 
         layers: number of blocks to run, None for all. Raises UserError on an invalid or empty waveform.
         """
-        samples = checked_waveform(waveform)
-        if len(samples) == 0:
-            raise UserError("the waveform is empty: give at least one sample")
-        return self.encode(self.front_end(samples, self.kernel), layers)
+        return list(self.batch([waveform], layers)[0])
+
+    def batch(self, waveforms: Sequence[ArrayLike], layers: int | None = None) -> list[Floats]:
+        """Return the hidden states (layers + 1, frames, dim) of each waveform. The threads share the waveforms."""
+        samples = [_speech(waveform) for waveform in waveforms]
+        layers = self.config.encoder.blocks_to_run(layers)
+        states = [self._states(self.frame_count(len(one)), layers) for one in samples]
+        self.run(samples, layers, states)
+        return states
+
+    def run(self, samples: Sequence[Floats], layers: int, states: Sequence[Floats]) -> None:
+        """Compute the hidden states of valid waveforms into arrays (layers + 1, frames, dim)."""
+        count = len(samples)
+        inputs = (ctypes.c_void_p * count)(*(address(one) for one in samples))
+        lengths = (ctypes.c_int64 * count)(*(len(one) for one in samples))
+        outputs = (ctypes.c_void_p * count)(*(address(one) for one in states))
+        with self.lock:
+            call("forward_batch", self.session.handle, count, inputs, lengths, layers, outputs)
+
+    def weighted_sum(self, waveform: ArrayLike, weights: ArrayLike) -> Floats:
+        """Return the sum of all hidden states times `weights` (layers + 1,), (frames, dim)."""
+        samples, factors = _speech(waveform), np.ascontiguousarray(weights, np.float32)
+        if factors.shape != (self.config.encoder.layers + 1,):
+            raise UserError(f"weights have shape {factors.shape}, but must be ({self.config.encoder.layers + 1},)")
+        out = self._states(self.frame_count(len(samples)), 0)[0]
+        with self.lock:
+            call(
+                "weighted_sum", self.session.handle, address(samples), len(samples), address(factors), address(out)
+            )
+        return out
+
+    def front_end(self, waveform: ArrayLike) -> Floats:
+        """Return the encoder's input (frames, dim)."""
+        samples = _speech(waveform)
+        out = self._states(self.frame_count(len(samples)), 0)[0]
+        with self.lock:
+            call("front_end", self.session.handle, address(samples), len(samples), address(out))
+        return out
 
     def encode(self, x: Floats, layers: int | None = None) -> list[Floats]:
         """The front-end's output (frames, dim) -> layers + 1 hidden states."""
         layers = self.config.encoder.blocks_to_run(layers)
-        x = self.embed(x)
-        states = [self.exported(0, x)]
-        for layer, block in enumerate(self.blocks[:layers], 1):
-            x = block(x, self.kernel)
-            states.append(self.exported(layer, x))
-        return states
+        if x.ndim != 2 or x.shape[1] != self.config.encoder.dim or len(x) == 0:
+            raise UserError(f"frames have shape {x.shape}, but must be (frames, {self.config.encoder.dim})")
+        frames, states = np.ascontiguousarray(x, np.float32), self._states(len(x), layers)
+        with self.lock:
+            call("encode", self.session.handle, address(frames), len(frames), layers, address(states))
+        return list(states)
 
-    def embed(self, x: Floats) -> Floats:
-        """The front-end's output -> the first block's input, both (frames, dim)."""
-        if self.positions is not None:
-            padding = self.positions.before, self.positions.after
-            x = x + self.positions(np.pad(x, (padding, (0, 0))), self.kernel, padding)
-        return x if self.input_norm is None else self.input_norm(x, self.kernel)
-
-    def exported(self, layer: int, state: Floats) -> Floats:
-        """Return hidden state `layer` as the model exports it: the last one normalised, all with the output map."""
-        if layer == len(self.blocks) and self.norm is not None:
-            state = self.norm(state, self.kernel)
-        if self.rotation is None:
-            return state
-        x = state - self.mean[layer]
-        x /= self.std[layer]
-        return self.rotation(x, self.kernel)
+    def _states(self, frames: int, layers: int) -> Floats:
+        return np.empty((layers + 1, frames, self.config.encoder.dim), np.float32)
 
 
 def checked_waveform(waveform: ArrayLike) -> Floats:
@@ -122,6 +112,15 @@ def checked_waveform(waveform: ArrayLike) -> Floats:
     samples = np.asarray(waveform)
     if samples.ndim != 1 or not np.issubdtype(samples.dtype, np.floating):
         raise UserError(f"a waveform must be floating point of shape (samples,), not {samples.dtype} {samples.shape}")
-    if not np.isfinite(samples).all():
+    with np.errstate(over="ignore"):
+        single = np.ascontiguousarray(samples, np.float32)
+    if not np.isfinite(single).all():
         raise UserError("the waveform holds NaN or infinite samples")
-    return np.ascontiguousarray(samples, np.float32)
+    return single
+
+
+def _speech(waveform: ArrayLike) -> Floats:
+    samples = checked_waveform(waveform)
+    if len(samples) == 0:
+        raise UserError("the waveform is empty: give at least one sample")
+    return samples

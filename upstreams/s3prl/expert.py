@@ -12,7 +12,7 @@ from torch.nn.utils.rnn import pad_sequence
 from upstreams.errors import UserError
 from upstreams.model import AudioEncoder
 from upstreams.packed import convert
-from upstreams.packed.blocks import PackedAudioEncoder
+from upstreams.packed.model import PackedAudioEncoder
 from upstreams.quantization.modules import QuantConv1d, QuantLinear
 from upstreams.quantization.quantizers import Quantizer, WeightQuantizer
 

@@ -10,11 +10,11 @@ from upstreams.config import ModelConfig, QuantizationConfig, preset
 from upstreams.formats import checkpoint
 from upstreams.model import AudioEncoder
 from upstreams.packed import kernels
-from upstreams.packed.native import LEVELS
+from upstreams.packed.library import LEVELS
 from upstreams.quantization.convert import calibrate
 from upstreams.quantization.quantizers import ActivationQuantizer
 
-# False if the package was built without a compiler, or if SUPERBIT_KERNEL selects numba or torch.
+# False if the package was built without a compiler, or if SUPERBIT_KERNEL selects torch.
 HAS_NATIVE = kernels.chosen() in LEVELS
 
 

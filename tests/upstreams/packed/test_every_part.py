@@ -13,7 +13,7 @@ from torch import nn
 from tests.upstreams.packed.every_part import COVERING, EVERY, Part
 from tests.upstreams.packed.models import HAS_NATIVE, noise, quantized
 from upstreams.packed import convert, kernels
-from upstreams.packed.runtime import Runtime, is_supported
+from upstreams.packed.runtime import Runtime
 from upstreams.quantization.convert import kinds
 from upstreams.quantization.modules import QuantConv1d, QuantLinear, QuantMatmul
 
@@ -37,7 +37,7 @@ def test_float_activations_packed_equal_the_quantized_model(
         monkeypatch.setenv(kernels.VARIABLE, kernel)
         for ours, expected in zip(packed(waveforms, lengths), reference, strict=True):
             torch.testing.assert_close(ours, expected, atol=1e-3, rtol=1e-3)
-    if HAS_NATIVE and is_supported(packed.config):
+    if HAS_NATIVE:
         ours = Runtime(path)(waveforms[0].numpy())
         for state, expected in zip(ours, reference, strict=True):
             np.testing.assert_allclose(state, expected[0], atol=1e-3, rtol=1e-3)
@@ -72,5 +72,5 @@ def test_quantized_activations_packed_equal_each_quantized_module(part: Part, tm
     assert seen == set(quantized_modules)
     states = packed(waveforms, lengths)
     assert [s.shape for s in states] == [s.shape for s in expected] and all(s.isfinite().all() for s in states)
-    if HAS_NATIVE and is_supported(packed.config):
+    if HAS_NATIVE:
         assert all(np.isfinite(state).all() for state in Runtime(path)(waveforms[0].numpy()))

@@ -6,8 +6,8 @@
 #include <cstring>
 
 #include "affine.h"
-#include "floats.h"
 #include "platform.h"
+#include "scratch.h"
 
 namespace superbit {
 
@@ -60,22 +60,6 @@ struct Binary {
 
 }  // namespace generic
 
-struct Binarize {
-    const f32* values;
-    i64 columns;
-    const f32* shift;
-    float threshold;
-    bool strict;
-    u32* bits;
-
-    template <class Arch>
-    INLINE void run(i64 begin, i64 end) const {
-        reject_nan<Arch>(values + begin * columns, (end - begin) * columns);
-        for (i64 row = begin; row < end; ++row)
-            Arch::pack(values + row * columns, columns, shift, threshold, strict, bits + row * words_of(columns));
-    }
-};
-
 struct BinaryProduct {
     const u32* bits;
     i64 words;
@@ -121,7 +105,7 @@ struct BinaryToFloats {
     f32* out;
 
     template <class Arch>
-    INLINE void run(i64 begin, i64 end) const {
+    INLINE void run(i64 begin, i64 end, Scratch&) const {
         product.for_each_tile<Arch>(begin, end, [&](i64 row, i64 block, int group, const int32_t* counts) ALWAYS {
             i64 output = block * LANES, outputs = std::min<i64>(group * LANES, product.outputs - output);
             f32* to = out + row * product.outputs + output;
@@ -137,7 +121,7 @@ struct BinaryToBits {
     u32* out;
 
     template <class Arch>
-    INLINE void run(i64 begin, i64 end) const {
+    INLINE void run(i64 begin, i64 end, Scratch&) const {
         i64 out_words = (product.blocks + 1) / 2;
         if (product.blocks % 2)
             for (i64 row = begin; row < end; ++row) out[row * out_words + out_words - 1] = 0;
@@ -156,7 +140,7 @@ struct PopcountPeak {
     u32* sink;
 
     template <class Arch>
-    INLINE void run(i64 begin, i64 end) const {
+    INLINE void run(i64 begin, i64 end, Scratch&) const {
         *sink = Arch::popcount_peak(end - begin);
     }
 };

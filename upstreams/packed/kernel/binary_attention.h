@@ -3,7 +3,6 @@
 #pragma once
 
 #include <algorithm>
-#include <vector>
 
 #include "platform.h"
 #include "window.h"
@@ -20,43 +19,59 @@ struct BinaryAttention {
     f32* out;           // (batch, queries, heads, dim)
 
     template <class Arch>
-    INLINE void run(i64 begin, i64 end) const {
+    INLINE void run(i64 begin, i64 end, Scratch& scratch) const {
         const i64 queries = window.queries, keys = window.keys, heads = window.heads, dim = window.dim;
         const i64 words = words_of(dim), channels = words * 32, key_words = words_of(keys), padded = key_words * 32;
-        std::vector<uint32_t> k(words * padded), v(key_words * channels), selected(key_words);
-        std::vector<float> score(padded);
-        std::vector<uint32_t> sum(channels), count(padded);
+        uint32_t *k = scratch.take<uint32_t>(words * padded), *v = scratch.take<uint32_t>(key_words * channels);
+        uint32_t *selected = scratch.take<uint32_t>(key_words), *sum = scratch.take<uint32_t>(channels);
+        uint32_t* count = scratch.take<uint32_t>(padded);
+        float *score = scratch.take<float>(padded), *tile = scratch.take<float>(Window::ROWS * window.tile_width());
         // exp(score - highest score) by the number of additional differing bits
-        std::vector<float> table(std::max<i64>(64, dim + 1));
+        const i64 entries = std::max<i64>(64, dim + 1);
+        float* table = scratch.take<float>(entries);
+        std::fill(table, table + entries, 0.0f);
         for (i64 n = 0; n <= dim; ++n) table[n] = exponential(-2.0f * score_scale * float(n));
         for (i64 item = begin; item < end; ++item) {
             i64 batch = item / heads, head = item % heads;
             auto row = [&](const u32* x, i64 frames, i64 frame) ALWAYS -> const u32* {
                 return x + ((batch * frames + frame) * heads + head) * words;
             };
-            for (i64 frame = 0; frame < keys; ++frame)  // word by word, so that the lanes of a vector are keys
-                for (i64 w = 0; w < words; ++w) k[w * padded + frame] = row(key, keys, frame)[w];
-            transpose(row(value, keys, 0), heads * words, words, v.data());
-            for (i64 frame = 0; frame < queries; ++frame) {
-                i64 low, high;
-                window.visible_keys(batch, frame, low, high);
-                f32* to = out + ((batch * queries + frame) * heads + head) * dim;
-                if (low >= high) {
-                    for (i64 c = 0; c < dim; ++c) to[c] = 0.0f;
-                    continue;
-                }
-                i64 from = low / 32 * 32, until = std::min(padded, (high + 31) / 32 * 32);
-                const u32* q = row(query, queries, frame);
-                if constexpr (Arch::SELECTS_BY_COUNT)
-                    if (!window.relative) {
-                        Arch::select_keys(*this, q, k.data(), padded, low, high, count.data(), table.data(), selected.data());
-                        Arch::sum_values(*this, selected.data(), v.data(), channels, from / 32, until / 32, to);
+            for (i64 w = 0; w < words; ++w) {  // word by word, so that the lanes of a vector are keys
+                for (i64 frame = 0; frame < keys; ++frame) k[w * padded + frame] = row(key, keys, frame)[w];
+                std::fill(k + w * padded + keys, k + (w + 1) * padded, 0u);
+            }
+            transpose(row(value, keys, 0), heads * words, words, v);
+            for (i64 start = 0; start < queries; start += Window::ROWS) {
+                const i64 rows = std::min(Window::ROWS, queries - start);
+                i64 first_key, last_key;
+                window.tile_keys(batch, start, rows, 32, first_key, last_key);
+                const Window::Tile relative =
+                    window.relative_tile<Arch>(item, start, rows, first_key, last_key, tile, scratch);
+                for (i64 frame = start; frame < start + rows; ++frame) {
+                    i64 low, high;
+                    window.visible_keys(batch, frame, low, high);
+                    f32* to = out + ((batch * queries + frame) * heads + head) * dim;
+                    if (low >= high) {
+                        for (i64 c = 0; c < dim; ++c) to[c] = 0.0f;
                         continue;
                     }
-                scores<Arch>(q, k.data(), padded, words, from, until, count.data(), score.data());
-                float total = window.softmax_numerators<Arch>(item, frame, low, high, from, until, score.data() + from);
-                Arch::pack(score.data() + from, until - from, nullptr, threshold * total, true, &selected[from / 32]);
-                sum_values<Arch>(selected.data(), v.data(), channels, from / 32, until / 32, sum.data(), to);
+                    i64 from = low / 32 * 32, until = std::min(padded, (high + 31) / 32 * 32);
+                    const u32* q = row(query, queries, frame);
+                    if constexpr (Arch::SELECTS_BY_COUNT)
+                        if (!window.relative) {
+                            Arch::select_keys(*this, q, k, padded, low, high, count, table, selected);
+                            Arch::sum_values(*this, selected, v, channels, from / 32, until / 32, to);
+                            continue;
+                        }
+                    scores<Arch>(q, k, padded, words, from, until, count, score);
+                    float total = Window::softmax_numerators<Arch>(relative.of(frame - start), low, high, from, until,
+                                                                   score + from);
+                    Arch::pack(score + from, until - from, nullptr, threshold * total, true, &selected[from / 32]);
+                    if constexpr (Arch::SELECTS_BY_COUNT)
+                        Arch::sum_values(*this, selected, v, channels, from / 32, until / 32, to);
+                    else
+                        sum_values<Arch>(selected, v, channels, from / 32, until / 32, sum, to);
+                }
             }
         }
     }

@@ -1,44 +1,16 @@
-// Floats to bytes, and products of bytes with weights of +1 and -1.
+// Products of bytes with weights of +1 and -1, and with weights of 8 bits.
 
 #pragma once
 
 #include <algorithm>
 #include <cstring>
-#include <vector>
 
 #include "affine.h"
 #include "floats.h"
-#include "functions.h"
 #include "platform.h"
+#include "scratch.h"
 
 namespace superbit {
-
-// bytes = clip(round(values / alpha), low, high) - low, halves to even. Zeros fill a row up to a multiple of 32.
-struct QuantizeBytes {
-    const f32* values;
-    i64 columns;
-    float alpha, low, high;
-    uint8_t* bytes;
-
-    template <class Arch>
-    INLINE void run(i64 begin, i64 end) const {
-        const i64 count = columns, padded = words_of(columns) * 32;
-        const float step = alpha, lowest = low, highest = high;  // locals, because `bytes` may alias the members
-        reject_nan<Arch>(values + begin * count, (end - begin) * count);
-        for (i64 row = begin; row < end; ++row) {
-            const f32* from = values + row * count;
-            uint8_t* to = bytes + row * padded;
-            for (i64 k = 0; k < count; ++k) {
-                float x = from[k] / step;
-                x = x > lowest ? x : lowest;
-                x = x < highest ? x : highest;
-                x = round_to_even(x);
-                to[k] = uint8_t(int32_t(x - lowest));
-            }
-            for (i64 k = count; k < padded; ++k) to[k] = 0;
-        }
-    }
-};
 
 struct ByteProduct {
     const uint8_t* bytes;
@@ -49,8 +21,40 @@ struct ByteProduct {
     f32* out;
 
     template <class Arch>
-    INLINE void run(i64 begin, i64 end) const {
-        Arch::template byte_product<Arch>(*this, begin, end);
+    INLINE void run(i64 begin, i64 end, Scratch& scratch) const {
+        Arch::template byte_product<Arch>(*this, begin, end, scratch);
+    }
+};
+
+// Weights of 8 bits in panels of two blocks: [pair of blocks][four inputs][block][output][input].
+struct Int8Product {
+    const uint8_t* bytes;
+    i64 inputs;  // bytes of a row, a multiple of 32
+    const int8_t* panels;
+    i64 outputs;
+    Affine affine;
+    f32* out;
+    i64 out_stride;
+
+    static constexpr int ROWS = 8;
+
+    template <class Arch>
+    INLINE void run(i64 begin, i64 end, Scratch&) const {
+        alignas(64) int32_t sums[ROWS * 32];
+        for (i64 output = 0; output < outputs; output += 32) {
+            const i64 count = std::min<i64>(32, outputs - output);
+            const int8_t* panel = panels + output * inputs;
+            i64 row = begin;
+            for (; row + ROWS <= end; row += ROWS) {
+                Arch::template multiply_int8<ROWS>(bytes + row * inputs, inputs, panel, sums);
+                for (int r = 0; r < ROWS; ++r)
+                    affine.apply<32>(sums + r * 32, output, count, out + (row + r) * out_stride + output);
+            }
+            for (; row < end; ++row) {
+                Arch::template multiply_int8<1>(bytes + row * inputs, inputs, panel, sums);
+                affine.apply<32>(sums, output, count, out + row * out_stride + output);
+            }
+        }
     }
 };
 
@@ -59,22 +63,22 @@ namespace generic {
 // The weights of two blocks are expanded to bytes once for all rows, then multiplied.
 struct Bytes {
     template <class Arch>
-    INLINE static void byte_product(const ByteProduct& product, i64 begin, i64 end) {
+    INLINE static void byte_product(const ByteProduct& product, i64 begin, i64 end, Scratch& scratch) {
         constexpr int rows = 8;
         alignas(64) int32_t sums[rows * 32];
         const i64 inputs = product.words * 32, outputs = product.outputs;
-        std::vector<int8_t> panel(inputs * 32);
+        int8_t* panel = scratch.take<int8_t>(inputs * 32);
         for (i64 pair = 0; pair < (product.blocks + 1) / 2; ++pair) {
-            for (int block = 0; block < 2; ++block) expand(product, pair * 2 + block, panel.data() + block * 64);
+            for (int block = 0; block < 2; ++block) expand(product, pair * 2 + block, panel + block * 64);
             i64 output = pair * 32, count = std::min<i64>(32, outputs - output);
             i64 row = begin;
             for (; row + rows <= end; row += rows) {
-                Arch::template multiply_bytes<rows>(product.bytes + row * inputs, inputs, panel.data(), sums);
+                Arch::template multiply_bytes<rows>(product.bytes + row * inputs, inputs, panel, sums);
                 for (int r = 0; r < rows; ++r)
                     product.affine.apply<32>(sums + r * 32, output, count, product.out + (row + r) * outputs + output);
             }
             for (; row < end; ++row) {
-                Arch::template multiply_bytes<1>(product.bytes + row * inputs, inputs, panel.data(), sums);
+                Arch::template multiply_bytes<1>(product.bytes + row * inputs, inputs, panel, sums);
                 product.affine.apply<32>(sums, output, count, product.out + row * outputs + output);
             }
         }
@@ -89,6 +93,12 @@ struct Bytes {
                 for (int output = 0; output < 32; ++output)
                     for (int b = 0; b < 4; ++b)
                         sums[row * 32 + output] += bytes[row * inputs + k + b] * panel[k * 32 + output * 4 + b];
+    }
+
+    // The same for weights of any 8 bits, which some levels multiply in another way.
+    template <int rows>
+    SCALAR static void multiply_int8(const uint8_t* bytes, i64 inputs, const int8_t* panel, int32_t* sums) {
+        multiply_bytes<rows>(bytes, inputs, panel, sums);
     }
 
   private:

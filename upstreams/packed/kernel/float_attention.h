@@ -3,7 +3,6 @@
 #pragma once
 
 #include <algorithm>
-#include <vector>
 
 #include "floats.h"
 #include "functions.h"
@@ -20,13 +19,16 @@ struct FloatAttention {
     float score_scale, alpha, highest, value_scale;
     f32* out;  // (batch, queries, heads, dim)
 
-    static constexpr i64 ROWS = 24;  // queries at a time
-
     template <class Arch>
-    INLINE void run(i64 begin, i64 end) const {
+    INLINE void run(i64 begin, i64 end, Scratch& scratch) const {
+        constexpr i64 ROWS = Window::ROWS;
         const i64 queries = window.queries, keys = window.keys, heads = window.heads, dim = window.dim;
         const i64 padded = blocks_of(keys) * LANES, channels = blocks_of(dim) * LANES;
-        std::vector<float> k(padded * dim), v(channels * padded), score(ROWS * padded), zeros(std::max(padded, channels));
+        float *k = scratch.take<float>(padded * dim), *v = scratch.take<float>(channels * padded);
+        float *score = scratch.take<float>(ROWS * padded), *zeros = scratch.take<float>(std::max(padded, channels));
+        float* tile = scratch.take<float>(ROWS * window.tile_width());
+        std::fill(k, k + padded * dim, 0.0f), std::fill(v, v + channels * padded, 0.0f);
+        std::fill(zeros, zeros + std::max(padded, channels), 0.0f);
         for (i64 item = begin; item < end; ++item) {
             i64 batch = item / heads, head = item % heads;
             const i64 stride = heads * dim;
@@ -39,22 +41,18 @@ struct FloatAttention {
                     v[(c / LANES * padded + frame) * LANES + c % LANES] = value[from];
                 }
             for (i64 frame = 0; frame < queries; frame += ROWS) {
-                i64 rows = std::min(ROWS, queries - frame), from = padded, until = 0;
-                for (i64 r = 0; r < rows; ++r) {
-                    i64 low, high;
-                    window.visible_keys(batch, frame + r, low, high);
-                    if (low >= high) continue;
-                    from = std::min(from, low / LANES * LANES);
-                    until = std::max(until, (high + LANES - 1) / LANES * LANES);
-                }
-                i64 width = std::max<i64>(0, until - from);
-                FloatProduct scores{q + frame * stride, stride, dim, k.data() + from * dim, dim, width, width / LANES,
-                                    zeros.data(), score.data(), width};
-                scores.run<Arch>(0, rows);
-                for (i64 r = 0; r < rows; ++r) probabilities<Arch>(item, frame + r, from, until, score.data() + r * width);
-                FloatProduct context{score.data(), width, width, v.data() + from * LANES, padded, dim, channels / LANES,
-                                     zeros.data(), to + frame * stride, stride};
-                context.run<Arch>(0, rows);
+                i64 rows = std::min(ROWS, queries - frame), from, until;
+                window.tile_keys(batch, frame, rows, LANES, from, until);
+                const Window::Tile relative = window.relative_tile<Arch>(item, frame, rows, from, until, tile, scratch);
+                const i64 width = until - from;
+                FloatProduct scores{q + frame * stride, stride, dim, k + from * dim, dim, width, width / LANES,
+                                    zeros, score, width};
+                scores.run<Arch>(0, rows, scratch);
+                for (i64 r = 0; r < rows; ++r)
+                    probabilities<Arch>(batch, frame + r, relative.of(r), from, until, score + r * width);
+                FloatProduct context{score, width, width, v + from * LANES, padded, dim, channels / LANES,
+                                     zeros, to + frame * stride, stride};
+                context.run<Arch>(0, rows, scratch);
             }
             for (i64 frame = 0; frame < queries; ++frame)
                 for (i64 c = 0; c < dim; ++c) to[frame * stride + c] *= value_scale;
@@ -64,14 +62,14 @@ struct FloatAttention {
   private:
     // Replace the scores of one query by its probabilities.
     template <class Arch>
-    INLINE void probabilities(i64 item, i64 frame, i64 from, i64 until, float* score) const {
+    INLINE void probabilities(i64 batch, i64 frame, const float* bias, i64 from, i64 until, float* score) const {
         const i64 width = until - from;
         const float scale = score_scale, step = alpha, most = highest;
         i64 low, high;
-        window.visible_keys(item / window.heads, frame, low, high);
+        window.visible_keys(batch, frame, low, high);
         if (low >= high) return std::fill(score, score + std::max<i64>(0, width), 0.0f);
         for (i64 j = 0; j < width; ++j) score[j] *= scale;
-        float total = window.softmax_numerators<Arch>(item, frame, low, high, from, until, score);
+        float total = Window::softmax_numerators<Arch>(bias, low, high, from, until, score);
         for (i64 j = 0; j < width; ++j) score[j] /= total;
         if (most == 0.0f) return;
         for (i64 j = 0; j < width; ++j) {

@@ -4,9 +4,9 @@
 
 #include <algorithm>
 #include <limits>
-#include <vector>
 
 #include "platform.h"
+#include "scratch.h"
 
 namespace superbit {
 
@@ -58,45 +58,53 @@ struct FloatProduct {
     static constexpr i64 ROWS = 512;   // rows: their sums stay in the cache
 
     template <class Arch>
-    INLINE void run(i64 begin, i64 end) const {
-        for (i64 row = begin; row < end; row += ROWS) run_rows<Arch>(row, std::min(end, row + ROWS));
+    INLINE void run(i64 begin, i64 end, Scratch& scratch) const {
+        for (i64 row = begin; row < end; row += ROWS) run_rows<Arch>(row, std::min(end, row + ROWS), scratch);
     }
 
   private:
     template <class Arch>
-    INLINE void run_rows(i64 begin, i64 end) const {
+    INLINE void run_rows(i64 begin, i64 end, Scratch& scratch) const {
         constexpr int most = Arch::FLOAT_BLOCKS;
-        std::vector<float> sums((end - begin) * most * LANES);
+        Scratch::Scope scope(scratch);
+        float* sums = scratch.take<float>((end - begin) * most * LANES);
         for (i64 block = 0; block < blocks;) {
-            i64 group = blocks - block >= most ? most : 1;
+            const i64 group = blocks - block >= most ? most : 1, count = std::min(group * LANES, outputs - block * LANES);
+            const bool is_whole = count == group * LANES;
             for (i64 k = 0; k < inputs || k == 0; k += CHUNK) {
-                i64 count = std::min(CHUNK, inputs - k);
+                const i64 chunk = std::min(CHUNK, inputs - k);
+                // The last chunk's sums are the outputs themselves.
+                const bool is_output = is_whole && k + chunk >= inputs;
+                f32* to = is_output ? out + begin * out_stride + block * LANES : (f32*)sums;
+                const i64 step = is_output ? out_stride : group * LANES;
                 if (group == most)
-                    run_chunk<Arch, most>(block, k, count, begin, end, sums.data());
+                    run_chunk<Arch, most>(block, k, chunk, begin, end, sums, to, step);
                 else
-                    run_chunk<Arch, 1>(block, k, count, begin, end, sums.data());
+                    run_chunk<Arch, 1>(block, k, chunk, begin, end, sums, to, step);
             }
-            i64 count = std::min(group * LANES, outputs - block * LANES);
-            for (i64 row = begin; row < end; ++row) {
-                const float* sum = sums.data() + (row - begin) * group * LANES;
+            for (i64 row = begin; !is_whole && row < end; ++row) {
+                const float* sum = sums + (row - begin) * group * LANES;
                 for (i64 j = 0; j < count; ++j) out[row * out_stride + block * LANES + j] = sum[j];
             }
             block += group;
         }
     }
 
-    // Add the products of inputs k to k + count - 1 to the sums of a group of blocks.
+    // Add the products of inputs k to k + count - 1 to the sums of a group of blocks; write them to rows of `step` floats.
     template <class Arch, int group>
-    INLINE void run_chunk(i64 block, i64 k, i64 count, i64 begin, i64 end, float* sums) const {
+    INLINE void run_chunk(i64 block, i64 k, i64 count, i64 begin, i64 end, const float* sums, f32* to, i64 step) const {
         constexpr int rows = Arch::FLOAT_ROWS;
         i64 row = begin;
         for (; row + rows <= end; row += rows)
-            run_tile<Arch, rows, group>(block, k, count, row, sums + (row - begin) * group * LANES);
-        for (; row < end; ++row) run_tile<Arch, 1, group>(block, k, count, row, sums + (row - begin) * group * LANES);
+            run_tile<Arch, rows, group>(block, k, count, row, sums + (row - begin) * group * LANES, to + (row - begin) * step,
+                                        step);
+        for (; row < end; ++row)
+            run_tile<Arch, 1, group>(block, k, count, row, sums + (row - begin) * group * LANES, to + (row - begin) * step,
+                                     step);
     }
 
     template <class Arch, int rows, int group>
-    INLINE void run_tile(i64 block, i64 k, i64 count, i64 row, float* sums) const {
+    INLINE void run_tile(i64 block, i64 k, i64 count, i64 row, const float* sums, f32* to, i64 step) const {
         using Vector = VectorOf<Arch>;
         constexpr int length = LENGTH<Arch>, parts = LANES / length;
         Vector sum[rows][group * parts];
@@ -120,7 +128,7 @@ struct FloatProduct {
                 for (int b = 0; b < group * parts; ++b) sum[r][b] += from[r * stride + i] * weight[b];
         }
         for (int r = 0; r < rows; ++r)
-            for (int b = 0; b < group * parts; ++b) *(Vector*)(sums + r * group * LANES + b * length) = sum[r][b];
+            for (int b = 0; b < group * parts; ++b) *(Vector*)(to + r * step + b * length) = sum[r][b];
     }
 };
 

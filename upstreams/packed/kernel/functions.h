@@ -41,4 +41,32 @@ INLINE float error_function(float x) {
     return std::copysign(1.0f - p * t * exponential(-size * size), x);
 }
 
+// 1 / (1 + exp(-x)), without overflow.
+INLINE float sigmoid(float x) {
+    float e = exponential(-std::fabs(x));
+    return (x >= 0.0f ? 1.0f : e) / (1.0f + e);
+}
+
+// log(x) for normal x > 0, within 2 units in the last place (Cephes, logf); x itself if it is infinite or NaN.
+INLINE float logarithm(float x) {
+    int32_t bits;
+    std::memcpy(&bits, &x, 4);
+    int32_t power = (bits - 0x3f3504f3) >> 23;  // x = 2^power * m, with m in [sqrt(1/2), sqrt(2))
+    bits -= power << 23;
+    float m, e = float(power);
+    std::memcpy(&m, &bits, 4);
+    m -= 1.0f;
+    float square = m * m, p = 7.0376836292e-2f;
+    p = p * m - 1.1514610310e-1f;
+    p = p * m + 1.1676998740e-1f;
+    p = p * m - 1.2420140846e-1f;
+    p = p * m + 1.4249322787e-1f;
+    p = p * m - 1.6668057665e-1f;
+    p = p * m + 2.0000714765e-1f;
+    p = p * m - 2.4999993993e-1f;
+    p = p * m + 3.3333331174e-1f;
+    p = p * m * square + e * -2.12194440e-4f - 0.5f * square;
+    return x <= 3.402823466e38f ? m + p + e * 0.693359375f : x;
+}
+
 }  // namespace superbit

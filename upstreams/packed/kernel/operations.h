@@ -5,22 +5,29 @@
 #include "binary.h"
 #include "binary_attention.h"
 #include "bytes.h"
-#include "elementwise.h"
+#include "convolution.h"
 #include "float_attention.h"
 #include "floats.h"
+#include "rows.h"
 #include "signs.h"
+#include "spectrum.h"
 
 #define SUPERBIT_FOR_EVERY_OPERATION(DO)                                                                        \
-    DO(Binarize)                                                                                                \
     DO(BinaryToFloats)                                                                                          \
     DO(BinaryToBits)                                                                                            \
     DO(BinaryAttention)                                                                                         \
     DO(FloatAttention)                                                                                          \
-    DO(QuantizeBytes)                                                                                           \
     DO(ByteProduct)                                                                                             \
+    DO(Int8Product)                                                                                             \
     DO(SignProduct)                                                                                             \
     DO(FloatProduct)                                                                                            \
-    DO(LayerNorm)                                                                                               \
+    DO(Rows)                                                                                                    \
+    DO(Levels)                                                                                                  \
+    DO(Gate)                                                                                                    \
+    DO(RelativeQuery)                                                                                           \
+    DO(Rotate)                                                                                                  \
     DO(Depthwise)                                                                                               \
-    DO(Gelu)                                                                                                    \
+    DO(StemFirst)                                                                                               \
+    DO(StemDepthwise)                                                                                           \
+    DO(LogMel)                                                                                                  \
     DO(PopcountPeak)

@@ -2,15 +2,30 @@
 
 #pragma once
 
-#include <functional>
+#include <cstdint>
+#include <memory>
 
-namespace superbit::thread_pool {
+#include "scratch.h"
 
-// A ticket (thread_pool.cpp) counts parts in 12 bits and threads in 8.
-constexpr int MAX_PARTS = 4095, MAX_THREADS = 255;
+namespace superbit {
 
-// Call work(0) ... work(parts - 1), which must not throw, on up to `threads` threads, the caller's included, and return when
-// all are done. Throw std::bad_alloc before the first call if memory runs out; threads that do not start are done without.
-void run(int threads, int parts, const std::function<void(int)>& work);
+class ThreadPool {
+  public:
+    static constexpr int MAX_PARTS = 4095, MAX_THREADS = 255;  // a ticket counts parts in 12 bits and threads in 8
 
-}  // namespace superbit::thread_pool
+    // `threads` include the caller's. Threads that the system does not start are done without.
+    explicit ThreadPool(int threads);
+    ~ThreadPool();
+
+    int threads() const;
+
+    // Call work(data, part, scratch) for the parts 0 to parts - 1, on all threads, and return when all are done. `work` must
+    // not throw. The caller's thread uses `own`, each other thread a scratch of its own.
+    void run(int parts, void (*work)(void*, int, Scratch&), void* data, Scratch& own);
+
+  private:
+    struct State;
+    State* state;
+};
+
+}  // namespace superbit

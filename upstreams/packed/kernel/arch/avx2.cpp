@@ -92,6 +92,29 @@ struct Bytes : generic::Bytes {
             for (int row = 0; row < rows; ++row) _mm256_storeu_si256((__m256i*)(sums + row * 32 + part * 8), sum[row]);
         }
     }
+
+    // The even and the odd bytes are multiplied in 16 bits: the sum of a pair of bytes would not fit.
+    template <int rows>
+    AVX2 static void multiply_int8(const uint8_t* bytes, i64 inputs, const int8_t* panel, int32_t* sums) {
+        const __m256i low = _mm256_set1_epi16(255);
+        for (int part = 0; part < 4; ++part) {
+            __m256i sum[rows];
+            for (int row = 0; row < rows; ++row) sum[row] = _mm256_setzero_si256();
+            for (i64 k = 0; k < inputs; k += 4) {
+                __m256i weight = _mm256_loadu_si256((const __m256i*)(panel + k * 32 + part * 32));
+                __m256i even = _mm256_srai_epi16(_mm256_slli_epi16(weight, 8), 8), odd = _mm256_srai_epi16(weight, 8);
+#pragma GCC unroll 8
+                for (int row = 0; row < rows; ++row) {
+                    int32_t four;
+                    std::memcpy(&four, bytes + row * inputs + k, 4);
+                    __m256i x = _mm256_set1_epi32(four);
+                    sum[row] = _mm256_add_epi32(sum[row], _mm256_madd_epi16(_mm256_and_si256(x, low), even));
+                    sum[row] = _mm256_add_epi32(sum[row], _mm256_madd_epi16(_mm256_srli_epi16(x, 8), odd));
+                }
+            }
+            for (int row = 0; row < rows; ++row) _mm256_storeu_si256((__m256i*)(sums + row * 32 + part * 8), sum[row]);
+        }
+    }
 };
 
 struct Floats {
@@ -105,11 +128,11 @@ struct Avx2 : Binary, Bytes, generic::Signs, Floats, generic::Attention {};
 }  // namespace avx2
 
 template <class Operation>
-AVX2 void run_avx2(const Operation& operation, i64 begin, i64 end) {
-    operation.template run<avx2::Avx2>(begin, end);
+AVX2 void run_avx2(const Operation& operation, i64 begin, i64 end, Scratch& scratch) {
+    operation.template run<avx2::Avx2>(begin, end, scratch);
 }
 
-#define COMPILE(Operation) template void run_avx2<Operation>(const Operation&, i64, i64);
+#define COMPILE(Operation) template void run_avx2<Operation>(const Operation&, i64, i64, Scratch&);
 SUPERBIT_FOR_EVERY_OPERATION(COMPILE)
 
 }  // namespace superbit

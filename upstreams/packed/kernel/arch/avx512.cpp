@@ -25,11 +25,11 @@ struct Avx512 : Binary, Bytes, Signs, Floats, Attention {};
 }  // namespace avx512
 
 template <class Operation>
-AVX512 void run_avx512(const Operation& operation, i64 begin, i64 end) {
-    operation.template run<avx512::Avx512>(begin, end);
+AVX512 void run_avx512(const Operation& operation, i64 begin, i64 end, Scratch& scratch) {
+    operation.template run<avx512::Avx512>(begin, end, scratch);
 }
 
-#define COMPILE(Operation) template void run_avx512<Operation>(const Operation&, i64, i64);
+#define COMPILE(Operation) template void run_avx512<Operation>(const Operation&, i64, i64, Scratch&);
 SUPERBIT_FOR_EVERY_OPERATION(COMPILE)
 
 }  // namespace superbit

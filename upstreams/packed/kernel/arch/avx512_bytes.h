@@ -11,26 +11,48 @@ namespace superbit::avx512 {
 
 struct Bytes {
     template <class Arch>
-    AVX512 static void byte_product(const ByteProduct& product, i64 begin, i64 end) {
+    AVX512 static void byte_product(const ByteProduct& product, i64 begin, i64 end, Scratch& scratch) {
         const i64 words = product.words, blocks = product.blocks, outputs = product.outputs;
         const i64 table = words * 8 * 16;  // entries of a row
-        std::vector<int16_t> tables(ROWS * table);
+        int16_t* tables = scratch.take<int16_t>(ROWS * table);
         alignas(64) int32_t sums[ROWS * PAIRS * 32];
         for (i64 row = begin; row < end; row += ROWS) {
             int rows = int(std::min<i64>(ROWS, end - row));
-            for (int r = 0; r < rows; ++r) fill_table(product.bytes + (row + r) * words * 32, words, tables.data() + r * table);
+            for (int r = 0; r < rows; ++r) fill_table(product.bytes + (row + r) * words * 32, words, tables + r * table);
             for (i64 block = 0; block < blocks;) {
                 const int pairs = rows == ROWS && blocks - block >= 2 * PAIRS ? PAIRS : 1;
                 if (pairs == PAIRS)
-                    sum_entries<ROWS, PAIRS>(product, tables.data(), block, sums);
+                    sum_entries<ROWS, PAIRS>(product, tables, block, sums);
                 else
-                    for (int r = 0; r < rows; ++r) sum_entries<1, 1>(product, tables.data() + r * table, block, sums + r * 32);
+                    for (int r = 0; r < rows; ++r) sum_entries<1, 1>(product, tables + r * table, block, sums + r * 32);
                 i64 output = block * LANES, count = std::min<i64>(pairs * 32, outputs - output);
                 for (int r = 0; r < rows; ++r)
                     product.affine.apply<PAIRS * 32>(sums + r * pairs * 32, output, count,
                                                      product.out + (row + r) * outputs + output);
                 block += 2 * pairs;
             }
+        }
+    }
+
+    // sums[row][output] = sum of bytes * weights, for two blocks.
+    template <int rows>
+    AVX512 static void multiply_int8(const uint8_t* bytes, i64 inputs, const int8_t* panel, int32_t* sums) {
+        __m512i sum[rows][2];
+        for (int row = 0; row < rows; ++row) sum[row][0] = sum[row][1] = _mm512_setzero_si512();
+        for (i64 k = 0; k < inputs; k += 4) {
+            __m512i left = _mm512_loadu_si512(panel + k * 32), right = _mm512_loadu_si512(panel + k * 32 + 64);
+#pragma GCC unroll 8
+            for (int row = 0; row < rows; ++row) {
+                int32_t four;
+                std::memcpy(&four, bytes + row * inputs + k, 4);
+                __m512i x = _mm512_set1_epi32(four);
+                sum[row][0] = _mm512_dpbusd_epi32(sum[row][0], x, left);
+                sum[row][1] = _mm512_dpbusd_epi32(sum[row][1], x, right);
+            }
+        }
+        for (int row = 0; row < rows; ++row) {
+            _mm512_storeu_si512(sums + row * 32, sum[row][0]);
+            _mm512_storeu_si512(sums + row * 32 + 16, sum[row][1]);
         }
     }
 

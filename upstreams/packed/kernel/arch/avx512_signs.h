@@ -11,22 +11,22 @@ namespace superbit::avx512 {
 
 struct Signs {
     template <class Arch>
-    INLINE static void sign_product(const SignProduct& product, i64 begin, i64 end) {
+    INLINE static void sign_product(const SignProduct& product, i64 begin, i64 end, Scratch& scratch) {
         const i64 inputs = product.inputs, words = words_of(inputs), blocks = product.blocks;
-        std::vector<float> tables(ROWS * words * 8 * LANES);
+        float* tables = scratch.take<float>(ROWS * words * 8 * LANES);
         alignas(64) float sums[ROWS * BLOCKS * LANES];
         for (i64 row = begin; row < end; row += ROWS) {
             int rows = int(std::min<i64>(ROWS, end - row));
             for (int r = 0; r < rows; ++r)
-                fill_table(product.x + (row + r) * inputs, inputs, tables.data() + r * words * 8 * LANES);
+                fill_table(product.x + (row + r) * inputs, inputs, tables + r * words * 8 * LANES);
             for (i64 block = 0; block < blocks;) {
                 int group = rows == ROWS && blocks - block >= BLOCKS ? BLOCKS : 1;
                 const u32* weight = product.weights + block * words * LANES;
                 if (group == BLOCKS)
-                    sum_entries<ROWS, BLOCKS>(tables.data(), words, weight, sums);
+                    sum_entries<ROWS, BLOCKS>(tables, words, weight, sums);
                 else
                     for (int r = 0; r < rows; ++r)
-                        sum_entries<1, 1>(tables.data() + r * words * 8 * LANES, words, weight, sums + r * LANES);
+                        sum_entries<1, 1>(tables + r * words * 8 * LANES, words, weight, sums + r * LANES);
                 for (int r = 0; r < rows; ++r) product.finish(row + r, block, group, sums + r * group * LANES);
                 block += group;
             }
