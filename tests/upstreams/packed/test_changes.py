@@ -48,12 +48,12 @@ def write_in_place(model: PackedAudioEncoder) -> None:
 
 def replace_a_buffer(model: PackedAudioEncoder) -> None:
     layer = model.get_submodule("encoder.blocks.1.attention.output")
-    layer.codes = ~layer.codes  # type: ignore[assignment,operator]
+    layer.codes = layer.codes ^ 1  # type: ignore[assignment,operator]
 
 
 def load_a_part(model: PackedAudioEncoder) -> None:
     block = model.encoder.blocks[1]
-    block.load_state_dict({k: v * 2 if v.is_floating_point() else ~v for k, v in block.state_dict().items()})
+    block.load_state_dict({k: v * 2 if v.is_floating_point() else v ^ 1 for k, v in block.state_dict().items()})
 
 
 def lower_precision(model: PackedAudioEncoder) -> None:
