@@ -14,12 +14,6 @@ using Reader = std::function<void(const Json&, const std::string&)>;
 
 [[noreturn]] void fail(const std::string& message) { throw InvalidFile(message); }
 
-std::string shown(const std::string& text) {
-    Json value;
-    value.kind = Json::text, value.string = text;
-    return value.shown();
-}
-
 std::string joined(const Choices& choices) {
     std::string text;
     for (const auto& choice : choices) text += (text.empty() ? "" : ", ") + choice;
@@ -65,7 +59,7 @@ void read_object(const Json& value, const std::string& where, const std::map<std
     if (value.kind != Json::object) fail(where + " must be a mapping of keys to values");
     for (const auto& [key, member] : value.members) {
         auto found = readers.find(key);
-        if (found == readers.end()) fail("unknown key " + shown(key) + " in " + where);
+        if (found == readers.end()) fail("unknown key " + Json::shown(key) + " in " + where);
         found->second(member, where + "." + key);
     }
 }

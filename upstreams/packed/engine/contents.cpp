@@ -33,7 +33,7 @@ class Lister {
             entry("output_rotation", {dim, dim});
         }
         for (const auto& override : overrides)
-            if (!override.is_used) throw InvalidFile("an override matches no module: " + override.pattern.substr(0, 100));
+            if (!override.is_used) throw InvalidFile("the override '" + override.pattern.substr(0, 100) + "' matches no module of " + config.name);
         if (!is_quantized) throw InvalidFile(config.name + " is not quantized (" + config.bits + ")");
     }
 

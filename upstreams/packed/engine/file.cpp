@@ -18,12 +18,6 @@ constexpr int64_t PIECE = 1 << 20;  // bytes that are read at once
 
 [[noreturn]] void fail(const std::string& message) { throw InvalidFile(message); }
 
-std::string shown(const std::string& text) {
-    Json value;
-    value.kind = Json::text, value.string = text;
-    return value.shown();
-}
-
 class FileSource : public Source {
   public:
     explicit FileSource(const std::string& path) : file(::open(path.c_str(), O_RDONLY | O_CLOEXEC)) {
@@ -168,7 +162,7 @@ void PackedFile::read_header() {
             const Json *bits = layer.find("bits"), *is_signed = layer.find("signed");
             if (layer.members.size() != 2 || bits == nullptr || is_signed == nullptr || bits->kind != Json::text ||
                 is_signed->kind != Json::boolean)
-                fail("is damaged or not a packed file (the layer " + shown(name) + " has no bits or no sign)");
+                fail("is damaged or not a packed file (the layer " + Json::shown(name) + " has no bits or no sign)");
             layers[name] = {Bits::parse(bits->string), is_signed->truth};
         }
     } catch (const InvalidFile& error) {
@@ -192,7 +186,7 @@ void PackedFile::read_header() {
 
 void PackedFile::read_tensors(const Json& header) {
     auto fault = [](const std::string& name, const char* what) {
-        fail("is damaged or not a safetensors file (" + shown(name) + " " + what + ")");
+        fail("is damaged or not a safetensors file (" + Json::shown(name) + " " + what + ")");
     };
     std::vector<std::pair<const Tensor*, const std::string*>> ordered;
     for (const auto& [name, entry] : header.members) {
@@ -232,7 +226,7 @@ void PackedFile::read_tensors(const Json& header) {
     int64_t end = 0;
     for (const auto& [tensor, name] : ordered) {
         if (tensor->begin != end)
-            fail("is damaged: " + shown(*name) + " begins at byte " + std::to_string(tensor->begin) + " of the data instead of byte " +
+            fail("is damaged: " + Json::shown(*name) + " begins at byte " + std::to_string(tensor->begin) + " of the data instead of byte " +
                  std::to_string(end));
         end = tensor->end;
     }
@@ -267,7 +261,7 @@ std::map<std::string, Entry> PackedFile::check_contents() {
         },
     });
     auto check = [&](const std::string& name) {
-        if (!entries.count(name) && !expected.count(name)) fail("there is " + shown(name) + ", which it does not have");
+        if (!entries.count(name) && !expected.count(name)) fail("there is " + Json::shown(name) + ", which it does not have");
     };
     for (const auto& [name, tensor] : tensors) check(name);
     for (const auto& [name, layer] : layers) check(name);
@@ -304,9 +298,9 @@ void PackedFile::check_values(const std::map<std::string, Entry>& entries, uint3
         if (!fault.empty()) continue;
         if (!is_spare) fault = name + " has bits set after the last weight of a row";
         if (!is_finite) fault = name + " holds NaN or infinite values";
-        if (entry.values == Values::positive && lowest <= 0) fault = name + " holds " + std::to_string(lowest) + ", but must be positive";
+        if (entry.values == Values::positive && lowest <= 0) fault = name + " holds " + Json::shown(double(lowest)) + ", but must be positive";
         if (entry.values == Values::not_negative && lowest < 0)
-            fault = name + " holds " + std::to_string(lowest) + ", but must not be negative";
+            fault = name + " holds " + Json::shown(double(lowest)) + ", but must not be negative";
     }
     if (expected->kind != Json::integer || expected->whole != int64_t(checksum))
         fail("was altered after it was written: the checksum is wrong; pack the checkpoint again");

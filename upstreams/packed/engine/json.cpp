@@ -317,6 +317,14 @@ std::string Json::sorted() const {
     return text;
 }
 
+std::string Json::shown(double number) { return real_text(number); }
+
+std::string Json::shown(const std::string& text) {
+    Json value;
+    value.kind = Json::text, value.string = text;
+    return value.shown();
+}
+
 std::string Json::shown() const {
     std::string text = sorted();
     return text.size() <= 100 ? text : text.substr(0, 100) + "...";

@@ -27,6 +27,10 @@ struct Json {
     // What Python's json.dumps(value, sort_keys=True) returns.
     std::string sorted() const;
 
+    // A number or a text as a message shows it.
+    static std::string shown(double number);
+    static std::string shown(const std::string& text);
+
     // The value as a message shows it: short, and escaped.
     std::string shown() const;
 };
