@@ -56,9 +56,7 @@ def write(
         save_file(dict(tensors), temporary, metadata=_metadata(config, layers, tensors, provenance))
 
 
-def to_bytes(
-    config: ModelConfig, layers: dict[str, Layer], tensors: Arrays, provenance: dict[str, Any]
-) -> bytes:
+def to_bytes(config: ModelConfig, layers: dict[str, Layer], tensors: Arrays, provenance: dict[str, Any]) -> bytes:
     """Return the file that `write` would write."""
     from safetensors.numpy import save
 

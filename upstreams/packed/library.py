@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from upstreams.errors import UserError
+from upstreams.quantization.levels import NAN
 
 LEVELS = ("avx512", "avx2", "neon_dot", "neon", "scalar")
 VERSION = 1  # what superbit_version() of the library must return
@@ -19,10 +20,6 @@ MESSAGE = 2000  # bytes
 
 Floats = NDArray[np.float32]
 
-NAN = (
-    "a packed model met NaN, which has no place among the levels of a quantizer: "
-    "the waveform must lie in [-1, 1], and the model's scales must not overflow"
-)
 OK, NO_MEMORY, NOT_A_NUMBER = 0, 1, 2
 
 _int, _long, _float, _text, _pointer = ctypes.c_int, ctypes.c_int64, ctypes.c_float, ctypes.c_char_p, ctypes.c_void_p

@@ -44,8 +44,7 @@ class PackedAudioEncoder(AudioEncoder):
         longest = int(self.frame_count(torch.tensor(waveforms.shape[1])))
         states = torch.empty(len(waveforms), count + 1, longest, self.config.encoder.dim)
         samples = [
-            waveform[:length].contiguous().numpy()
-            for waveform, length in zip(waveforms, lengths.tolist(), strict=True)
+            waveform[:length].contiguous().numpy() for waveform, length in zip(waveforms, lengths.tolist(), strict=True)
         ]
         # A shorter utterance is computed elsewhere, because the runtime's states have no frames of padding.
         own = [

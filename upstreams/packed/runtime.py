@@ -80,9 +80,7 @@ class Runtime:
             raise UserError(f"weights have shape {factors.shape}, but must be ({self.config.encoder.layers + 1},)")
         out = self._states(self.frame_count(len(samples)), 0)[0]
         with self.lock:
-            call(
-                "weighted_sum", self.session.handle, address(samples), len(samples), address(factors), address(out)
-            )
+            call("weighted_sum", self.session.handle, address(samples), len(samples), address(factors), address(out))
         return out
 
     def front_end(self, waveform: ArrayLike) -> Floats:

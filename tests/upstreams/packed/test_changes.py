@@ -168,7 +168,7 @@ def test_impossible_threads_and_loud_audio_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kernel", kernels.available())
 @pytest.mark.parametrize(("name", "bits"), [("sparseformer", "w1a1"), ("sparseformer", "w1a8"), ("conformer", "w2a4")])
 def test_nan_passes_no_kernel(kernel: str, name: str, bits: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It becomes no bit and no whole number: not in the native kernel, nor in numba, nor in torch."""
+    """It becomes no bit and no whole number: not in the native kernel, nor in torch."""
     monkeypatch.setenv(kernels.VARIABLE, kernel)
     model = convert.pack(quantized(MODELS[name], bits))
     with pytest.raises(UserError, match="NaN"):

@@ -10,8 +10,8 @@ import torch
 from tests.upstreams.packed.every_part import COVERING, EVERY, KINDS, Part
 from upstreams.config import ModelConfig, QuantizationConfig, preset, preset_names
 from upstreams.packed import convert
-from upstreams.packed.model import layer_table, stored_tensors
 from upstreams.packed.contents import Entry, Values, contents
+from upstreams.packed.model import layer_table, stored_tensors
 
 QUANTIZATIONS = [
     ("w1a1", QuantizationConfig()),
