@@ -11,9 +11,17 @@ import math
 import torch
 from torch import Tensor, nn
 
+from upstreams.errors import UserError
 from upstreams.packed.codes import code_bytes, unpack_codes
-from upstreams.quantization.levels import whole_numbers
+from upstreams.quantization import levels
 from upstreams.quantization.spec import Bits
+
+
+def whole_numbers(x: Tensor, bits: int, signed: bool, alpha: Tensor) -> Tensor:
+    """Return `quantization.levels.whole_numbers` of x. Raises UserError on NaN, as the runtime does."""
+    if bool(x.isnan().any()):
+        raise UserError(levels.NAN)
+    return levels.whole_numbers(x, bits, signed, alpha, torch)
 
 
 def pack_codes(whole: Tensor, bits: int) -> Tensor:
@@ -60,7 +68,7 @@ class PackedLayer(nn.Module):
         if self.alpha is None:
             return x, 1.0
         x = x if self.beta is None else x + self.beta
-        return whole_numbers(x, self.bits.activation, self.signed, self.alpha, torch), self.alpha
+        return whole_numbers(x, self.bits.activation, self.signed, self.alpha), self.alpha
 
 
 class PackedLinear(PackedLayer):
@@ -139,10 +147,10 @@ class PackedMatmul(nn.Module):
 
         bias: (n, heads, q, k), added to the scores.
         """
-        left = whole_numbers(query, self.bits, True, self.query, torch)
-        right = whole_numbers(key, self.bits, True, self.key, torch)
+        left = whole_numbers(query, self.bits, True, self.query)
+        right = whole_numbers(key, self.bits, True, self.key)
         scores = left @ right.transpose(-1, -2) * (self.query * self.key) / math.sqrt(query.shape[-1])
         scores = scores if bias is None else scores + bias
         probability = scores.masked_fill(~visible, float("-inf")).softmax(-1)
-        chosen = whole_numbers(probability, self.bits, False, self.probability, torch)
-        return chosen @ whole_numbers(value, self.bits, True, self.value, torch) * (self.probability * self.value)
+        chosen = whole_numbers(probability, self.bits, False, self.probability)
+        return chosen @ whole_numbers(value, self.bits, True, self.value) * (self.probability * self.value)
