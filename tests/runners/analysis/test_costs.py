@@ -58,8 +58,8 @@ def test_csv_of_modules_for_one_utterance_length(tmp_path: Path) -> None:
     with (tmp_path / "costs.csv").open() as file:
         rows = {row["name"]: row for row in csv.DictReader(file)}
     # 0.64 s is 16 frames of 40 ms.
-    assert int(rows["encoder.blocks.7.feed_forward.expand"]["macs"]) == 16 * 128 * 512
-    assert int(rows["encoder.blocks.7.feed_forward.expand"]["storage_bytes"]) == 4 * (128 * 512 + 512)
+    assert int(rows["encoder.blocks.7.feed_forward.expand"]["macs"]) == 16 * 128 * 640
+    assert int(rows["encoder.blocks.7.feed_forward.expand"]["storage_bytes"]) == 4 * (128 * 640 + 640)
     assert int(rows["encoder.positions.convolution"]["macs"]) == 16 * 128 * 15
     # One block of 16 queries and 48 keys, in two products.
     assert int(rows["encoder.blocks.0.attention.product"]["macs"]) == 2 * 16 * 48 * 128
