@@ -18,6 +18,7 @@ from typing import Any
 from runners.tasks import Task
 from upstreams.audio_files import find_audio
 from upstreams.files import json_text, sha256, universal_lines
+from upstreams.s3prl.recordings import read_recordings
 
 Named = tuple[str, Path]  # a file, and its name wherever the corpus lies
 _THREADS = 16  # the files of a network disk answer slowly, one at a time
@@ -151,9 +152,8 @@ def _sd(expert: Mapping[str, Any], splits: Sequence[str]) -> Files:
         folder = Path(expert["loaderrc"][f"{split}_dir"])
         parts = ("segments", "utt2spk", "spk2utt", "reco2dur", *(("rttm",) if split == "test" else ()))
         lists += [(f"{split}/{part}", folder / part) for part in parts]
-        # wav.scp has absolute paths, which may change.
-        lines = universal_lines(folder / "wav.scp", skip_mark=True)
-        audio += [(f"{split}/{line.split(maxsplit=1)[0]}", Path(line.split(maxsplit=1)[1].strip())) for line in lines]
+        # wav.scp is no list of these: it has absolute paths, which may change.
+        audio += [(f"{split}/{name}", path) for name, path in read_recordings(folder)]
     return lists, audio
 
 

@@ -11,6 +11,7 @@ from runners.corpora.ground_truth import read_rttm
 from upstreams.config import SAMPLE_RATE
 from upstreams.errors import UserError
 from upstreams.files import universal_lines
+from upstreams.s3prl.recordings import read_recordings
 
 TOLERANCE = 0.05  # seconds by which reco2dur may differ from the audio
 
@@ -20,16 +21,11 @@ def check_sd(expert: Mapping[str, Any], splits: Sequence[str]) -> None:
     check_split_names(splits)
     for split in splits:
         folder = existing_folder(Path(expert["loaderrc"][f"{split}_dir"]))
-        recordings = []
-        for number, line in enumerate(universal_lines(existing_file(folder / "wav.scp")), 1):
-            words = line.strip().split(None, 1)
-            if len(words) != 2 or words[1].endswith("|"):  # a command of Kaldi, which is not run
-                raise UserError(f"{folder / 'wav.scp'}, line {number}: expected `<recording> <file>.wav`, got {line!r}")
-            recordings.append((words[0], words[1]))
+        recordings = read_recordings(existing_file(folder / "wav.scp").parent)
         if not recordings:
             raise UserError(f"{folder / 'wav.scp'} lists no recording")
         check_unique([recording for recording, _ in recordings], folder / "wav.scp")
-        headers = check_audio(folder, [str(Path(path).absolute()) for _, path in recordings])
+        headers = check_audio(folder, [str(path.absolute()) for _, path in recordings])
         seconds = {name: header.frames / SAMPLE_RATE for (name, _), header in zip(recordings, headers, strict=True)}
         _check_durations(folder, seconds)
         _check_segments(folder, seconds.keys(), expert["datarc"]["num_speakers"])

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+import sys
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ def run(work: Work[TrainingT], settings: Mapping[str, Any]) -> Iterator[tuple[Tr
             raise UserError(f"no Ray cluster answers at {settings.get('address')}: {error}") from None
     # A new process for each task, so that no memory stays allocated. No retries: as with every engine, the next run
     # of the command resumes a training that died.
-    task: Any = ray.remote(num_cpus=1, num_gpus=int(work.on_gpu), max_calls=1, max_retries=0)(run_logged)
+    task: Any = ray.remote(num_cpus=1, num_gpus=int(work.on_gpu), max_calls=1, max_retries=0)(_run_logged)
     largest = max((node["Resources"].get("memory", 0.0) for node in ray.nodes() if node["Alive"]), default=0.0)
     pending: dict[Any, TrainingT] = {}
     try:
@@ -42,7 +43,8 @@ def run(work: Work[TrainingT], settings: Mapping[str, Any]) -> Iterator[tuple[Tr
             if needed > largest:
                 yield training, _too_large(needed, largest)
                 continue
-            pending[task.options(memory=needed).remote(work.run, training, work.log_file(training))] = training
+            arguments = (str(Path.cwd()), work.run, training, work.log_file(training))
+            pending[task.options(memory=needed).remote(*arguments)] = training
         while pending:
             work.watch(list(pending.values()))
             ended, _ = ray.wait(list(pending), timeout=0.5)
@@ -53,6 +55,13 @@ def run(work: Work[TrainingT], settings: Mapping[str, Any]) -> Iterator[tuple[Tr
             ray.cancel(reference, force=True)
         if ours:
             ray.shutdown()
+
+
+def _run_logged(folder: str, run: Callable[[TrainingT], object], training: TrainingT, log: Path) -> str | None:
+    """Run the training where modules of `folder`, the runner's, are found after all others; see `run_logged`."""
+    if folder not in sys.path:
+        sys.path.append(folder)  # the worker's own folder is another one
+    return run_logged(run, training, log)
 
 
 def _reason(ray: Any, reference: Any) -> str | None:

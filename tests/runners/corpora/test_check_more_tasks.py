@@ -63,6 +63,20 @@ def test_a_damaged_corpus(task: str, damage: Callable[[Path], None], message: st
     assert f"The layout expected for {task}: " in str(raised.value) and "\n" not in str(raised.value)
 
 
+@pytest.mark.parametrize("start", [f"{SD}/", "../"], ids=["current folder", "folder of the list"])
+def test_recordings_of_diarization_are_found_from_their_list_and_the_current_folder(
+    start: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = tiny_more_corpora.build(tmp_path / "corpora")
+    monkeypatch.chdir(root)
+    for listing in (root / SD).glob("*/wav.scp"):
+        listing.write_text(listing.read_text().replace(f"{root / SD}/", start))
+    check_corpus("sd", root)
+    (root / SD / "wav/test1.wav").unlink()
+    with pytest.raises(UserError, match=rf"{root}/.*/wav/test1\.wav is missing"):
+        check_corpus("sd", root)
+
+
 def test_a_missing_package_is_named(more_tiny_corpora: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"qbe needs the package dtw: `pip install superbit\[superb\]`"):

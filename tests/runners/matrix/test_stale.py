@@ -241,6 +241,23 @@ def test_a_corpus_that_changes_makes_results_stale(
     assert "1 of 1 trainings to run" in printed
 
 
+def test_recordings_that_swap_their_contents_make_results_stale(
+    copied: Path, tmp_path: Path, fake: FakeDownstream, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Names, number and sum of the bytes stay what they were: only the size of each file tells."""
+    first, second = sorted((copied / "speech_commands_v0.01").glob("*/*_nohash_0.wav"))[:2]
+    samples, rate = soundfile.read(second)
+    soundfile.write(second, samples[:-100], rate)
+    file, runs = write_matrix(tmp_path / "m.yaml"), tmp_path / "runs"
+    assert matrix.evaluate(file, copied, runs) == 0
+    one, other = first.read_bytes(), second.read_bytes()
+    first.write_bytes(other)
+    second.write_bytes(one)
+    printed = dry_run(file, copied, runs, capsys)
+    assert "stale, was acc 50.00 %, because corpus, audio other content" in printed
+    assert "1 of 1 trainings to run" in printed
+
+
 def test_a_list_of_a_real_corpus_that_changes_makes_results_stale(
     tiny_corpora: Path, tmp_path: Path, fake: FakeDownstream, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from runners.matrix.run import Options
 from runners.report.table import collect
 from runners.report.text import as_markdown
 from tests.runners.downstream.experiments import few_steps
+from tests.runners.matrix.fake_ray import FakeRay
 from tests.runners.matrix.fakes import FakeDownstream, write_matrix
 from upstreams.cost import SUPERB_SAMPLES
 from upstreams.errors import UserError
@@ -58,6 +60,32 @@ def test_upstreams_of_a_module_are_rows_with_costs_where_all_layers_are_known(
     assert matrix.evaluate(file, tiny_corpora, runs, options=Options(dry_run=True, rerun_stale=True)) == 0
     printed = " ".join(capsys.readouterr().out.split())
     assert "other code of the upstream" in printed and "2 of 3 trainings to run" in printed
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ["slurm", "ray as a stand-in", "ray"])
+def test_upstreams_of_a_module_in_the_current_folder_run_on_clusters(
+    engine: str, package: Path, tiny_corpora: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content: dict[str, Any] = {
+        "upstreams": ["an_upstream_of_mine"],
+        "upstream_modules": MODULES,
+        "tasks": {"ic": few_steps("ic", steps=2)},
+        "seeds": [1],
+        "device": "cpu",
+        "slurm": {"cluster": "local", "timeout_min": 10},
+    }
+    if engine == "ray as a stand-in":
+        monkeypatch.setitem(sys.modules, "ray", FakeRay(tmp_path / "tasks"))
+    else:
+        pytest.importorskip("submitit" if engine == "slurm" else "ray")
+    file, runs = tmp_path / "m.yaml", tmp_path / "runs"
+    file.write_text(yaml.safe_dump(content))
+    options = Options(engine=engine.partition(" ")[0])
+    log = runs / "cells/an_upstream_of_mine/ic/seed1/log.txt"
+    assert matrix.evaluate(file, tiny_corpora, runs, options=options) == 0, log.read_text()
+    result = read_json(log.with_name("results.json")) or {}
+    assert result["parameters"] == 641 * 16 and "--upstream-module my_package.module" in result["train_command"]
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from upstreams.errors import UserError
 from upstreams.s3prl import audio, ctc_corpus
 from upstreams.s3prl.compat.patching import Fix, Overlay, add_module, needs, replaced
 from upstreams.s3prl.corpus_path import CorpusPath
+from upstreams.s3prl.recordings import read_recordings
 from upstreams.s3prl.speech_lengths import speech_lengths
 
 
@@ -141,6 +142,16 @@ def read_only_speech(module: types.ModuleType) -> None:
     module.sf = Overlay(module.sf, read=audio.read_mono)  # type: ignore[attr-defined]
 
 
+@needs("KaldiData._load_wav_scp")
+def find_recordings_beside_their_list(module: types.ModuleType) -> None:
+    """Take a relative path in wav.scp from the folder of wav.scp, not only from the current one."""
+
+    def _load_wav_scp(self: Any, path: str) -> dict[str, str]:
+        return {name: str(file) for name, file in read_recordings(Path(path).parent)}
+
+    module.KaldiData._load_wav_scp = _load_wav_scp
+
+
 @needs("IEMOCAPDataset._load_wav", "torchaudio.load")
 def load_emotions_at_one_rate(module: types.ModuleType) -> None:
     """Refuse audio of emotion recognition whose rate is not the first file's: s3prl resamples all by that one."""
@@ -179,6 +190,6 @@ FIXES: dict[str, tuple[Fix, ...]] = {
     "s3prl.downstream.fluent_commands.dataset": (load_only_speech,),
     "s3prl.downstream.fluent_commands.expert": (_take_no_word_for_missing,),
     "s3prl.downstream.emotion.dataset": (load_emotions_at_one_rate,),
-    "s3prl.downstream.diarization.dataset": (read_only_speech,),
+    "s3prl.downstream.diarization.dataset": (read_only_speech, find_recordings_beside_their_list),
     "s3prl.downstream.quesst14_dtw.expert": (write_detections_to_any_folder,),
 }
