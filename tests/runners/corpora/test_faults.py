@@ -14,6 +14,7 @@ import soundfile
 
 from runners.corpora.published import LIBRISPEECH_SETS
 from tests.runners.corpora.test_published import refused, superbit
+from upstreams.errors import UserError
 
 LIBRI = "LibriSpeech/test-clean/102/2"
 TRANS = f"{LIBRI}/102-2.trans.txt"
@@ -93,6 +94,19 @@ def test_a_file_that_would_be_misread_is_named(task: str, damage: Damage, messag
     damage(corpora / AUDIO[task])
     said = refused(superbit("check", task, corpora, "--any-size"))
     assert re.search(message, said) and AUDIO[task] in said and "\n" not in said
+
+
+@pytest.mark.parametrize("task", ["asr", "pr", "sf"])
+def test_a_test_set_that_would_be_misread_is_named_before_the_training(
+    task: str, corpora: Path, tmp_path: Path
+) -> None:
+    """s3prl opens the test set of these tasks only when the whole training has ended."""
+    from tests.runners.downstream.experiments import train
+
+    sound(rate=8000)(corpora / AUDIO[task])
+    with pytest.raises(UserError, match=f"{AUDIO[task]} has 8000 Hz"):
+        train(task, corpora, tmp_path / "exp")
+    assert not (tmp_path / "exp").exists()
 
 
 def edit(name: str, change: Callable[[str], str]) -> Damage:
