@@ -50,11 +50,14 @@ $(sparseformer) $(transformer): $(checkpoints)/%.safetensors: | $(labels)
 $(binary): | $(sparseformer)
 	$(superbit) quantize $(sparseformer) --bits w1a1 --schedule w1a32,w1a1 $(train)
 
+# A file's tests stay in one process: they share what its fixtures made.
+pytest := .venv/bin/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile
+
 test: install
-	.venv/bin/python -m pytest -m 'not slow'
+	$(pytest) -m 'not slow'
 
 test-slow: install
-	.venv/bin/python -m pytest -m slow
+	$(pytest) -m slow
 
 check: install
 	.venv/bin/ruff check .

@@ -33,7 +33,7 @@ def state() -> dict[str, Tensor]:
         ("empty.pt", b"", "is empty"),
         ("blank.pt", b" \n" * 9, "is empty"),
         ("error.pt", b'{"error": "Access denied"}', "is JSON text"),
-        ("packed.pt", gzip.compress(b"weights"), "is a gzip archive: unpack it"),
+        ("packed.pt", gzip.compress(b"weights", mtime=0), "is a gzip archive: unpack it"),
         ("noise.ckpt", bytes(range(7, 250)), "is neither a safetensors nor a PyTorch file"),
     ],
 )
