@@ -124,8 +124,8 @@ def probe(
         list[str] | None, typer.Option(help="Task: ks, sid, ic or pr. Repeatable.", show_default="all four")
     ] = None,
     items: Annotated[
-        int, typer.Option(help="Most items of train, and of dev; of pr, ten frames for each.", min=20)
-    ] = 1000,
+        int, typer.Option(help="Most items of train, and of dev; of pr, ten moments for each.", min=20)
+    ] = 600,
     pooling: Annotated[str, typer.Option(help="Over the frames of ks, sid and ic: mean or max.")] = "mean",
     seed: Seed = 0,
     out: Annotated[Path | None, typer.Option(help="Folder for probe.csv and the picture probe.png.")] = None,

@@ -18,6 +18,7 @@ from runners.analysis.probe.features import POOLINGS, Source, features
 from runners.analysis.probe.items import SPLITS, TITLES, Items, draw
 from upstreams import registry
 from upstreams.errors import UserError, nearest
+from upstreams.model import AudioEncoder
 from upstreams.packed import convert
 
 C = 0.1  # inverse strength of the regularisation, of standardised features
@@ -29,7 +30,7 @@ LOG_MEL = "log-mel"  # the baseline's row
 class Result:
     """Accuracy of one layer of one checkpoint on one task's dev set, between 0 and 1.
 
-    constant: accuracy of always answering with the most frequent training label (of each slot).
+    constant: accuracy of the best constant answer, which is the share of the dev set's most frequent class.
     """
 
     checkpoint: str
@@ -69,7 +70,7 @@ def _names(targets: Sequence[str]) -> list[tuple[str, str]]:
     return [(t, s if stems.count(s) == 1 else t) for t, s in zip(targets, stems, strict=True)]
 
 
-def _load(target: str):
+def _load(target: str) -> AudioEncoder:
     model = convert.load(Path(target) if registry.is_file(target) else registry.checkpoint_path(target))
     return model.to("cuda") if torch.cuda.is_available() else model
 
@@ -82,7 +83,7 @@ def _probe_task(sources: Sequence[Source], items: dict[str, Items], seed: int, p
         waveforms = [part.read(index) for index in audio]  # read once for all checkpoints
         for source in sources:
             found[source.name][split] = [x.numpy() for x in features(source, part, waveforms, pooling)]
-    constant = float(np.mean(np.all([_most_frequent(y) == z for y, z in zip(train.T, dev.T, strict=True)], 0)))
+    constant = float(np.unique(dev, axis=0, return_counts=True)[1].max() / len(dev))
     results = []
     task = items["dev"].task
     for source in sources:
@@ -116,8 +117,3 @@ def accuracy(x: NDArray, y: NDArray, x_dev: NDArray, y_dev: NDArray) -> float:
             model.fit(x, y[:, slot])
         right &= model.predict(x_dev) == y_dev[:, slot]
     return float(right.mean())
-
-
-def _most_frequent(labels: NDArray) -> str:
-    values, counts = np.unique(labels, return_counts=True)
-    return str(values[counts.argmax()])

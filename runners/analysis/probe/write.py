@@ -71,7 +71,7 @@ def draw(results: Sequence[Result]) -> Figure:
         first = next(r for r in results if r.task == task)
         axes.axhline(100 * first.constant, color="black", linestyle=":", label="constant answer")
         axes.set_xticks(range(deepest + 2), [*map(str, range(deepest + 1)), "mean"])
-        axes.set_title(f"{task.upper()}: {TITLES[task]}, {first.dev_items} items of dev", fontsize=9)
+        axes.set_title(f"{task.upper()}: {TITLES[task]}, {_count(first)} dev items", fontsize=9)
         axes.set_xlabel("layer (0: input of the encoder)", fontsize=9)
         axes.set_ylabel("accuracy (%)", fontsize=9)
         axes.grid(alpha=0.3)
@@ -103,6 +103,11 @@ def _title(results: Sequence[Result], task: str) -> str:
     pooling = "frames" if first.pooling == "frame" else f"{first.pooling} over time"
     log_mel = _by_checkpoint(results, task)[LOG_MEL][LOG_MEL]
     return (
-        f"{task.upper()}, {TITLES[task]}: accuracy in % on {first.dev_items} dev items ({first.train_items} of train, "
+        f"{task.upper()}, {TITLES[task]}: accuracy in % on {_count(first)} dev items ({first.train_items} of train, "
         f"{pooling}); log-mel {log_mel:.1f}, constant answer {100 * first.constant:.1f}"
     )
+
+
+def _count(result: Result) -> str:
+    """Return the number of dev items, and the largest standard deviation that it gives an accuracy, in %."""
+    return f"{result.dev_items} (±{50 / result.dev_items**0.5:.1f})"

@@ -20,6 +20,8 @@ from runners.cli import app
 from runners.corpora import phones
 from upstreams.errors import UserError
 from upstreams.formats import checkpoint
+from upstreams.packed.convert import pack_checkpoint
+from upstreams.quantization.convert import calibrate
 from upstreams.registry import model_config
 from upstreams.s3prl.expert import UpstreamExpert
 
@@ -84,10 +86,12 @@ def test_classes_that_are_tones_are_found_in_every_layer(tiny_corpora: Path, unt
     counts = {row["task"]: (int(row["train_items"]), int(row["dev_items"])) for row in found}
     assert counts == {"ks": (22, 11), "sid": (4, 2), "ic": (4, 4)}  # as tests/tiny_corpora.py writes them
     constant = {row["task"]: float(row["constant"]) for row in found}
-    assert constant == pytest.approx({"ks": 1 / 11, "sid": 1 / 2, "ic": 1 / 2})
+    assert constant == pytest.approx(
+        {"ks": 1 / 11, "sid": 1 / 2, "ic": 1 / 2}
+    )  # one of 11 words, 2 speakers, 2 intents
     assert {row["accuracy"] for row in found if row["layer"] != "log-mel"} == {"1.0"}
     assert {(row["pooling"], row["seed"]) for row in found} == {("mean", "0")}
-    assert "KS, keyword: accuracy in % on 11 dev items" in text and "IC, intent" in text
+    assert "KS, keyword: accuracy in % on 11 (±15.1) dev items" in text and "IC, intent" in text
     assert "transformer_mini_untrained" in text
     assert (tmp_path / "a" / "probe.png").read_bytes().startswith(b"\x89PNG")
     probe(*arguments, "--out", tmp_path / "b")
@@ -207,3 +211,19 @@ def test_bad_input_is_one_sentence(arguments: list[str], message: str, untrained
     with pytest.raises(UserError, match=message):
         probe(untrained, "--corpora", tmp_path, "--out", tmp_path / "out", *arguments)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_packed_file_is_probed_as_the_checkpoint_that_it_was_packed_from(tiny_corpora: Path, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = checkpoint.build(model_config("sparseformer_dn_mini_w1a32")).eval()
+    calibrate(model, 0.1 * torch.randn(1, RATE), torch.tensor([RATE]))
+    files = [tmp_path / folder / "binary.safetensors" for folder in ("whole", "packed")]
+    checkpoint.save(files[0], model, None, {})
+    pack_checkpoint(*files)
+    text = probe(*files, "--corpora", tiny_corpora, "--task", "ks", "--out", tmp_path, "--pooling", "max")
+    found = {}
+    for row in rows(tmp_path):
+        found.setdefault(row["checkpoint"], {})[row["layer"]] = row["accuracy"]
+    # Equal names: the rows have the paths. 8 blocks: layers 0 to 8, and their mean.
+    assert len(found[str(files[0])]) == 10 and found[str(files[0])] == found[str(files[1])]
+    assert {row["pooling"] for row in rows(tmp_path)} == {"max"} and "max over time" in text
