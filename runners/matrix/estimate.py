@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from runners.corpora.embedded import described_tasks
 from runners.corpora.published import SPLITS
 from runners.matrix.cell import Cell, Training
 from runners.tasks import TASKS
@@ -112,7 +113,7 @@ def _kind(identity: Mapping[str, Any]) -> Kind:
 
 def audio(cell: Cell) -> tuple[Audio, Audio, Audio]:
     """Return the sizes of train, dev and test: counted in corpus.json, or those of the published corpus."""
-    described = (read_json(cell.corpora / "corpus.json") or {}).get("tasks", {}).get(cell.task, {}).get("splits", {})
+    described = described_tasks(cell.corpora).get(cell.task, {}).get("splits", {})
     splits = {name: Audio(split["utterances"], 3600 * split["hours"]) for name, split in described.items()}
     if {"train", "dev", "test"} <= splits.keys():
         return splits["train"], splits["dev"], splits["test"]

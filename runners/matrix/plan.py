@@ -13,6 +13,7 @@ from typing import Any
 
 from runners.corpora.check import check_config
 from runners.corpora.contents import contents
+from runners.corpora.embedded import described_tasks
 from runners.features.settings import StoreSettings
 from runners.matrix.cell import Cell, Training, finished, trained
 from runners.matrix.file import Matrix, Upstream
@@ -20,7 +21,7 @@ from runners.matrix.identity import origin
 from runners.tasks import TASKS, task_configs
 from upstreams import plugins, registry
 from upstreams.errors import UserError, nearest
-from upstreams.files import read_json, sha256
+from upstreams.files import sha256
 
 
 def plan(
@@ -44,7 +45,7 @@ def plan(
     corpora, out = corpora.absolute(), out.absolute()
     tasks = [task for task in matrix.tasks if any(task == name for _, name in chosen)]
     configs = {task: tuple(task_configs(task, corpora, matrix.tasks[task])) for task in tasks}
-    described = (read_json(corpora / "corpus.json") or {}).get("tasks", {})
+    described = described_tasks(corpora)
     found = {task: tuple(_contents(task, config, described) for config in configs[task]) for task in tasks}
     upstreams = [upstream for upstream in matrix.upstreams if any(upstream.label == label for label, _ in chosen)]
     checkpoints = {upstream.label: _checkpoint(upstream) for upstream in upstreams}

@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from runners.corpora.counts import COUNTERS
+from runners.corpora.embedded import described_tasks
 from runners.corpora.published import COUNTS
 from runners.matrix.cell import Cell, Fold
 from runners.matrix.identity import NO_EFFECT, NO_EFFECT_SUFFIXES
 from runners.tasks import FOLD, TASKS, Task, flat_keys, path_keys, task_config
 from upstreams.errors import UserError
-from upstreams.files import json_ready, read_json
+from upstreams.files import json_ready
 
 # Settings that change no result, and the learning rate, which SUPERB lets everybody tune on dev. The report knows
 # about folds.
@@ -28,7 +29,7 @@ def compare(fold: Fold) -> dict[str, Any]:
     its sizes are the published ones. Deviations are those of the corpus and those of the configuration.
     """
     cell = fold.cell
-    described = (read_json(cell.corpora / "corpus.json") or {}).get("tasks", {}).get(cell.task)
+    described = described_tasks(cell.corpora).get(cell.task)
     if described is not None:
         corpus = {key: described[key] for key in ("speech", "label")}
         found = [f"{EMBEDDED} ({corpus['speech']}, {corpus['label']})"]

@@ -26,12 +26,8 @@ def speech_lengths(root: Path, name: str, length: Callable[[Path], int]) -> Path
     names = find_audio(root)
     source = digest(item for file in names for item in (file, (root / file).stat().st_size))
     found = state(path, source)
-    if found is State.OWN:
-        tags, _ = torch.load(path, weights_only=True)
-        if {tuple(tag) for tag in tags} != {tuple(file.split("/")) for file in names}:
-            raise UserError(
-                f"{path} lists other audio than {root} holds: delete it, and the lengths are measured again"
-            )
+    if found is State.OWN and _listed(path) != {tuple(file.split("/")) for file in names}:
+        raise UserError(f"{path} lists other audio than {root} holds: delete it, and the lengths are measured again")
     if found in (State.MISSING, State.STALE):
         if found is State.STALE:
             print(f"[superbit] {path} is stale: the audio has changed, its lengths are measured again")
@@ -41,3 +37,14 @@ def speech_lengths(root: Path, name: str, length: Callable[[Path], int]) -> Path
         with making(path, source) as temporary:
             torch.save([[tuple(file.split("/")) for file in names], measured], temporary)
     return path
+
+
+def _listed(path: Path) -> set[tuple[str, ...]]:
+    """Return the audio that a user's file of lengths lists, each as the parts of its path."""
+    try:
+        tags, _ = torch.load(path, weights_only=True)
+        return {tuple(tag) for tag in tags}
+    except Exception as error:  # on damaged bytes torch.load raises errors of every type
+        raise UserError(
+            f"{path} is damaged ({type(error).__name__}): delete it, and the lengths are measured again"
+        ) from None

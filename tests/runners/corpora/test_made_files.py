@@ -109,6 +109,9 @@ def test_a_changed_corpus_changes_the_lengths_of_speaker_verification(tmp_path: 
     torch.save([[("id1", "v", "w.wav")], [9]], lengths)
     with pytest.raises(UserError, match=r"lists other audio than .* delete it"):
         train("asv", root, tmp_path / "four", changes=changes)
+    lengths.write_bytes(b"no lengths")
+    with pytest.raises(UserError, match=rf"{lengths} is damaged .* delete it"):
+        train("asv", root, tmp_path / "four", changes=changes)
 
 
 def test_a_read_only_corpus_is_prepared_checked_and_trained_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -241,6 +241,16 @@ def test_a_corpus_that_changes_makes_results_stale(
     assert "1 of 1 trainings to run" in printed
 
 
+@pytest.mark.parametrize("text", ['{"tasks": {"ks"', "[]", '{"tasks": []}', '{"tasks": {"ks": {"speech": 3}}}'])
+def test_a_damaged_description_of_embedded_corpora_is_named_and_they_do_not_pass_for_real_ones(
+    copied: Path, tmp_path: Path, fake: FakeDownstream, text: str
+) -> None:
+    (copied / "corpus.json").write_text(text)
+    with pytest.raises(UserError, match=r"corpus\.json is damaged: .*`superbit corpus mini`"):
+        matrix.evaluate(write_matrix(tmp_path / "m.yaml"), copied, tmp_path / "runs")
+    assert not fake.calls_made()
+
+
 def test_recordings_that_swap_their_contents_make_results_stale(
     copied: Path, tmp_path: Path, fake: FakeDownstream, capsys: pytest.CaptureFixture[str]
 ) -> None:
