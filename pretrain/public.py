@@ -15,7 +15,7 @@ from upstreams.files import sha256
 from upstreams.formats import checkpoint, public_files
 from upstreams.formats.public_hubert import load_public
 from upstreams.formats.tensors import assign
-from upstreams.model import AudioEncoder
+from upstreams.model import AudioEncoder, without_values
 from upstreams.versions import versions
 
 
@@ -30,7 +30,7 @@ def import_checkpoint(preset: str, source: Path, out: Path, name: str | None = N
     model, tensors = load_public(source, config)
     head = None
     if tensors:
-        with torch.device("meta"):
+        with without_values():
             head = CodewordHead(model.config.encoder.dim, *tensors["codewords"].shape)
         assign(head, tensors)
     path = out / "checkpoints" / f"{config.name}.safetensors"

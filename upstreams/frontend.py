@@ -22,8 +22,7 @@ def mel_filters(mels: int, sample_rate: int = SAMPLE_RATE, low: float = 20.0) ->
     def to_mel(hertz: Tensor) -> Tensor:
         return 1127.0 * torch.log1p(hertz / 700.0)
 
-    # On the CPU, even if the module is created on the meta device, whose tensors have no values.
-    first, last = (float(to_mel(torch.tensor(hertz, device="cpu"))) for hertz in (low, sample_rate / 2))
+    first, last = (float(to_mel(torch.tensor(hertz))) for hertz in (low, sample_rate / 2))
     edges = torch.linspace(first, last, mels + 2)
     bins = to_mel(torch.arange(FFT // 2 + 1) * sample_rate / FFT)[:, None]
     left, centre, right = edges[:-2], edges[1:-1], edges[2:]
@@ -53,8 +52,12 @@ class LogMel(nn.Module):
 
     def set_constants(self) -> None:
         """Compute the buffers that no checkpoint holds: again if the module was created on the meta device."""
-        self.register_buffer("window", torch.hann_window(WINDOW, periodic=False), persistent=False)
-        self.register_buffer("filters", mel_filters(self.mels), persistent=False)
+        if torch.get_default_device().type == "meta":  # only shapes; arithmetic there imports torch's compiler
+            window, filters = torch.empty(WINDOW), torch.empty(FFT // 2 + 1, self.mels)
+        else:
+            window, filters = torch.hann_window(WINDOW, periodic=False), mel_filters(self.mels)
+        self.register_buffer("window", window, persistent=False)
+        self.register_buffer("filters", filters, persistent=False)
 
     @staticmethod
     def frame_count(samples: Tensor) -> Tensor:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from upstreams.config import ModelConfig
 from upstreams.encoders import build_encoder
@@ -112,6 +114,29 @@ def in_eval_mode(module: nn.Module) -> Iterator[None]:
     finally:
         for part, mode in training.items():
             part.training = mode
+
+
+class _ShapesOnly(TorchFunctionMode):
+    """Leaves out the values with which a module would fill its tensors."""
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if function in (Tensor.normal_, Tensor.uniform_) or getattr(function, "__module__", "") == "torch.nn.init":
+            return kwargs["tensor"] if "tensor" in kwargs else args[0]
+        if function is torch.eye:
+            return torch.empty(args[0], args[0])
+        return function(*args, **kwargs)
+
+
+@contextmanager
+def without_values() -> Iterator[None]:
+    """Create modules on the meta device, where tensors have shapes and no values, without their initialisation.
+
+    It would do nothing there, but the first normal_, eye or comparison of a process on that device imports torch's
+    compiler, which takes more than a second.
+    """
+    with torch.device("meta"), _ShapesOnly():
+        yield
 
 
 def checked(waveforms: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -17,7 +17,7 @@ from pretrain.training.settings import TrainingSettings
 from upstreams.errors import UserError
 from upstreams.formats import checkpoint
 from upstreams.frontend import padding_mask
-from upstreams.model import AudioEncoder
+from upstreams.model import AudioEncoder, without_values
 
 
 class ModelWithHead(nn.Module):
@@ -40,7 +40,7 @@ def load_with_head(path: Path) -> ModelWithHead:
     model, dim = checkpoint.skeleton(config), config.encoder.dim
     checkpoint.fill(model, tensors, "model.", path)
     cosine, linear = tensors.get("head.codewords"), tensors.get("head.weight")
-    with torch.device("meta"):
+    with without_values():
         if cosine is not None and cosine.ndim == 2:
             head = build_head("cosine", dim, *cosine.shape)
         elif linear is not None and linear.ndim == 2:

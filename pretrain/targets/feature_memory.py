@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves
 from pretrain.audio.manifest import Manifest
 from upstreams.config import SAMPLE_RATE, ModelConfig
 from upstreams.errors import UserError
-from upstreams.model import AudioEncoder
+from upstreams.model import AudioEncoder, without_values
 
 
 def check_features(config: ModelConfig, manifest: Manifest, seconds: float, device: torch.device) -> None:
@@ -43,7 +43,7 @@ def feature_bytes(config: ModelConfig, seconds: float) -> float:
 
     It is measured on the meta device, where tensors have sizes and no values.
     """
-    with torch.device("meta"):
+    with without_values():
         model = AudioEncoder(config).eval()
     waveforms = torch.empty(1, int(seconds * SAMPLE_RATE), device="meta")
     with torch.no_grad(), _Live() as live:

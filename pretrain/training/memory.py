@@ -12,7 +12,7 @@ from pretrain.targets.feature_memory import free_bytes
 from pretrain.training.settings import TrainingSettings
 from upstreams.config import SAMPLE_RATE, ModelConfig
 from upstreams.errors import UserError
-from upstreams.model import AudioEncoder
+from upstreams.model import AudioEncoder, without_values
 
 # fp32: weight, gradient and AdamW's two moments. Muon has one moment less.
 BYTES_PER_WEIGHT = 16
@@ -75,7 +75,7 @@ def required_bytes(config: ModelConfig, crop_seconds: float, checkpointing: bool
 
 
 def _saved_bytes(config: ModelConfig, crop_seconds: float, checkpointing: bool) -> tuple[float, float]:
-    with torch.device("meta"):
+    with without_values():
         model = AudioEncoder(config)
     model.encoder.checkpointing = checkpointing
     model.eval()  # in train mode batch normalisation selects valid frames, whose number the meta device does not know

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from pretrain.audio.manifest import Manifest
 from pretrain.distill import DistillationSettings, quantize_checkpoint
@@ -14,6 +15,7 @@ from pretrain.recipes import Recipe, read_recipe
 from pretrain.training.calibration import calibration_batches
 from tests.pretrain.command import weights
 from tests.pretrain.tiny_audio import write_corpus
+from upstreams.encoders.convolution import BatchNorm
 from upstreams.formats import checkpoint
 from upstreams.frontend import padding_mask
 from upstreams.model import AudioEncoder
@@ -56,6 +58,22 @@ def eigenvalues(model: AudioEncoder, recipe: Recipe, audio: Path) -> torch.Tenso
     return torch.linalg.eigvalsh(x.T @ x / len(x))
 
 
+@torch.no_grad()
+def normalised(model: AudioEncoder, recipe: Recipe, audio: Path) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Return mean and variance of each channel after each batch normalisation over the audio of the statistics."""
+    values: dict[nn.Module, list[torch.Tensor]] = {}
+
+    def keep(norm: nn.Module, inputs: tuple[torch.Tensor, torch.Tensor], output: torch.Tensor) -> None:
+        values.setdefault(norm, []).append(output[~inputs[1].squeeze(-1)])
+
+    for module in model.modules():
+        if isinstance(module, BatchNorm):
+            module.register_forward_hook(keep)
+    for waveforms, lengths in calibration_batches(Manifest.read(audio), recipe, model.config.downsample_rate, seed=0):
+        model(waveforms, lengths)
+    return [(torch.cat(parts).mean(0), torch.cat(parts).var(0)) for parts in values.values()]
+
+
 @pytest.mark.parametrize("name", ENCODERS)
 def test_features_of_the_untrained_copy_are_white_and_calibration_changes_no_statistics(
     name: str, audio: Path, tmp_path: Path
@@ -63,7 +81,13 @@ def test_features_of_the_untrained_copy_are_white_and_calibration_changes_no_sta
     recipe = recipe_of(name, tmp_path)
     options = {"manifest_path": audio, "out": tmp_path, "labels": tmp_path / "labels", "seed": 0}
     teacher_path = pretrain(recipe, **options)  # type: ignore[arg-type]
-    for path in (tmp_path / f"checkpoints/{name}_untrained.safetensors", teacher_path):
+    untrained = tmp_path / f"checkpoints/{name}_untrained.safetensors"
+    torch.manual_seed(0)
+    built, written = dict(AudioEncoder(recipe.config).named_parameters()), weights(untrained)
+    assert all(torch.equal(written[f"model.{key}"], value) for key, value in built.items())
+    for mean, variance in normalised(checkpoint.load(untrained).eval(), recipe, audio):
+        assert float(mean.abs().max()) < 0.1 and 0.5 < float(variance.min()) < float(variance.max()) < 2
+    for path in (untrained, teacher_path):
         found = eigenvalues(checkpoint.load(path).eval(), recipe, audio)
         assert float(found.min()) > 0.3 and float(found.max()) < 1.001, f"{path.name}: {found.min()} {found.max()}"
 

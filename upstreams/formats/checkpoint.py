@@ -22,7 +22,7 @@ from upstreams.files import atomic_write
 from upstreams.formats import contents
 from upstreams.formats.metadata import CHECKPOINT, PACKED
 from upstreams.formats.tensors import assign, misfit, not_finite
-from upstreams.model import AudioEncoder
+from upstreams.model import AudioEncoder, without_values
 from upstreams.quantization.convert import quantize
 
 FORMAT = 1
@@ -132,7 +132,7 @@ def load(path: Path) -> AudioEncoder:
 
 def skeleton(config: ModelConfig) -> AudioEncoder:
     """Return the model of `config` without values, on the meta device: for `fill`, and for shapes and costs."""
-    with torch.device("meta"):
+    with without_values():
         return build(config)
 
 

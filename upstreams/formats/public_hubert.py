@@ -14,7 +14,7 @@ from upstreams.errors import UserError
 from upstreams.formats import public_files
 from upstreams.formats.public_config import configured
 from upstreams.formats.tensors import assign, misfit, not_finite
-from upstreams.model import AudioEncoder
+from upstreams.model import AudioEncoder, without_values
 
 _log = logging.getLogger(__name__)
 
@@ -102,7 +102,7 @@ def load_public(path: Path, config: ModelConfig) -> tuple[AudioEncoder, dict[str
     config, where = configured(config, file, layout, bool(head))
     if not where:
         _log.warning("%s states no heads, activation and norms: those of %s are used", path, config.name)
-    with torch.device("meta"):
+    with without_values():
         model = AudioEncoder(config)
     place = "norm" if config.encoder.norm == "pre" else "input_norm"
     tensors = {name.replace("encoder.stack_norm", f"encoder.{place}"): tensor for name, tensor in tensors.items()}

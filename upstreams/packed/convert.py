@@ -15,7 +15,7 @@ from upstreams.config import ModelConfig
 from upstreams.errors import UserError
 from upstreams.files import sha256
 from upstreams.formats import checkpoint
-from upstreams.model import AudioEncoder
+from upstreams.model import AudioEncoder, without_values
 from upstreams.packed import file
 from upstreams.packed.model import PackedAudioEncoder, layer_table, stored_tensors
 from upstreams.packed.modules import PackedConv1d, PackedLayer, PackedLinear, PackedMatmul, pack_codes
@@ -101,7 +101,7 @@ def pack_checkpoint(path: Path, out: Path) -> None:
 
 def build(config: ModelConfig) -> PackedAudioEncoder:
     """Return the packed model of a configuration on the meta device: shapes without values."""
-    with torch.device("meta"):
+    with without_values():
         return pack(checkpoint.build(config))
 
 

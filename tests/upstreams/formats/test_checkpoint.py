@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from upstreams.config import preset
+from upstreams.config import EncoderConfig, FrontEndConfig, ModelConfig, preset, preset_names
 from upstreams.errors import UserError
 from upstreams.formats import checkpoint
+
+HUBERT_ENCODER = EncoderConfig("transformer", layers=2, dim=48, heads=4, position_groups=16)
+SMALL_HUBERT = ModelConfig("small", FrontEndConfig("waveform", "utterance", width=16), HUBERT_ENCODER)
 
 
 @pytest.fixture
@@ -31,6 +36,24 @@ def test_round_trip(saved: Path) -> None:
     waveforms = torch.randn(1, 16_000) * 0.1
     first, second = (checkpoint.load(saved)(waveforms) for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+@pytest.mark.parametrize("name", [*(n for n in preset_names() if n.endswith("_mini")), "hubert"])
+@torch.no_grad()
+def test_a_loaded_model_is_the_saved_one_to_the_last_bit(name: str, tmp_path: Path) -> None:
+    """Though it is built on the meta device, where no constant has a value; and loading draws no random number."""
+    torch.manual_seed(3)
+    model = checkpoint.build(SMALL_HUBERT if name == "hubert" else preset(name)).eval()
+    checkpoint.save(tmp_path / "saved.safetensors", model, None, {})
+    before = torch.get_rng_state()
+    loaded = checkpoint.load(tmp_path / "saved.safetensors")
+    assert torch.equal(torch.get_rng_state(), before)
+    ours, theirs = ({**dict(m.named_parameters()), **dict(m.named_buffers())} for m in (loaded, model))
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[key], tensor) and ours[key].dtype == tensor.dtype for key, tensor in theirs.items())
+    waveforms, lengths = torch.randn(2, 16_000) * 0.1, torch.tensor([16_000, 9_000])
+    states = zip(loaded(waveforms, lengths), model(waveforms, lengths), strict=True)
+    assert all(torch.equal(a, b) for a, b in states)
 
 
 def test_a_failed_write_leaves_the_old_file(saved: Path) -> None:
@@ -85,3 +108,13 @@ def test_a_checkpoint_that_does_not_fit_its_configuration_is_refused(saved: Path
     save_file(tensors, saved, metadata={"superbit": json.dumps(about)})
     with pytest.raises(UserError, match=r"encoder\.norm\.weight"):
         checkpoint.load(saved)
+
+
+def test_loading_imports_no_compiler() -> None:
+    """An initialisation on the meta device, which is for nothing, would import it and take more than a second."""
+    code = (
+        "import sys\nfrom upstreams.config import preset, preset_names\nfrom upstreams.formats import checkpoint\n"
+        "for name in preset_names():\n    checkpoint.skeleton(preset(name))\n"
+        "assert 'torch._dynamo' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
