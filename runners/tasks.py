@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 import downstream_configs
-from upstreams.errors import UserError, nearest
+from upstreams.errors import UserError, nearest, shown
 from upstreams.files import parse_yaml, read_text
 from upstreams.s3prl.made_files import place
 
@@ -163,7 +163,7 @@ def task_configs(task: str, root: str | Path, overrides: Mapping[str, object]) -
     value = overrides.get(FOLD, FOLDS)
     folds = list(dict.fromkeys([value] if isinstance(value, str) else value if isinstance(value, list | tuple) else []))
     if not folds or not set(folds) <= set(FOLDS):
-        raise UserError(f"{FOLD} must be one or a list of {', '.join(FOLDS)}, not {value!r}")
+        raise UserError(f"{FOLD} must be one or a list of {', '.join(FOLDS)}, not {shown(value)}")
     return [task_config(task, root, {**overrides, FOLD: fold}) for fold in folds]
 
 
@@ -229,7 +229,7 @@ def set_key(config: dict[str, Any], key: str, value: object) -> None:
     """
     known = dict(flat_keys(config))
     if key not in known and key not in OPTIONAL_KEYS:
-        raise UserError(f"the configuration has no key {key!r}: {nearest(key, [*known, *OPTIONAL_KEYS])}")
+        raise UserError(f"the configuration has no key {shown(key)}: {nearest(key, [*known, *OPTIONAL_KEYS])}")
     before = known.get(key)
     if before is not None and value is not None:
         check_kind(key, value, before)
@@ -246,7 +246,7 @@ def check_kind(key: str, value: object, example: object) -> None:
     hint = ""
     if isinstance(value, str) and kind(example) == "a number" and (number := EXPONENT.fullmatch(value)):
         hint = f" (YAML reads {value} as text: write {float(number['mantissa'])}e{int(number['exponent']):+d})"
-    raise UserError(f"{key} must be {kind(example)}, such as {example!r}, not {value!r}{hint}")
+    raise UserError(f"{key} must be {kind(example)}, such as {example!r}, not {shown(value)}{hint}")
 
 
 def kind(value: object) -> str:

@@ -242,6 +242,8 @@ def _value(kind: Any, value: Any, where: str) -> Any:
         value = float(value)
     if kind in (int, float, str, bool) and type(value) is not kind:
         raise UserError(f"{where} is {shown(value)}, but must be of type {kind.__name__}")
+    if kind is int and abs(value) >= 2**63:  # neither an array's size nor, with thousands of digits, a message
+        raise UserError(f"{where} is {shown(value)}, but must have at most 63 bits")
     if isinstance(value, float) and math.isnan(value):
         raise UserError(f"{where} is not a number (NaN)")
     if get_origin(kind) is dict and not isinstance(value, dict):

@@ -10,7 +10,7 @@ import yaml
 
 from runners import tasks
 from runners.downstream.arguments import parser
-from upstreams.errors import UserError, nearest
+from upstreams.errors import UserError, nearest, shown
 
 # Arguments that have been used before the changes apply.
 SETTLED = (
@@ -59,7 +59,7 @@ def _checked(name: str, value: Any, flag: argparse.Action) -> Any:
     else:
         kind, valid = "text", isinstance(value, str)
     if not valid:
-        raise UserError(f"args.{name} (-o) must be {kind}, not {value!r}")
+        raise UserError(f"args.{name} (-o) must be {kind}, not {shown(value)}")
     return value
 
 

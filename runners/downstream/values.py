@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from runners import tasks
 from runners.downstream.trials import try_values
 from runners.tasks import FOLD, FOLDS, Task
-from upstreams.errors import UserError, nearest
+from upstreams.errors import UserError, nearest, shown
 
 
 class Numbers(NamedTuple):
@@ -113,7 +113,7 @@ def _check_value(key: str, value: Any, example: Any) -> None:
         if isinstance(item, bool | str | Mapping) or item is None:
             continue
         if not (numbers or ANY).contains(item):
-            raise UserError(f"{key} must be {(numbers or ANY).name}, not {item!r}")
+            raise UserError(f"{key} must be {(numbers or ANY).name}, not {shown(item)}")
 
 
 def _check_keys(config: Mapping[str, Any], official: Mapping[str, Any]) -> None:
@@ -125,7 +125,7 @@ def _check_keys(config: Mapping[str, Any], official: Mapping[str, Any]) -> None:
         if key in known or section in ("optimizer", "scheduler", "specaug"):  # tried out
             continue
         if section in ("runner", key):
-            raise UserError(f"s3prl has no key {key!r}: {nearest(key, known)}")
+            raise UserError(f"s3prl has no key {shown(key)}: {nearest(key, known)}")
         folder = key.rpartition(".")[0]
         lacking = [name for name in official if name.rpartition(".")[0] == folder and name not in found]
         if similar := difflib.get_close_matches(key, lacking, n=1, cutoff=0.85):
@@ -142,11 +142,11 @@ def _check_relations(config: Mapping[str, Any], task: Task | None) -> None:
             raise UserError(f"runner.save_step {save} is more than runner.total_steps {total}: nothing would be saved")
     fold = dict(tasks.flat_keys(config)).get(FOLD)
     if task is not None and task.name == "er" and fold is not None and fold not in FOLDS:
-        raise UserError(f"there is no {FOLD} {fold!r}: {nearest(str(fold), FOLDS)}")
+        raise UserError(f"there is no {FOLD} {shown(fold)}: {nearest(str(fold), FOLDS)}")
     for key, section in tasks.flat_keys(config):
         if key.endswith(".RNNs") and len({len(value) for value in section.values() if isinstance(value, list)}) > 1:
             raise UserError(f"the lists of {key} must have one entry for each layer, as many as dim: {section}")
         if key.endswith("_width_range") and not (
             isinstance(section, list) and len(section) == 2 and section[0] < section[1]
         ):
-            raise UserError(f"{key} must be two numbers, the second above the first, not {section!r}")
+            raise UserError(f"{key} must be two numbers, the second above the first, not {shown(section)}")

@@ -206,3 +206,12 @@ def test_checkpointing_computes_the_same_weights(work: Path, tmp_path: Path, mon
     recipe = read_recipe(str(tmp_path / "recipe.yaml"))
     plain, less = (memory.required_bytes(recipe.config, 1.0, checkpointing)[1] for checkpointing in (False, True))
     assert less < plain
+
+
+@pytest.mark.parametrize("key", ["iterations: [{layer: %s, clusters: 4, steps: 1}]", "keep: %s", "seed_of_nothing: %s"])
+def test_a_number_of_thousands_of_digits_is_refused_in_a_short_sentence(key: str, tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(f"model: sparseformer_dn_mini\n{key % hex(10**5000)}\n")
+    with pytest.raises(UserError) as caught:
+        read_recipe(str(path))
+    assert len(str(caught.value)) < 500
