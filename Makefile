@@ -1,6 +1,10 @@
 # `make superb`: the main job, from nothing to the table. `make test`: the test-suite. Both install into .venv first.
 # Stages run in parallel on two cores. Finished stages are skipped, interrupted ones resume.
-PYTHON ?= python3
+# python3 if superbit supports it, else the newest supported Python that is installed.
+PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3.11 python3.10; do \
+	$$python -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 15))' 2>&- && echo $$python && break; done)
+# cpu: PyTorch's build without CUDA. cuda: the registry's build, which on Linux brings CUDA's libraries.
+TORCH ?= cpu
 SEED ?= 0
 OUT ?= runs/superb
 CORPORA ?= data/mini
@@ -33,9 +37,25 @@ float-cells: $(transformer) $(sparseformer)
 
 install: $(installed)
 
+extras := .[corpora,dev,onnx]
+uv := $(shell command -v uv)
+cost := $(if $(filter cpu,$(TORCH)),0.5 GB and takes 2.2 GB of disk,5 GB and takes 8 GB of disk)
+
 $(installed): pyproject.toml $(kernel)
+	@test -n "$(PYTHON)" || { echo "superbit needs Python 3.10 to 3.14: install one, or name it with PYTHON=/path/to/python"; exit 2; }
+	@test "$(TORCH)" = cpu -o "$(TORCH)" = cuda || { echo "TORCH is $(TORCH), but must be cpu or cuda"; exit 2; }
+	@echo "installing into .venv with $(PYTHON): downloads about $(cost) (TORCH=$(TORCH))"
+ifneq ($(uv),)
+	uv venv --quiet --allow-existing --python "$$($(PYTHON) -c 'import sys; print(sys.executable)')" .venv
+	uv pip install --quiet --python .venv/bin/python --torch-backend $(TORCH:cuda=auto) --editable '$(extras)'
+else
 	$(PYTHON) -m venv .venv
-	.venv/bin/pip install --quiet --editable '.[corpora,dev,onnx]'
+ifeq ($(TORCH),cpu)
+	@.venv/bin/pip install --quiet --retries 0 --no-deps --extra-index-url https://download.pytorch.org/whl/cpu \
+		'torch==2.13.0+cpu' 2>&- || echo "no torch 2.13.0+cpu for this Python and system: pip chooses a build of torch, perhaps with CUDA (5 GB)"
+endif
+	.venv/bin/pip install --quiet --editable '$(extras)'
+endif
 	touch $@
 
 $(corpus): | $(installed)

@@ -6,8 +6,9 @@ import functools
 import json
 import os
 import platform
+import shlex
 import subprocess
-from importlib.metadata import PackageNotFoundError, distribution, version
+from importlib.metadata import PackageNotFoundError, distribution, requires, version
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -63,3 +64,16 @@ def _installed_commit(root: Path) -> str:
         return str(json.loads(installed.read_text("direct_url.json") or "{}").get("vcs_info", {}).get("commit_id", ""))
     except (PackageNotFoundError, ValueError):
         return ""
+
+
+def install_command(extra: str) -> str:
+    """Return the command that installs the packages of one of superbit's extras.
+
+    It names the packages themselves: superbit is installed from a clone or a wheel, not by name from a registry.
+
+    >>> install_command("slurm")
+    "pip install 'submitit>=1.5'"
+    """
+    ends = (f'extra == "{extra}"', f"extra == '{extra}'")
+    packages = [package.partition(";")[0].strip() for package in requires("superbit") or () if package.endswith(ends)]
+    return f"pip install {shlex.join(packages)}"

@@ -18,7 +18,7 @@ SMALLEST = 1 << 20  # multiply-accumulates from which a product runs on oneDNN
 
 @functools.cache
 def onednn_is_faster() -> bool:
-    """True if this is an AMD processor with AVX-512, which MKL does not use there."""
+    """True if this is an AMD processor with AVX-512, which MKL does not use there, and torch has oneDNN's product."""
     try:
         cpu_info = Path("/proc/cpuinfo").read_text(encoding="utf-8")
     except OSError:
@@ -28,6 +28,7 @@ def onednn_is_faster() -> bool:
         and torch.backends.mkl.is_available()
         and torch.backends.mkldnn.is_available()
         and torch.backends.cpu.get_cpu_capability() == "AVX512"
+        and hasattr(torch.ops.mkldnn, "_linear_pointwise")  # a private operator
     )
 
 

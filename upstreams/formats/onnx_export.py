@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import importlib
 import importlib.util
 import json
 import logging
@@ -27,6 +28,7 @@ from upstreams.model import AudioEncoder
 from upstreams.quantization.modules import QuantLinear
 from upstreams.quantization.quantizers import WeightQuantizer
 from upstreams.quantization.spec import Bits
+from upstreams.versions import install_command
 
 EXAMPLE = (32_000, 20_000)  # samples of the two utterances with which the graph is traced
 
@@ -71,6 +73,15 @@ class QDQLinear(nn.Module):
         return nn.functional.linear(x, weight, self.bias)
 
 
+def has_quantization_operators() -> bool:
+    """True if torch has the private operators of QDQLinear; without them, 8-bit layers are exported in float operations."""
+    try:
+        importlib.import_module("torch.ao.quantization.fx._decomposed")
+    except ImportError:
+        return False
+    return hasattr(torch.ops.quantized_decomposed, "dequantize_per_channel")
+
+
 def export(model: AudioEncoder, path: Path) -> None:
     """Write the ONNX graph of `model` in eval mode. The model itself and the settings of logging stay as they are.
 
@@ -79,12 +90,11 @@ def export(model: AudioEncoder, path: Path) -> None:
     """
     for package in ("onnx", "onnxscript"):
         if importlib.util.find_spec(package) is None:
-            raise UserError(f"export needs the package {package}: pip install 'superbit[onnx]'")
-    import torch.ao.quantization.fx._decomposed
-
+            raise UserError(f"export needs the package {package}: {install_command('onnx')}")
     model = copy.deepcopy(model)
+    replaces = has_quantization_operators()
     for name, module in list(model.named_modules()):
-        if isinstance(module, QuantLinear) and module.bits == Bits(8, 8):
+        if replaces and isinstance(module, QuantLinear) and module.bits == Bits(8, 8):
             parent, _, child = name.rpartition(".")
             setattr(model.get_submodule(parent), child, QDQLinear(module))
     example = torch.zeros(2, EXAMPLE[0]), torch.tensor(EXAMPLE)

@@ -35,8 +35,9 @@ def pack_codes(whole: Tensor, bits: int) -> Tensor:
 
 @functools.cache
 def _has_fast_int8() -> bool:
-    # On other processors torch._int_mm is a plain loop.
-    return torch.backends.mkldnn.is_available() and torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
+    # A private operator; on other processors it is a plain loop.
+    has_operator = hasattr(torch, "_int_mm") and torch.backends.mkldnn.is_available()
+    return has_operator and torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
 
 
 class PackedLayer(nn.Module):

@@ -23,6 +23,7 @@ from runners.corpora.check.voxceleb import check_asv, check_sid
 from runners.corpora.counts import counts, unlisted
 from runners.tasks import FOLD, FOLDS, TASKS, Task, task_config
 from upstreams.errors import UserError
+from upstreams.versions import install_command
 
 # task -> check; its arguments are s3prl's `downstream_expert` settings and the splits that will be used
 CHECKS: dict[str, Callable[[Mapping[str, Any], Sequence[str]], None]] = {
@@ -70,7 +71,7 @@ def check_config(task: Task, config: Mapping[str, Any], splits: Collection[str] 
         return
     for package in task.packages:
         if importlib.util.find_spec(package) is None:
-            raise UserError(f"{task.name} needs the package {package}: `pip install superbit[superb]` installs it")
+            raise UserError(f"{task.name} needs the package {package}: `{install_command('superb')}` installs it")
     if splits is None:
         splits = ["train"] if task.has_head else ["dev"]
         splits += [*config["runner"].get("eval_dataloaders", ()), task.eval_split]

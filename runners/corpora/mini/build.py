@@ -28,6 +28,7 @@ from runners.tasks import SEVEN
 from upstreams.config import SAMPLE_RATE
 from upstreams.errors import UserError
 from upstreams.files import UNFINISHED, atomic_write, json_text
+from upstreams.versions import install_command
 
 _log = logging.getLogger(__name__)
 # Total of the sizes below, which scale with the hours of the request.
@@ -78,7 +79,7 @@ def build_mini(out: Path, hours: float, seed: int, sources: Path, apt: bool) -> 
     missing = [name for name in _LIBRARIES if importlib.util.find_spec(name) is None]
     if missing:
         raise UserError(
-            f"the embedded corpora need {', '.join(missing)}: `pip install superbit[corpora]` installs them"
+            f"the embedded corpora need {', '.join(missing)}: `{install_command('corpora')}` installs them"
         )
     container: Path | None = None
     if apt:

@@ -12,6 +12,7 @@ import runners
 from runners.matrix.engines.logged import run_logged
 from runners.matrix.engines.work import TrainingT, Work
 from upstreams.errors import UserError
+from upstreams.versions import install_command
 
 
 def run(work: Work[TrainingT], settings: Mapping[str, Any]) -> Iterator[tuple[TrainingT, str | None]]:
@@ -23,7 +24,7 @@ def run(work: Work[TrainingT], settings: Mapping[str, Any]) -> Iterator[tuple[Tr
     try:
         import ray
     except ImportError:
-        raise UserError("the engine ray needs Ray: pip install 'superbit[ray]'") from None
+        raise UserError(f"the engine ray needs Ray: {install_command('ray')}") from None
     ours = not ray.is_initialized()
     if ours:
         # The workers import the same code as this process, and use only the CPU that they are given.

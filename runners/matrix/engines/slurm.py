@@ -10,6 +10,7 @@ from typing import Any
 from runners.matrix.engines.logged import run_logged
 from runners.matrix.engines.work import TrainingT, Work
 from upstreams.errors import UserError
+from upstreams.versions import install_command
 
 POLL_SECONDS = 0.5  # submitit itself asks Slurm far less often
 
@@ -25,7 +26,7 @@ def run(work: Work[TrainingT], settings: Mapping[str, Any]) -> Iterator[tuple[Tr
     try:
         import submitit
     except ImportError:
-        raise UserError("the engine slurm needs submitit: pip install 'superbit[slurm]'") from None
+        raise UserError(f"the engine slurm needs submitit: {install_command('slurm')}") from None
     given = dict(settings)
     cluster = given.pop("cluster", "slurm")
     folder, _ = given.pop("folder"), given.pop("jobs")

@@ -79,7 +79,7 @@ def test_recordings_of_diarization_are_found_from_their_list_and_the_current_fol
 
 def test_a_missing_package_is_named(more_tiny_corpora: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"qbe needs the package dtw: `pip install superbit\[superb\]`"):
+    with pytest.raises(UserError, match=r"qbe needs the package dtw: `pip install 'dtw-python>="):
         check_corpus("qbe", more_tiny_corpora)
 
 
