@@ -18,6 +18,7 @@ from upstreams.errors import UserError
 from upstreams.files import atomic_write, text_lines
 from upstreams.s3prl.audio import read_mono
 from upstreams.s3prl.made_files import digest, place
+from upstreams.versions import install_command
 
 RATE = 100  # phones a second
 Utterance = tuple[str, str]  # path below LibriSpeech's folder, words
@@ -80,7 +81,7 @@ def aligned(audio: np.ndarray, text: str) -> list[str]:
     audio: (samples,) at 16 kHz; text: its words in lower case. Raises UserError without pocketsphinx.
     """
     if importlib.util.find_spec("pocketsphinx") is None:
-        raise UserError("phones in time need pocketsphinx: `pip install superbit[corpora]` installs it")
+        raise UserError(f"phones in time need pocketsphinx: `{install_command('corpora')}` installs it")
     from pocketsphinx import Decoder
 
     samples = (audio * 32767).astype(np.int16).tobytes()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 import subprocess
 from pathlib import Path
@@ -57,3 +58,22 @@ def test_provenance_names_torchaudio_and_the_processor() -> None:
     assert all(found[package] for package in ("torch", "torchaudio", "s3prl"))
     assert machine.processor() in machine.machine() and machine.processor() != ""
     assert machine.device_name("cpu") == "cpu"
+
+
+@pytest.mark.parametrize(
+    "extra, packages",
+    [
+        ("slurm", ["submitit"]),
+        ("superb", ["dtw-python", "lxml", "h5py", "joblib"]),
+        ("onnx", ["onnx", "onnxscript", "onnxruntime"]),
+    ],
+)
+def test_the_command_for_an_extra_names_its_packages(extra: str, packages: list[str]) -> None:
+    pip, install, *requirements = shlex.split(versions.install_command(extra))
+    assert (pip, install) == ("pip", "install")
+    assert [requirement.partition(">=")[0] for requirement in requirements] == packages
+
+
+def test_no_message_names_a_package_index_entry_that_does_not_exist() -> None:
+    sources = [path for wing in ("upstreams", "pretrain", "runners") for path in (versions.ROOT / wing).rglob("*.py")]
+    assert sources and not [path for path in sources if "superbit[" in path.read_text(encoding="utf-8")]

@@ -74,7 +74,7 @@ class QDQLinear(nn.Module):
 
 
 def has_quantization_operators() -> bool:
-    """True if torch has the private operators of QDQLinear; without them, 8-bit layers are exported in float operations."""
+    """True if torch has the private operators of QDQLinear; without them, 8-bit layers export as float operations."""
     try:
         importlib.import_module("torch.ao.quantization.fx._decomposed")
     except ImportError:

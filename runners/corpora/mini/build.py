@@ -78,9 +78,7 @@ def build_mini(out: Path, hours: float, seed: int, sources: Path, apt: bool) -> 
         return done
     missing = [name for name in _LIBRARIES if importlib.util.find_spec(name) is None]
     if missing:
-        raise UserError(
-            f"the embedded corpora need {', '.join(missing)}: `{install_command('corpora')}` installs them"
-        )
+        raise UserError(f"the embedded corpora need {', '.join(missing)}: `{install_command('corpora')}` installs them")
     container: Path | None = None
     if apt:
         try:

@@ -23,10 +23,21 @@ pytest.importorskip("onnxscript", reason="superbit's extra onnx is not installed
 
 
 @pytest.mark.parametrize(
-    ("kind", "bits"), [("sparseformer", "w32a32"), ("transformer", "w8a8"), ("sparseformer", "w1a1")]
+    ("kind", "bits", "operators"),
+    [
+        ("sparseformer", "w32a32", True),
+        ("transformer", "w8a8", True),
+        ("transformer", "w8a8", False),
+        ("sparseformer", "w1a1", True),
+    ],
 )
 @torch.no_grad()
-def test_a_graph_computes_what_torch_does(kind: str, bits: str, tmp_path: Path) -> None:
+def test_a_graph_computes_what_torch_does(
+    kind: str, bits: str, operators: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """operators: False stands for a torch without its private operators of quantization."""
+    if not operators:
+        monkeypatch.setattr("upstreams.formats.onnx_export.has_quantization_operators", lambda: False)
     encoder = EncoderConfig(kind=kind, layers=1, dim=36, heads=3, feed_forward_dim=40, position_groups=36, radius=5)
     config = ModelConfig("small", FrontEndConfig(stem="convolution", width=4), encoder)
     model = checkpoint.build(config).eval() if bits == "w32a32" else quantized(config, bits)
@@ -43,7 +54,7 @@ def test_a_graph_computes_what_torch_does(kind: str, bits: str, tmp_path: Path) 
         torch.testing.assert_close(torch.from_numpy(states), expected, atol=1e-3, rtol=0)
     operations = Counter(node.op_type for node in onnx.load(graph).graph.node)
     # Six weights and four inputs: that of queries, keys and values is quantized once, as calibration made it alike.
-    assert operations["DequantizeLinear"] == (10 if bits == "w8a8" else 0)
+    assert operations["DequantizeLinear"] == (10 if bits == "w8a8" and operators else 0)
 
 
 def test_a_packed_file_is_refused(tmp_path: Path) -> None:
