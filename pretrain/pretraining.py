@@ -152,6 +152,7 @@ class _Run:
                 fraction=self.recipe.cluster_fraction,
                 subsampling=subsampling,
                 first=first,
+                window=iteration.window,
                 model=model,
                 layer=layer,
                 n_init=self.recipe.cluster_starts,
@@ -164,6 +165,7 @@ class _Run:
                     folder,
                     subsampling,
                     first=first,
+                    window=iteration.window,
                     model=model,
                     layer=layer,
                     workers=self.recipe.workers,
@@ -272,7 +274,8 @@ class _Run:
     def _label_folder(self, number: int, iteration: Iteration) -> Path:
         if iteration.layer:
             return self.folder / f"labels{number}_layer{iteration.layer}_{iteration.clusters}"
-        return self.labels / label_set_name(iteration.clusters, self.recipe.config.front_end, self.recipe.label_rate)
+        front_end, rate = self.recipe.config.front_end, self.recipe.label_rate
+        return self.labels / label_set_name(iteration.clusters, front_end, rate, iteration.window)
 
     def _tell_of_older_labels(self, folder: Path, iteration: Iteration) -> None:
         """Log that a label set whose name has no frame rate, as earlier versions wrote, is not used."""

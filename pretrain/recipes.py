@@ -21,6 +21,8 @@ from upstreams.errors import UserError, nearest, shown
 from upstreams.files import parse_yaml, read_text
 from upstreams.quantization.spec import FLOAT, Bits
 
+WINDOWS = Range(0, 2)  # seconds that a label of MFCC may describe
+
 
 @dataclass(frozen=True)
 class Iteration:
@@ -29,6 +31,7 @@ class Iteration:
     layer: int
     clusters: int
     steps: int
+    window: float = 0.0  # seconds that an MFCC label describes, normalised over the utterance; 0: one frame (HuBERT)
     from_scratch: bool = False  # start from the initial weights, as HuBERT, instead of those of the round before
 
 
@@ -96,6 +99,16 @@ class Recipe(TrainingSettings):
                 raise UserError(
                     f"iterations[{number}].layer is {iteration.layer} in {where}, but must be 0 (MFCC)"
                     + (f" or a layer of {self.model}, 1 to {layers}" if number else " in the first iteration")
+                )
+            if iteration.window not in WINDOWS or (iteration.window and iteration.layer):
+                raise UserError(
+                    f"iterations[{number}].window is {iteration.window:g} in {where}, but must be {WINDOWS} seconds, "
+                    "and 0 if layer is not 0: only MFCC have a window"
+                )
+            if iteration.window and self.label_rate:
+                raise UserError(
+                    f"iterations[{number}].window is {iteration.window:g} in {where}, but label_rate says that the "
+                    "labels exist: set one of them to 0"
                 )
             if iteration.steps < 1 or iteration.clusters < 2:
                 raise UserError(f"iterations[{number}] of {where} needs at least 1 step and 2 clusters")

@@ -35,16 +35,20 @@ def stacking_frame(subsampling: int) -> int:
     return first_mfcc_frame(FrontEndConfig(stem="stack", subsampling=subsampling))
 
 
-def label_set_name(clusters: int, front_end: FrontEndConfig, label_rate: float = 0.0) -> str:
+def label_set_name(clusters: int, front_end: FrontEndConfig, label_rate: float = 0.0, window: float = 0.0) -> str:
     """Return the name of an MFCC label set's folder; sets of different rates or frames have different names.
 
-    label_rate: rate in Hz of existing labels, or 0 for labels that `superbit` makes.
+    label_rate: rate in Hz of existing labels, or 0 for labels that `superbit` makes. window: in seconds of the features
+    that are clustered, or 0 for one frame with differences.
 
     >>> label_set_name(100, FrontEndConfig())
     'mfcc100_25hz_frame1'
     >>> label_set_name(500, FrontEndConfig(), label_rate=50.0)
     'mfcc500_50hz'
+    >>> label_set_name(256, FrontEndConfig(), window=0.4)
+    'mfcc256_25hz_frame1_window400'
     """
     if label_rate:
         return f"mfcc{clusters}_{label_rate:g}hz"
-    return f"mfcc{clusters}_{SAMPLE_RATE / front_end.downsample_rate:g}hz_frame{first_mfcc_frame(front_end)}"
+    name = f"mfcc{clusters}_{SAMPLE_RATE / front_end.downsample_rate:g}hz_frame{first_mfcc_frame(front_end)}"
+    return name + (f"_window{1000 * window:g}" if window else "")

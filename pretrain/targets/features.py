@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
@@ -23,16 +23,14 @@ from upstreams.errors import UserError
 from upstreams.model import AudioEncoder
 
 BATCH_SECONDS = 60.0  # of padded audio that are computed together
+WINDOW_STEP = 6  # frames of 10 ms between the cepstra of a window
 WINDOW_BATCHES = 16  # batches whose utterances are sorted by length, and whose features are held
 
 Features = Callable[[Sequence[int]], Iterator[NDArray[np.float32]]]  # numbers of utterances -> (frames, dim) of each
 
 
-def mfcc(audio: Tensor) -> Tensor:
-    """Return Kaldi's 13 MFCC with first and second differences (HuBERT, section 4.2).
-
-    audio: (samples,) -> (frames at 100 Hz, 39).
-    """
+def cepstra(audio: Tensor) -> Tensor:
+    """Return Kaldi's 13 MFCC: (samples,) -> (frames at 100 Hz, 13)."""
     from upstreams.s3prl import compat as s3prl_compat  # noqa: F401  (makes torchaudio importable)
 
     import torchaudio  # isort: skip
@@ -40,9 +38,41 @@ def mfcc(audio: Tensor) -> Tensor:
     # The same number of frames as the front-end's: one for every 10 ms begun.
     audio = torch.nn.functional.pad(audio, (0, -len(audio) % HOP + WINDOW - HOP))
     # Kaldi expects the scale of 16-bit integers. Without dither the labels are reproducible.
-    cepstra = torchaudio.compliance.kaldi.mfcc(audio[None] * 32768, use_energy=False, dither=0.0).T
-    first = torchaudio.functional.compute_deltas(cepstra)
-    return torch.cat([cepstra, first, torchaudio.functional.compute_deltas(first)]).T
+    found: Tensor = torchaudio.compliance.kaldi.mfcc(audio[None] * 32768, use_energy=False, dither=0.0)
+    return found
+
+
+def mfcc(audio: Tensor) -> Tensor:
+    """Return Kaldi's 13 MFCC with first and second differences (HuBERT, section 4.2).
+
+    audio: (samples,) -> (frames at 100 Hz, 39).
+    """
+    static = cepstra(audio).T
+    import torchaudio  # importable after `cepstra`
+
+    first = torchaudio.functional.compute_deltas(static)
+    return torch.cat([static, first, torchaudio.functional.compute_deltas(first)]).T
+
+
+def window_positions(window: float) -> int:
+    """Return how many cepstra describe a window of that many seconds: an odd number, 60 ms apart."""
+    return 2 * round(window * SAMPLE_RATE / HOP / (2 * WINDOW_STEP)) + 1
+
+
+def windowed_cepstra(audio: Tensor, window: float) -> Tensor:
+    """Return normalised cepstra around each frame: (samples,) -> (frames at 100 Hz, 13 positions).
+
+    window: in seconds. Each cepstrum is normalised by its mean and deviation over the utterance, which depend on voice
+    and channel, averaged over 3 frames, and taken every 60 ms of the window. Beyond the utterance's ends the first and
+    the last frame are repeated.
+    """
+    static = cepstra(audio)
+    static = ((static - static.mean(0)) / (static.std(0, correction=0) + 1e-3)).T[None]
+    positions = window_positions(window)
+    reach = positions // 2 * WINDOW_STEP
+    padded = nn.functional.pad(static, (reach + 1, reach + 1), mode="replicate")
+    smooth = nn.functional.avg_pool1d(padded, 3, 1)[0]  # (13, frames + 2 reach)
+    return smooth.unfold(1, static.shape[2], WINDOW_STEP).transpose(0, 1).flatten(0, 1).T
 
 
 class Utterances(Dataset[NDArray[np.float32]]):
@@ -75,21 +105,23 @@ def _unchanged(item: Any) -> Any:
     return item
 
 
-def mfcc_features(manifest: Manifest, subsampling: int, first: int, workers: int) -> Features:
-    """Return features (frames, 39) of utterances: MFCC frames `first`, `first` + `subsampling` ...
+def mfcc_features(manifest: Manifest, subsampling: int, first: int, workers: int, window: float = 0.0) -> Features:
+    """Return features (frames, dim) of utterances: MFCC frames `first`, `first` + `subsampling` ...
 
-    first: `alignment.first_mfcc_frame` of the front-end.
+    first: `alignment.first_mfcc_frame` of the front-end. window: seconds of `windowed_cepstra`, or 0 for the 39 numbers
+    of `mfcc`.
     """
-    utterances = Utterances(manifest, functools.partial(strided_mfcc, subsampling, first), (0, 39))
+    dim = 13 * window_positions(window) if window else 39
+    utterances = Utterances(manifest, functools.partial(strided_mfcc, subsampling, first, window), (0, dim))
     return lambda indices: utterances.read(indices, workers)
 
 
-def strided_mfcc(subsampling: int, first: int, audio: Tensor) -> Tensor:
-    """Return every `subsampling`-th frame of MFCC from `first` on: (samples,) -> (encoder frames, 39).
+def strided_mfcc(subsampling: int, first: int, window: float, audio: Tensor) -> Tensor:
+    """Return every `subsampling`-th frame of MFCC from `first` on: (samples,) -> (encoder frames, dim).
 
     An encoder frame whose MFCC frame would lie beyond the utterance's end takes the last one.
     """
-    features = mfcc(audio)
+    features = windowed_cepstra(audio, window) if window else mfcc(audio)
     chosen = torch.arange(0, len(features), subsampling) + first
     return features[chosen.clamp_max(len(features) - 1)]
 

@@ -70,6 +70,7 @@ def write_labels(
     fraction: float,
     subsampling: int,
     first: int | None = None,
+    window: float = 0.0,
     model: AudioEncoder | None = None,
     layer: int = 0,
     n_init: int = FIT_STARTS,
@@ -80,18 +81,19 @@ def write_labels(
 
     Also writes dict.km.txt, kmeans.safetensors (centroids), summary.json (use of the clusters) and TensorBoard's events
     to the same folder. Labels have the encoder's frame rate, one every 10 * `subsampling` ms. first: MFCC frame
-    of the first label (`alignment.first_mfcc_frame`); None: of a front-end that stacks frames. fraction: of the
-    utterances, to fit k-means on. n_init: initialisations of k-means. workers: processes that read audio.
-    batch_seconds: of audio that the model computes at once.
+    of the first label (`alignment.first_mfcc_frame`); None: of a front-end that stacks frames. window: seconds
+    of `features.windowed_cepstra`; 0: one MFCC frame with differences. fraction: of the utterances, to fit k-means on.
+    n_init: initialisations of k-means. workers: processes that read audio. batch_seconds: of audio that the model
+    computes at once.
 
-    Raises UserError if there is too little audio, and if existing labels have another frame rate or first frame.
+    Raises UserError if there is too little audio, and if existing labels have another rate, first frame or window.
     """
     path, summary_file = out / "train.km", out / "summary.json"
-    timing = _timing(subsampling, first, is_mfcc=model is None)
+    timing = _timing(subsampling, first, window, is_mfcc=model is None)
     if path.is_file():
         _check_timing(path, read_record(summary_file, f"move {out} away, or give another folder"), timing)
         return path
-    features, title = _features(manifest, subsampling, first, model, layer, workers, batch_seconds)
+    features, title = _features(manifest, subsampling, first, window, model, layer, workers, batch_seconds)
     assign = cluster(features, len(manifest), clusters, seed, fraction, n_init)
     with atomic_write(out / CENTROIDS) as temporary:
         save_file({"centroids": assign.centroids.cpu()}, temporary)
@@ -147,6 +149,7 @@ def write_valid_labels(
     subsampling: int,
     *,
     first: int | None = None,
+    window: float = 0.0,
     model: AudioEncoder | None = None,
     layer: int = 0,
     workers: int = 0,
@@ -163,17 +166,18 @@ def write_valid_labels(
     if not file.is_file():
         raise UserError(f"{out} has neither valid.km nor {CENTROIDS}, which it is made with: add one, or omit --valid")
     assign = Assignment(read_centroids(file))
-    features, _ = _features(manifest, subsampling, first, model, layer, workers, batch_seconds)
+    features, _ = _features(manifest, subsampling, first, window, model, layer, workers, batch_seconds)
     with atomic_write(path) as temporary:
         _assign(temporary, manifest, features, assign, "labels: valid")
     return path
 
 
-def _timing(subsampling: int, first: int | None, *, is_mfcc: bool) -> dict[str, int]:
-    """Return the frame length of labels in ms and, of MFCC labels, the MFCC frame of the first one."""
+def _timing(subsampling: int, first: int | None, window: float, *, is_mfcc: bool) -> dict[str, int]:
+    """Return the frame length of labels in ms and, of MFCC labels, the MFCC frame of the first one and the window."""
     if not is_mfcc:
         return {"frame_ms": 10 * subsampling}
-    return {"frame_ms": 10 * subsampling, "first_mfcc_frame": stacking_frame(subsampling) if first is None else first}
+    first = stacking_frame(subsampling) if first is None else first
+    return {"frame_ms": 10 * subsampling, "first_mfcc_frame": first, "window_ms": round(1000 * window)}
 
 
 def _check_timing(path: Path, summary: dict[str, Any], timing: dict[str, int]) -> None:
@@ -182,10 +186,15 @@ def _check_timing(path: Path, summary: dict[str, Any], timing: dict[str, int]) -
         raise UserError(f"summary.json beside {path} is damaged: {wrong[0]} is no whole number; give another folder")
     # A summary without the first frame is of a version that took the later of the two middle ones.
     made_before = {"first_mfcc_frame": summary["frame_ms"] // 20} if "frame_ms" in summary else {}
-    known = {key: {**timing, **made_before, **summary}[key] for key in timing}
+    known = {key: {**timing, "window_ms": 0, **made_before, **summary}[key] for key in timing}
     if known["frame_ms"] != timing["frame_ms"]:
         raise UserError(
             f"{path} has a label every {known['frame_ms']} ms, but one every {timing['frame_ms']} ms is needed: "
+            "give another folder"
+        )
+    if known.get("window_ms") != timing.get("window_ms"):
+        raise UserError(
+            f"{path} describes windows of {known['window_ms']} ms, but {timing['window_ms']} ms are needed: "
             "give another folder"
         )
     if known != timing:
@@ -210,6 +219,7 @@ def _features(
     manifest: Manifest,
     subsampling: int,
     first: int | None,
+    window: float,
     model: AudioEncoder | None,
     layer: int,
     workers: int,
@@ -218,7 +228,7 @@ def _features(
     """Return the features to cluster, and their name."""
     if model is None:
         begin = stacking_frame(subsampling) if first is None else first
-        return mfcc_features(manifest, subsampling, begin, workers), "MFCC"
+        return mfcc_features(manifest, subsampling, begin, workers, window), "MFCC"
     return layer_features(manifest, model, layer, workers, batch_seconds), f"layer {layer}"
 
 

@@ -67,6 +67,14 @@ def mfcc(
             min=0,
         ),
     ] = None,
+    window: Annotated[
+        float,
+        typer.Option(
+            help="Seconds that a label describes, normalised over the utterance; 0: one MFCC frame with differences.",
+            min=0.0,
+            max=2.0,
+        ),
+    ] = 0.0,
     fraction: Fraction = 0.2,
     n_init: Starts = 20,
     workers: Workers = 0,
@@ -87,6 +95,7 @@ def mfcc(
         fraction=fraction,
         subsampling=subsampling,
         first=first,
+        window=window,
         n_init=n_init,
         workers=workers,
     )

@@ -16,7 +16,7 @@ import torch
 from sklearn.cluster import MiniBatchKMeans
 
 from pretrain.audio.manifest import Manifest
-from pretrain.targets.features import layer_features, mfcc_features
+from pretrain.targets.features import cepstra, layer_features, mfcc_features, windowed_cepstra
 from pretrain.targets.kmeans import Assignment, Reservoir, fit, fit_in_torch
 from pretrain.targets.label_files import read_labels
 from pretrain.targets.labels import cluster, write_labels
@@ -78,6 +78,27 @@ def test_streamed_labels_equal_scikit_learns_on_all_frames_at_once(manifest: Man
     assert summary["error_per_frame"] == pytest.approx(kmeans.inertia_ / counts.sum(), rel=1e-4)
     assert (tmp_path / "dict.km.txt").read_text() == "".join(f"{k} {n}\n" for k, n in enumerate(counts))
     assert list(tmp_path.glob("events.out.tfevents*"))
+
+
+def test_windowed_cepstra_equal_plain_loops() -> None:
+    """Mean over 3 frames, every 60 ms of 0.4 s, the ends repeated, normalised over the utterance."""
+    audio = torch.from_numpy(np.random.default_rng(0).normal(0, 0.1, 5000).astype(np.float32))
+    plain = cepstra(audio).numpy()
+    plain = (plain - plain.mean(0)) / (plain.std(0) + 1e-3)
+    last = len(plain) - 1
+    found = windowed_cepstra(audio, 0.4).numpy()
+    assert found.shape == (len(plain), 7 * 13)
+    for frame in range(len(plain)):
+        around = [
+            np.mean([plain[min(max(frame + offset + k, 0), last)] for k in (-1, 0, 1)], axis=0)
+            for offset in (-18, -12, -6, 0, 6, 12, 18)
+        ]
+        np.testing.assert_allclose(found[frame], np.concatenate(around), atol=1e-3)
+
+
+def test_windowed_cepstra_do_not_depend_on_the_level() -> None:
+    audio = torch.from_numpy(np.random.default_rng(0).normal(0, 0.1, 5000).astype(np.float32))
+    torch.testing.assert_close(windowed_cepstra(audio, 0.4), windowed_cepstra(audio * 0.3, 0.4), atol=1e-2, rtol=0)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -179,6 +200,8 @@ def test_finished_labels_of_another_frame_rate_are_refused(manifest: Manifest, t
     made = (tmp_path / "train.km").read_bytes()
     done = superbit(*arguments, "--subsampling", "2")
     assert done.returncode == 2 and "has a label every 40 ms, but one every 20 ms is needed" in done.stderr
+    done = superbit(*arguments, "--window", "0.4")
+    assert done.returncode == 2 and "describes windows of 0 ms, but 400 ms are needed" in done.stderr
     assert superbit(*arguments).returncode == 0 and (tmp_path / "train.km").read_bytes() == made
 
 
