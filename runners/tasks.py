@@ -244,7 +244,8 @@ def check_kind(key: str, value: object, example: object) -> None:
     if kind(value) == kind(example):
         return
     hint = ""
-    if isinstance(value, str) and kind(example) == "a number" and (number := EXPONENT.fullmatch(value)):
+    is_short_text = isinstance(value, str) and len(value) < 40
+    if is_short_text and kind(example) == "a number" and (number := EXPONENT.fullmatch(str(value))):
         hint = f" (YAML reads {value} as text: write {float(number['mantissa'])}e{int(number['exponent']):+d})"
     raise UserError(f"{key} must be {kind(example)}, such as {example!r}, not {shown(value)}{hint}")
 

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from runners import tasks
-from runners.tasks import TASKS, task_config
+from runners.tasks import TASKS, check_kind, task_config
 from tests.runners.official import OFFICIAL
 from upstreams.errors import UserError
 
@@ -105,3 +105,9 @@ def test_a_configuration_of_another_task_is_refused(tmp_path: Path) -> None:
 def test_configs_are_package_data() -> None:
     for task in TASKS.values():
         assert isinstance(yaml.safe_load(task.config_file.read_text()), dict)
+
+
+def test_a_long_value_of_a_key_is_shortened_in_the_message() -> None:
+    with pytest.raises(UserError) as caught:
+        check_kind("optimizer.lr", f"{'9' * 5000}e{'9' * 5000}", 1e-4)
+    assert len(str(caught.value)) < 300
