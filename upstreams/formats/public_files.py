@@ -199,9 +199,10 @@ def _objects(path: Path) -> set[str]:
         for _ in range(4):  # before version 1.6: a magic number, a version, the machine, then what was saved
             names |= {str(arg).replace(" ", ".") for code, arg, _ in pickletools.genops(file) if code.name == "GLOBAL"}
     unpickler = getattr(torch, "_weights_only_unpickler", None)
-    if not hasattr(unpickler, "_get_allowed_globals"):  # private: without it, torch.load alone refuses foreign objects
+    allowed_globals = getattr(unpickler, "_get_allowed_globals", None)
+    if allowed_globals is None:  # private: without it, torch.load alone refuses foreign objects
         return set()
-    allowed = unpickler._get_allowed_globals()
+    allowed = allowed_globals()
     return {name for name in names if name not in allowed}
 
 
