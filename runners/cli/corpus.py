@@ -20,7 +20,7 @@ Tasks = Annotated[list[str], typer.Argument(help="asr pr ks sid er ic sf qbe asv
 @app.command()
 def mini(
     out: Annotated[Path, typer.Option(help="Folder for the corpora.")] = Path("data/mini"),
-    hours: Annotated[float, typer.Option(help="Hours of task audio.", min=0.02)] = 5.0,
+    hours: Annotated[float, typer.Option(help="Hours of task audio.", min=0.02)] = 7.0,
     seed: Seed = 0,
     sources: Annotated[Path, typer.Option(help="Folder for the downloaded sources.")] = Path("data/sources"),
     apt: Annotated[bool, typer.Option(help="Use real speech from Debian packages; otherwise synthesis only.")] = True,

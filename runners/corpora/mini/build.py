@@ -32,26 +32,28 @@ from upstreams.versions import install_command
 
 _log = logging.getLogger(__name__)
 # Total of the sizes below, which scale with the hours of the request.
-DEFAULT_HOURS = 5.0
+DEFAULT_HOURS = 7.0
 _MINUTES = {
-    "librispeech": {"train": 40.0, "dev": 4.0, "test": 6.0},
+    "librispeech": {"train": 50.0, "dev": 4.0, "test": 8.0},
     "voxceleb": {"train": 33.0, "dev": 3.0, "test": 27.0},
 }
 _UTTERANCES = {
-    "speech_commands": {"train": 1500, "dev": 180, "test": 540},
-    "fluent_commands": {"train": 1116, "dev": 124, "test": 496},
-    "snips": {"train": 860, "dev": 100, "test": 300},
-    "iemocap": {"first": 240, "others": 140},
+    "sentences": {"train": 1300, "dev": 100, "test": 250},
+    "speech_commands": {"train": 2600, "dev": 360, "test": 720},
+    "fluent_commands": {"train": 1860, "dev": 155, "test": 434},
+    "snips": {"train": 1300, "dev": 100, "test": 250},
+    "iemocap": {"first": 200, "others": 120},
 }
 # Smallest number of utterances of a split, however few hours are requested.
 _AT_LEAST = {
+    "sentences": {"train": 32, "dev": 4, "test": 6},
     "speech_commands": {"train": 40, "dev": 12, "test": 12},
     "fluent_commands": {"train": 31, "dev": 4, "test": 8},
     "snips": {"train": 32, "dev": 4, "test": 8},
     "iemocap": {"first": 8, "others": 8},
 }
 _PRETRAIN_PER_TASK_HOUR = 1.5  # hours of pre-training audio for one hour of task audio
-_LAYOUT = 1  # version: increment when the same parameters give other files
+_LAYOUT = 2  # version: increment when the same parameters give other files
 _LIBRARIES = ("py_nanotts", "pocketsphinx", "G722")
 _ER_LABEL = "synthetic: prosody settings that imitate neutral, happy, angry and sad"
 
@@ -155,18 +157,19 @@ def _build(partial: Path, out: Path, hours: float, seed: int, sources: Path, con
         utterances = speech.game_utterances(container, lexicon)
         prompts = pretraining.prompt_utterances(sources)
     read = librispeech.plan(utterances, seconds["librispeech"], seed)
+    sentences = librispeech.plan_synthetic(counts["sentences"], seed)
     characters, sessions = voxceleb.plan(utterances, seconds["voxceleb"], seed)
     keywords = speech_commands.plan(counts["speech_commands"], seed)
     commands = fluent_commands.plan(counts["fluent_commands"], seed)
     requests = snips.plan(counts["snips"], seed)
     emotions = iemocap.plan(counts["iemocap"], seed)
-    task_clips = [*read, *characters, *keywords, *commands, *requests, *emotions]
+    task_clips = [*read, *sentences, *characters, *keywords, *commands, *requests, *emotions]
     held = pretraining.held_out(utterances, task_clips, sessions)
     target = hours * 3600 * _PRETRAIN_PER_TASK_HOUR
     pretraining_clips = pretraining.plan([*utterances, *prompts], task_clips, held, target, seed)
 
     samples = write_clips(partial, dict.fromkeys([*task_clips, *pretraining_clips]))
-    librispeech.write(partial, read, samples, lexicon)
+    librispeech.write(partial, [*read, *sentences], samples, lexicon)
     voxceleb.write(partial, characters)
     fluent_commands.write(partial, commands)
     snips.write(partial, requests)
@@ -179,7 +182,7 @@ def _build(partial: Path, out: Path, hours: float, seed: int, sources: Path, con
     for task in SEVEN:
         clips = [clip for clip in task_clips if task in clip.tasks]
         tasks[task] = {
-            "speech": kind if task in ("asr", "pr", "sid") else "synthetic",
+            "speech": kind if task in ("pr", "sid") else "synthetic",
             "label": _ER_LABEL if task == "er" else "as spoken",
             "splits": {
                 split: _count((clip for clip in clips if clip.split == split), samples)

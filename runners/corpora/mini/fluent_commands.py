@@ -9,7 +9,8 @@ import numpy as np
 
 from runners.corpora.mini.clips import Clip
 from runners.corpora.mini.sentences import INTENTS, command
-from runners.corpora.mini.synthesis import Synthesis, pseudo_speakers
+from runners.corpora.mini.speakers import pseudo_speakers
+from runners.corpora.mini.synthesis import Synthesis
 from upstreams.files import atomic_write
 
 ROOT = "fluent_speech_commands_dataset"

@@ -12,7 +12,8 @@ import numpy as np
 
 from runners.corpora.mini.clips import Clip
 from runners.corpora.mini.sentences import free_sentence
-from runners.corpora.mini.synthesis import EMOTION_PROSODIES, ENGLISH, WARPS, Speaker, Synthesis
+from runners.corpora.mini.speakers import emotional_speakers
+from runners.corpora.mini.synthesis import EMOTION_PROSODIES, Synthesis
 from runners.corpora.published import EMOTIONS
 from upstreams.files import atomic_write
 
@@ -25,12 +26,12 @@ def plan(counts: dict[str, int], seed: int) -> list[Clip]:
     A session has two pseudo-speakers, who are in no other session. The split of a clip is its session.
     """
     clips = []
-    for session in range(1, len(WARPS) + 1):
+    for session, speakers in enumerate(emotional_speakers(), start=1):
         rng = np.random.default_rng([seed, 70, session])
         for index in range(counts["first" if session == 1 else "others"]):
             label = list(EMOTIONS)[index % len(EMOTIONS)]
             which = index // len(EMOTIONS) % 2
-            speaker = Speaker(ENGLISH[which], (session + which) % len(WARPS))
+            speaker = speakers[which]
             letter = "FM"[which]
             dialogue = f"Ses{session:02d}{letter}_impro{index // 40 + 1:02d}"
             path = f"{ROOT}/Session{session}/sentences/wav/{dialogue}/{dialogue}_{letter}{index:03d}.wav"
@@ -41,7 +42,7 @@ def plan(counts: dict[str, int], seed: int) -> list[Clip]:
 
 def write(root: Path, clips: list[Clip]) -> None:
     """Write meta_data/Session<N>/{train,test}_meta_data.json: session N for test, the other four for training."""
-    for session in range(1, len(WARPS) + 1):
+    for session in range(1, len(emotional_speakers()) + 1):
         for name, tests in (("test", True), ("train", False)):
             rows = [
                 {

@@ -1,12 +1,21 @@
-"""ASR and PR: utterances and transcripts in the layout of LibriSpeech, with s3prl's lists of lengths and a lexicon."""
+"""PR and ASR: utterances and transcripts in the layout of LibriSpeech, with s3prl's lists of lengths and a lexicon.
+
+PR's sets have LibriSpeech's names and hold real speech, if there is any. An hour of it is too little to learn words
+from letters, so ASR has synthetic sets of its own: sentences of a small vocabulary.
+"""
 
 from __future__ import annotations
 
 from collections import defaultdict
 from pathlib import Path
 
+import numpy as np
+
 from runners.corpora.mini.clips import Clip
+from runners.corpora.mini.sentences import simple_sentence
+from runners.corpora.mini.speakers import pseudo_speakers
 from runners.corpora.mini.speech import Utterance, shuffled, take
+from runners.corpora.mini.synthesis import Synthesis
 from runners.corpora.mini.text import VOCABULARY, Lexicon
 from runners.corpora.published import LIBRISPEECH_SETS
 from upstreams.files import atomic_write
@@ -14,6 +23,8 @@ from upstreams.files import atomic_write
 # A CTC head on 40 ms frames emits at most 25 symbols/s, blanks between doubled letters included. Below 3 symbols/s
 # most of a recording is not its text.
 _SYMBOLS_A_SECOND = (3.0, 20.0)
+# ASR's sets.
+SYNTHETIC_SETS = {"train": "train-synthetic", "dev": "dev-synthetic", "test": "test-synthetic"}
 _AT_LEAST = {"train": 32, "dev": 4, "test": 6}
 
 
@@ -27,7 +38,7 @@ def usable(utterance: Utterance) -> bool:
 
 
 def plan(utterances: list[Utterance], seconds: dict[str, float], seed: int) -> list[Clip]:
-    """Plan clips of about `seconds[split]` for each split. A speaker is in one split only."""
+    """Plan PR's clips of about `seconds[split]` for each split. A speaker is in one split only."""
     speakers = sorted({u.speaker for u in utterances if u.speaker})
     sessions = sorted({u.session for u in utterances})
     clips = []
@@ -45,7 +56,7 @@ def plan(utterances: list[Utterance], seconds: dict[str, float], seed: int) -> l
                     f"LibriSpeech/{folder}/{speaker}/{chapter}/{speaker}-{chapter}-{number:04d}.flac",
                     utterance.recording,
                     utterance.source,
-                    ("asr", "pr"),
+                    ("pr",),
                     split,
                     utterance.speaker,
                     utterance.text,
@@ -54,8 +65,28 @@ def plan(utterances: list[Utterance], seconds: dict[str, float], seed: int) -> l
     return clips
 
 
+def plan_synthetic(counts: dict[str, int], seed: int) -> list[Clip]:
+    """Plan ASR's clips: `counts[split]` sentences for each split."""
+    clips: list[Clip] = []
+    first = 9001  # speaker number
+    for split, speakers in pseudo_speakers().items():
+        rng = np.random.default_rng([seed, 21, len(clips)])
+        for index in range(counts[split]):
+            which = int(rng.integers(len(speakers)))
+            text = simple_sentence(rng)
+            folder = f"{first + which}/1"
+            path = f"LibriSpeech/{SYNTHETIC_SETS[split]}/{folder}/{folder.replace('/', '-')}-{index:04d}.flac"
+            source = Synthesis(speakers[which], text, (seed, 22, len(clips)))
+            clips.append(Clip(path, path, source, ("asr",), split, speakers[which].name, text.upper()))
+        first += len(speakers)
+    return clips
+
+
 def write(root: Path, clips: list[Clip], samples: dict[str, int], lexicon: Lexicon) -> None:
-    """Write the transcripts beside the audio, len_for_bucket/*.csv, lexicon/librispeech-lexicon.txt and phoneme.txt."""
+    """Write the transcripts beside the audio, and len_for_bucket/*.csv.
+
+    Write lexicon/librispeech-lexicon.txt and phoneme.txt for the words of PR.
+    """
     transcripts: dict[Path, list[str]] = defaultdict(list)
     for clip in clips:
         path = root / clip.path
@@ -64,13 +95,13 @@ def write(root: Path, clips: list[Clip], samples: dict[str, int], lexicon: Lexic
     for path, lines in transcripts.items():
         with atomic_write(path) as temporary:
             temporary.write_text("".join(sorted(lines)), encoding="utf-8")
-    for split, folder in LIBRISPEECH_SETS.items():
-        paths = [clip.path for clip in clips if clip.split == split]
+    for folder in (*LIBRISPEECH_SETS.values(), *SYNTHETIC_SETS.values()):
+        paths = [clip.path for clip in clips if clip.path.startswith(f"LibriSpeech/{folder}/")]
         paths.sort(key=lambda path: (-samples[path], path))
         rows = [f"{row},{path.removeprefix('LibriSpeech/')},{samples[path]},\n" for row, path in enumerate(paths)]
         with atomic_write(root / "len_for_bucket" / f"{folder}.csv") as temporary:
             temporary.write_text(",file_path,length,label\n" + "".join(rows), encoding="utf-8")
-    words = sorted({word for clip in clips for word in clip.label.split()})
+    words = sorted({word for clip in clips if "pr" in clip.tasks for word in clip.label.split()})
     with atomic_write(root / "lexicon" / "librispeech-lexicon.txt") as temporary:
         temporary.write_text("".join(f"{word} {' '.join(lexicon[word])}\n" for word in words), encoding="utf-8")
     with atomic_write(root / "lexicon" / "phoneme.txt") as temporary:

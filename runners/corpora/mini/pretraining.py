@@ -38,17 +38,18 @@ def prompt_utterances(sources: Path) -> list[Utterance]:
 def held_out(utterances: list[Utterance], clips: list[Clip], sid_sessions: dict[tuple[str, str], str]) -> set[str]:
     """Return the recordings that pre-training must not use.
 
-    These are the recordings of the tasks' dev and test clips, all recordings of the speakers in LibriSpeech's dev and
-    test sets, and all recordings of the dialogues in VoxCeleb1's dev and test splits.
+    These are the recordings of the tasks' dev and test clips, all recordings of the dialogues in SID's dev and test
+    splits, and all recordings of the speakers in any other dev or test split.
     """
+    speakers = {clip.speaker for clip in clips if clip.split in ("dev", "test") and "sid" not in clip.tasks}
     held = {clip.recording for clip in clips if clip.split in ("dev", "test")}
-    held |= {u.recording for u in utterances if u.role in ("dev", "test")}
+    held |= {u.recording for u in utterances if u.role in ("dev", "test") or u.speaker in speakers}
     held |= {u.recording for u in utterances if sid_sessions.get((u.speaker or "", u.session)) in ("dev", "test")}
     return held
 
 
 def plan(utterances: list[Utterance], task_clips: list[Clip], held: set[str], seconds: float, seed: int) -> list[Clip]:
-    """Plan the pre-training clips: at most `seconds` of `utterances`, and every training clip of KS, IC and SF.
+    """Plan the pre-training clips: at most `seconds` of `utterances`, and every training clip of ASR, KS, IC and SF.
 
     A recording that is a clip of a task is used from there, the others become clips below pretrain/. ER is left out, as
     each of its sessions is the test set of a fold.
@@ -71,7 +72,7 @@ def plan(utterances: list[Utterance], task_clips: list[Clip], held: set[str], se
                 utterance.speaker or "",
             )
         )
-    clips += [clip for clip in task_clips if clip.split == "train" and clip.tasks[0] in ("ks", "ic", "sf")]
+    clips += [clip for clip in task_clips if clip.split == "train" and clip.tasks[0] in ("asr", "ks", "ic", "sf")]
     return clips
 
 

@@ -135,9 +135,18 @@ _SHAPES = (
     "feeling and who did what",
     "feeling",
 )
+# Sentences of a small vocabulary: the first choices for each part.
+_SIMPLE_SHAPES = ("who did what", "who did what where")
+_SIMPLE_CHOICES = 8
 
 
 def free_sentence(rng: np.random.Generator) -> str:
     """Return a random declarative sentence of 3 to 20 words, in lower case."""
     parts = str(rng.choice(_SHAPES)).split()
     return " ".join(str(rng.choice(_FREE[part].split("|"))) if part in _FREE else part for part in parts)
+
+
+def simple_sentence(rng: np.random.Generator) -> str:
+    """Return a random sentence of 6 to 12 words from a vocabulary of 58 words, in lower case."""
+    parts = str(rng.choice(_SIMPLE_SHAPES)).split()
+    return " ".join(str(rng.choice(_FREE[part].split("|")[:_SIMPLE_CHOICES])) for part in parts)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np
 
 from runners.corpora.mini.clips import Clip
 from runners.corpora.mini.sentences import SLOTS, request
-from runners.corpora.mini.synthesis import Speaker, Synthesis, pseudo_speakers
+from runners.corpora.mini.speakers import pseudo_speakers
+from runners.corpora.mini.synthesis import Synthesis
 from runners.tasks import TASKS, read_config
 from upstreams.files import atomic_write
 
@@ -20,26 +20,24 @@ _FOLDERS = {"train": "train", "dev": "valid", "test": "test"}
 def plan(counts: dict[str, int], seed: int) -> list[Clip]:
     """Plan `counts[split]` clips for each split. A label is the utterance's line in all.iob.snips.txt without its id.
 
-    The pseudo-speakers take the names of the corpus's speakers, which the packaged configuration lists for each split.
+    Several pseudo-speakers share the name of one of the corpus's speakers, which the packaged configuration lists for
+    each split.
     """
     corpus = read_config(TASKS["sf"].config_file, None)["downstream_expert"]["corpus"]
     clips: list[Clip] = []
     for split, folder in _FOLDERS.items():
         names = corpus[f"{folder}_speakers"]
-        voices: dict[str, list[Speaker]] = {}
-        for speaker in pseudo_speakers()[split]:
-            voices.setdefault(speaker.voice, []).append(speaker)
-        # Ordered so that every voice is used once before any voice is used with a second warp.
-        members = [speaker for turn in zip_longest(*voices.values()) for speaker in turn if speaker]
+        speakers = pseudo_speakers()[split]
         rng = np.random.default_rng([seed, 60, len(clips)])
         for index in range(counts[split]):
-            who = int(rng.integers(len(names)))
+            who = int(rng.integers(len(speakers)))
+            speaker, name = speakers[who], names[who % len(names)]
             chosen = request(rng)
-            source = Synthesis(members[who], " ".join(chosen.words), (seed, 61, len(clips)))
-            path = f"{ROOT}/{folder}/{names[who]}-snips-{folder}-{index}.wav"
+            source = Synthesis(speaker, " ".join(chosen.words), (seed, 61, len(clips)))
+            path = f"{ROOT}/{folder}/{name}-snips-{folder}-{index}.wav"
             words = " ".join(chosen.words).upper()
             label = f"BOS {words} EOS\tO {' '.join(chosen.slots)} {chosen.intent}"
-            clips.append(Clip(path, path, source, ("sf",), split, members[who].name, label))
+            clips.append(Clip(path, path, source, ("sf",), split, speaker.name, label))
     return clips
 
 

@@ -12,7 +12,8 @@ import numpy as np
 
 from runners.corpora.mini import queen, sentences
 from runners.corpora.mini.clips import GameLine, Source
-from runners.corpora.mini.synthesis import ENGLISH, Synthesis, pseudo_speakers
+from runners.corpora.mini.speakers import ENGLISH, VOICES, pseudo_speakers
+from runners.corpora.mini.synthesis import Synthesis
 from runners.corpora.mini.text import Lexicon, normalise
 
 SHORTEST, LONGEST = 0.5, 15.0  # s
@@ -62,13 +63,13 @@ def game_utterances(container: Path, lexicon: Lexicon) -> list[Utterance]:
 
 
 def synthetic_utterances(seed: int, hours: float, lexicon: Lexicon) -> list[Utterance]:
-    """Return about `hours` of free sentences by the pseudo-speakers, as a substitute for the game's lines.
+    """Return about `hours` of free sentences by the pseudo-speakers of one manner, in place of the game's lines.
 
     Each speaker speaks in six rooms, which are its sessions. Only the English voices have a role in LibriSpeech's
     layout, since the others do not pronounce words as in the lexicon. Durations are estimates.
     """
     rng = np.random.default_rng([seed, 10])
-    members = [(speaker, role) for role, group in pseudo_speakers().items() for speaker in group]
+    members = [(who, role) for role, group in pseudo_speakers(VOICES).items() for who in group if who.manner == "a"]
     each = max(_ROOMS * 12, round(hours * 3600 / _SENTENCE_SECONDS / len(members)))
     found = []
     for index, (speaker, role) in enumerate(members):

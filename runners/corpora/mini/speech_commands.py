@@ -9,7 +9,8 @@ import numpy as np
 
 from runners.corpora.mini.clips import Clip
 from runners.corpora.mini.sentences import OTHER_WORDS
-from runners.corpora.mini.synthesis import Noise, Speaker, Synthesis, pseudo_speakers
+from runners.corpora.mini.speakers import Speaker, pseudo_speakers
+from runners.corpora.mini.synthesis import Noise, Synthesis
 from runners.corpora.published import KEYWORDS
 from upstreams.config import SAMPLE_RATE
 

@@ -1,6 +1,5 @@
-"""Synthetic speech of pseudo-speakers: SVOX Pico's six voices with five warps each, in rooms and noise.
+"""Synthetic speech of the pseudo-speakers by SVOX Pico, in rooms and noise.
 
-A speaker is a voice, a vocal-tract warp (the waveform is resampled, which shifts formants and F0 together) and a pitch.
 The utterances of a speaker vary in rate, pitch, level, room, channel and background noise, so that a class cannot be
 recognised from the average spectrum alone.
 """
@@ -10,32 +9,14 @@ from __future__ import annotations
 import ctypes
 import functools
 from dataclasses import dataclass
-from fractions import Fraction
 
 import numpy as np
 
+from runners.corpora.mini.speakers import Speaker
 from upstreams.config import SAMPLE_RATE
 from upstreams.errors import UserError
 
-VOICES = ("en-GB", "en-US", "de-DE", "es-ES", "fr-FR", "it-IT")
-ENGLISH = ("en-GB", "en-US")
-WARPS = (Fraction(84, 100), Fraction(92, 100), Fraction(1), Fraction(109, 100), Fraction(118, 100))
-# Pitch settings beside the warp, so that the speakers of one warp differ in F0.
-_PITCHES = (1.06, 0.95, 1.0, 0.92, 1.1)
-
 _M_MMAP_THRESHOLD = -3
-
-
-@dataclass(frozen=True)
-class Speaker:
-    """One of the 30 pseudo-speakers."""
-
-    voice: str
-    warp: int
-
-    @property
-    def name(self) -> str:
-        return f"{self.voice}-{self.warp}"
 
 
 @dataclass(frozen=True)
@@ -115,17 +96,6 @@ class Noise:
         return np.clip(coloured_noise(rng, self.samples, self.colour) * level, -1, 1).astype(np.float32)
 
 
-def pseudo_speakers(voices: tuple[str, ...] = VOICES) -> dict[str, list[Speaker]]:
-    """Return the speakers of each split: three of each voice's five are for train, one for dev, one for test."""
-    splits: dict[str, list[Speaker]] = {"train": [], "dev": [], "test": []}
-    for number, voice in enumerate(voices):
-        for warp in range(len(WARPS)):
-            # The held-out warps rotate over the voices, so that no warp is in one split only.
-            role = {number % len(WARPS): "test", (number + 2) % len(WARPS): "dev"}.get(warp, "train")
-            splits[role].append(Speaker(voice, warp))
-    return splits
-
-
 def coloured_noise(rng: np.random.Generator, samples: int, colour: float) -> np.ndarray:
     """Return Gaussian noise with RMS 1 whose power falls as 1 / f ** colour above 50 Hz, (samples,) float64."""
     size = _fast_length(samples)
@@ -150,10 +120,9 @@ def _engine():
 def _speak(utterance: Synthesis, rng: np.random.Generator) -> np.ndarray:
     """Return Pico's speech, float64, resampled by the speaker's warp, without silence, room and noise."""
     speaker, prosody = utterance.speaker, utterance.prosody
-    warp = WARPS[speaker.warp]
-    pitch = _PITCHES[(speaker.warp + VOICES.index(speaker.voice)) % len(_PITCHES)]
-    pitch *= rng.normal(*prosody.pitch)
-    rate = float(np.clip(rng.normal(*prosody.rate), 0.6, 1.6))
+    warp = speaker.warp
+    pitch = speaker.pitch * rng.normal(*prosody.pitch)
+    rate = float(np.clip(speaker.rate * rng.normal(*prosody.rate), 0.6, 1.6))
     text = utterance.text
     if prosody.lift:
         words = text.split()

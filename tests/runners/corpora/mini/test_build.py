@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import inspect
 import json
 import os
 import re
@@ -17,9 +18,10 @@ from pathlib import Path
 import pytest
 import soundfile
 
+from runners.cli import corpus
 from runners.corpora.check import check_corpus
 from runners.corpora.mini import build as mini
-from runners.corpora.mini import sources, speech_commands
+from runners.corpora.mini import pretraining, sources, speech_commands
 from runners.corpora.mini.build import build_mini
 from runners.tasks import SEVEN
 from tests.runners.corpora.mini import game
@@ -112,7 +114,7 @@ def test_manifests_list_existing_files_and_none_that_is_held_out(synthetic):
     held = [
         path
         for path in audio_files(synthetic)
-        if re.search(r"(dev|test)-clean/|_test_set_|IEMOCAP|/(valid|test)/", path)
+        if re.search(r"(dev|test)-(clean|synthetic)/|_test_set_|IEMOCAP|/(valid|test)/", path)
     ]
     listed = (synthetic / "VoxCeleb1" / "veri_test_class.txt").read_text().split("\n")[:-1]
     held += [path for path in audio_files(synthetic) for line in listed if line[0] != "1" and path.endswith(line[2:])]
@@ -122,11 +124,33 @@ def test_manifests_list_existing_files_and_none_that_is_held_out(synthetic):
     assert not {hashes[path] for path in held} & {hashes[path] for path in (*train, *valid)}
 
 
+@pytest.mark.parametrize("apt", [False, True])
+def test_no_speaker_of_a_dev_or_test_set_is_in_pretraining(apt, monkeypatch, tmp_path):
+    digests = game.write_sources(tmp_path / "sources", game.small_game())
+    monkeypatch.setattr(sources, "PACKAGES", [replace(p, sha256=digests[p.name]) for p in sources.PACKAGES])
+    plan, found = pretraining.plan, {}
+
+    def keep(utterances, task_clips, *arguments):
+        found.update(tasks=task_clips, pretraining=plan(utterances, task_clips, *arguments))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pretraining, "plan", keep)
+    with pytest.raises(KeyboardInterrupt):
+        build_mini(tmp_path / "corpora", 2.0, 0, tmp_path / "sources", apt=apt)
+    # SID's speakers are in all of its splits, which differ by dialogue. ER's sessions are the test sets of its folds.
+    held = [clip for clip in found["tasks"] if clip.split in ("dev", "test") or "er" in clip.tasks]
+    speakers = {clip.speaker for clip in held if "sid" not in clip.tasks} - {""}
+    assert len(speakers) > 40 and {task for clip in held for task in clip.tasks} == set(SEVEN)
+    assert not speakers & {clip.speaker for clip in found["pretraining"]}
+    assert not {clip.recording for clip in held} & {clip.recording for clip in found["pretraining"]}
+    assert {"asr", "ks", "ic", "sf"} <= {task for clip in found["pretraining"] for task in clip.tasks}
+
+
 def test_recorded_speech_is_used_and_stated(recorded):
     summary = json.loads((recorded / "corpus.json").read_text())
     assert summary["complete"] and len(summary["sources"]) == len(sources.PACKAGES)
     assert {task: summary["tasks"][task]["speech"] for task in SEVEN} == {
-        "asr": "real", "pr": "real", "sid": "real", "ks": "synthetic", "er": "synthetic", "ic": "synthetic",
+        "asr": "synthetic", "pr": "real", "sid": "real", "ks": "synthetic", "er": "synthetic", "ic": "synthetic",
         "sf": "synthetic",
     }  # fmt: skip
     assert "synthetic" in summary["tasks"]["er"]["label"]
@@ -134,8 +158,9 @@ def test_recorded_speech_is_used_and_stated(recorded):
     assert any(path.startswith("pretrain/prompts/ru_RU_f_IvrvoiceRU/digits-one") for path in manifests)
     for path in (recorded / "LibriSpeech").rglob("*.flac"):
         info = soundfile.info(path)
-        assert info.samplerate == 16_000 and info.channels == 1 and abs(info.duration - game.SECONDS) < 0.2
-    transcripts = "".join(path.read_text() for path in (recorded / "LibriSpeech").rglob("*.trans.txt"))
+        assert info.samplerate == 16_000 and info.channels == 1
+        assert "-synthetic/" in str(path) or abs(info.duration - game.SECONDS) < 0.2
+    transcripts = "".join(path.read_text() for path in (recorded / "LibriSpeech").glob("*-clean*/**/*.trans.txt"))
     assert re.fullmatch(r"(\d+-\d+-\d{4}( [A-Z']+)+\n)+", transcripts)
     lexicon = dict(
         line.split(" ", 1) for line in (recorded / "lexicon" / "librispeech-lexicon.txt").read_text().splitlines()
@@ -168,6 +193,17 @@ def test_a_killed_build_is_resumed_with_the_same_result(synthetic, tmp_path):
     assert contents(out) == contents(synthetic)
     assert not list(out.rglob(".*")) and not partial.exists()
     assert all((out / path).stat().st_mtime_ns == changed for path, changed in kept.items())
+
+
+def test_the_command_builds_the_default_size_and_refuses_corpora_of_an_earlier_version(synthetic, tmp_path):
+    assert inspect.signature(corpus.mini).parameters["hours"].default == mini.DEFAULT_HOURS
+    older = tmp_path / "older"
+    older.mkdir()
+    summary = json.loads((synthetic / "corpus.json").read_text())
+    summary["parameters"]["layout"] -= 1
+    (older / "corpus.json").write_text(json.dumps(summary))
+    with pytest.raises(UserError, match=r"layout 1 \(requested: 2\); remove it"):
+        build_mini(older, HOURS, 0, tmp_path, apt=False)
 
 
 def test_a_finished_build_is_not_repeated(synthetic, monkeypatch, tmp_path):

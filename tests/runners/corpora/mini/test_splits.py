@@ -10,8 +10,9 @@ import pytest
 
 from runners.corpora.mini import librispeech, pretraining, voxceleb
 from runners.corpora.mini.clips import Clip
+from runners.corpora.mini.speakers import VOICES, Speaker, emotional_speakers, pseudo_speakers
 from runners.corpora.mini.speech import Utterance, round_robin, shuffled, take
-from runners.corpora.mini.synthesis import Noise, Speaker, Synthesis, coloured_noise, pseudo_speakers
+from runners.corpora.mini.synthesis import Noise, Synthesis, coloured_noise
 
 SILENCE = Noise((0,), 16, 0.0)
 
@@ -108,20 +109,32 @@ def test_selection_depends_only_on_names_and_seed():
     assert [u.speaker for u in mixed] == ["A", "B", "A", "A"] and round_robin([]) == []
 
 
-def test_thirty_pseudo_speakers_in_disjoint_splits():
-    splits = pseudo_speakers()
-    assert {split: len(members) for split, members in splits.items()} == {"train": 18, "dev": 6, "test": 6}
-    assert len({speaker for members in splits.values() for speaker in members}) == 30
+def test_pseudo_speakers_are_in_disjoint_splits_with_other_vocal_tracts():
+    splits = pseudo_speakers(VOICES)
+    assert {split: len(members) for split, members in splits.items()} == {"train": 180, "dev": 60, "test": 60}
+    assert len({speaker.name for members in splits.values() for speaker in members}) == 300
+    assert all({speaker.voice for speaker in members} == set(VOICES) for members in splits.values())
+    tracts = {split: {(s.voice, s.warp) for s in members} for split, members in splits.items()}
+    assert not tracts["train"] & tracts["dev"] and not tracts["test"] & (tracts["train"] | tracts["dev"])
+    warps = {voice: sorted(s.warp for s in splits["train"] if s.voice == voice) for voice in VOICES}
     assert all(
-        {speaker.voice for speaker in members} == {s.voice for s in splits["train"]} for members in splits.values()
+        min(abs(speaker.warp / warp - 1) for warp in warps[speaker.voice]) > 0.039
+        for split in ("dev", "test")
+        for speaker in splits[split]
     )
+    emotional = {speaker for session in emotional_speakers() for speaker in session}
+    assert len(emotional) == 10 and not {s.warp for s in emotional} & {s.warp for s in splits["train"]}
+
+
+def speaker(voice: str) -> Speaker:
+    return next(who for who in pseudo_speakers(VOICES)["train"] if who.voice == voice)
 
 
 def repeat_after_other_words() -> tuple[np.ndarray, np.ndarray]:
-    utterance = Synthesis(Speaker("en-US", 1), "turn on the lights", (1, 2))
+    utterance = Synthesis(speaker("en-US"), "turn on the lights", (1, 2))
     first = utterance.waveform()
     for voice, text in (("fr-FR", "hello there " * 8), ("de-DE", "stop")):
-        Synthesis(Speaker(voice, 0), text, (3,)).waveform()
+        Synthesis(speaker(voice), text, (3,)).waveform()
     return first, utterance.waveform()
 
 
@@ -131,9 +144,9 @@ def test_synthesis_repeats_bit_for_bit_after_other_utterances():
         first, again = worker.submit(repeat_after_other_words).result()
     assert np.array_equal(again, first)
     assert first.dtype == np.float32 and 0.05 < np.abs(first).max() <= 1
-    other = Synthesis(Speaker("en-US", 1), "turn on the lights", (1, 3)).waveform()
+    other = Synthesis(speaker("en-US"), "turn on the lights", (1, 3)).waveform()
     assert len(other) != len(first) or not np.allclose(other, first)
-    word = Synthesis(Speaker("es-ES", 0), "sheila and marvin and sheila", (4,), samples=16_000).waveform()
+    word = Synthesis(speaker("es-ES"), "sheila and marvin and sheila", (4,), samples=16_000).waveform()
     assert word.shape == (16_000,)
 
 
