@@ -27,13 +27,13 @@ from runners.tasks import SEVEN, TASKS, task_config
 
 # Steps, learning rate: one to two minutes of one core each.
 _TRAINING = {
-    "asr": (1500, 3e-3),
-    "sf": (1500, 3e-3),
-    "pr": (1000, 3e-3),
-    "ks": (1200, 2e-3),
-    "ic": (1200, 2e-3),
-    "sid": (500, 2e-3),
-    "er": (500, 2e-3),
+    "asr": (600, 3e-3),
+    "sf": (600, 3e-3),
+    "pr": (500, 3e-3),
+    "ks": (800, 3e-3),
+    "ic": (700, 3e-3),
+    "sid": (400, 3e-3),
+    "er": (400, 3e-3),
 }
 _EVALUATIONS = 4
 
