@@ -19,11 +19,12 @@ import pytest
 import soundfile
 
 from runners.cli import corpus
-from runners.corpora.check import check_corpus
+from runners.corpora.check import check_config, check_corpus
 from runners.corpora.mini import build as mini
 from runners.corpora.mini import pretraining, sources, speech_commands
 from runners.corpora.mini.build import build_mini
-from runners.tasks import SEVEN
+from runners.matrix.file import read_matrix
+from runners.tasks import SEVEN, TASKS, task_config
 from tests.runners.corpora.mini import game
 from upstreams.errors import UserError
 
@@ -73,6 +74,8 @@ def manifest(root: Path, split: str) -> dict[str, int]:
 @pytest.mark.parametrize("kind", ["synthetic", "recorded"])
 def test_every_task_finds_its_corpus(kind, task, request):
     check_corpus(task, request.getfixturevalue(kind))
+    settings = read_matrix("superb_mini").tasks[task]  # names ASR's synthetic sets
+    check_config(TASKS[task], task_config(task, request.getfixturevalue(kind), settings))
 
 
 def test_s3prl_splits_the_keywords_as_planned(synthetic):
