@@ -56,9 +56,9 @@ class SupervisedConvolutions(nn.Module):
             x = x.masked_fill(padding_mask(frames, x.shape[2])[:, None], 0.0)
             if self.training:
                 x = _masked(x)
-        for convolution, norm in zip(self.convolutions, self.norms, strict=True):
+        for convolution, norm, stride in zip(self.convolutions, self.norms, _STRIDES, strict=True):
             x = torch.relu(norm(convolution(x)))
-            frames = -(-frames // convolution.stride[0])
+            frames = -(-frames // stride)
             x = x.masked_fill(padding_mask(frames, x.shape[2])[:, None], 0.0)
         return {"hidden_states": [x.transpose(1, 2)]}
 

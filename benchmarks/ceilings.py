@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import csv
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -117,4 +116,4 @@ def collect(out: Path) -> Path:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()
