@@ -1,5 +1,5 @@
 # `make superb`: the main job, from nothing to the table. `make test`: the test-suite. Both install into .venv first.
-# Stages run in parallel on two cores. Finished stages are skipped, interrupted ones resume.
+# `superbit evaluate` makes everything that the table lacks. What is finished is skipped, what was interrupted resumes.
 # python3 if superbit supports it, else the newest supported Python that is installed.
 PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3.11 python3.10; do \
 	$$python -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 15))' 2>&- && echo $$python && break; done)
@@ -13,27 +13,12 @@ SOURCES ?= data/sources
 superbit := .venv/bin/superbit
 installed := .venv/.installed
 corpus := $(CORPORA)/corpus.json
-manifest := $(CORPORA)/manifest/train.tsv
-labels := $(OUT)/labels/mfcc100_25hz_frame1/train.km
-checkpoints := $(OUT)/checkpoints
-sparseformer := $(checkpoints)/sparseformer_dn_mini.safetensors
-binary := $(checkpoints)/sparseformer_dn_mini_w1a1.safetensors
-transformer := $(checkpoints)/transformer_mini.safetensors
-evaluate := SUPERBIT_CHECKPOINTS=$(checkpoints) $(superbit) evaluate superb_mini \
-	--corpora $(CORPORA) --out $(OUT) --seed $(SEED)
 kernel := $(wildcard $(addprefix upstreams/packed/,engine/*.h engine/*.cpp kernel/*.h kernel/*.cpp kernel/arch/*.h kernel/arch/*.cpp))
-train := --manifest $(manifest) --out $(OUT) --seed $(SEED)
 
-.PHONY: superb float-cells install test test-slow check architecture
+.PHONY: superb install test test-slow check architecture
 
-superb: install
-	@$(MAKE) --no-print-directory -j2 $(binary) float-cells
-	$(evaluate) --jobs 2
-	$(superbit) report $(OUT)
-
-# One core is free while the other distils: it computes about as many cells as fit into that time.
-float-cells: $(transformer) $(sparseformer)
-	test -f $(binary) || $(evaluate) --jobs 1 --only 'fbank/*'
+superb: install $(corpus)
+	$(superbit) evaluate superb_mini --corpora $(CORPORA) --out $(OUT) --seed $(SEED) --jobs 2
 
 install: $(installed)
 
@@ -60,15 +45,6 @@ endif
 
 $(corpus): | $(installed)
 	$(superbit) corpus mini --out $(CORPORA) --sources $(SOURCES)
-
-$(labels): | $(corpus)
-	$(superbit) labels mfcc --manifest $(manifest) --out $(@D) --seed $(SEED) --n-init 5 --workers 2
-
-$(sparseformer) $(transformer): $(checkpoints)/%.safetensors: | $(labels)
-	$(superbit) pretrain $* $(train) --labels $(OUT)/labels
-
-$(binary): | $(sparseformer)
-	$(superbit) quantize $(sparseformer) --bits w1a1 --schedule w1a32,w1a1 $(train)
 
 # A file's tests stay in one process: they share what its fixtures made.
 pytest := .venv/bin/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile

@@ -52,8 +52,8 @@ def load(name_or_file: str | os.PathLike[str]) -> AudioEncoder:
     """Return the model of an upstream name or of a checkpoint file, packed or not, in eval mode.
 
     The model maps (batch, samples) at 16 kHz and (batch,) lengths to a tuple of hidden states (batch, frames, dim). A
-    name's checkpoint is NAME.safetensors in $SUPERBIT_CHECKPOINTS (default: runs/superb/checkpoints). Raises UserError,
-    a ValueError, when the name is unknown or the file cannot be read.
+    name's checkpoint is NAME.safetensors in $SUPERBIT_CHECKPOINTS (default:
+    runs/superb/seed0/checkpoints). Raises UserError, a ValueError, when the name is unknown or the file cannot be read.
     """
     from upstreams import registry
     from upstreams.packed import convert

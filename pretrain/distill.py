@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import torch
 
 from pretrain.audio.manifest import Manifest
 from pretrain.objectives.distillation import DistillationTask, ModelWithHead, load_with_head
-from pretrain.recipes import read_values
+from pretrain.recipes import read_values, with_settings
 from pretrain.training import distributed
 from pretrain.training.calibration import calibrate_on_longest, calibration_batches
 from pretrain.training.monitor import warn_of_smallest_scales
@@ -50,12 +51,15 @@ class DistillationSettings(TrainingSettings):
     weight_decay: float = 0.0
 
 
-def read_distillation_settings(path: Path | None, steps: int | None = None) -> DistillationSettings:
+def read_distillation_settings(
+    path: Path | None, steps: int | None = None, changes: Sequence[str] = ()
+) -> DistillationSettings:
     """Return the recipe in a YAML file, or the defaults without a file; `steps` replaces the recipe's steps.
 
-    Raises UserError if there is no such file, and on unknown keys and bad values.
+    changes: KEY=VALUE with dotted keys, such as lr=0.002. Raises UserError if there is no such file, and on unknown
+    keys and bad values.
     """
-    settings = DistillationSettings() if path is None else _read_recipe(path)
+    settings = _read_recipe(path, changes)
     return settings if steps is None else dataclasses.replace(settings, steps=steps)
 
 
@@ -70,11 +74,12 @@ def read_schedule(schedule: str | None, bits: str) -> list[str]:
     return steps
 
 
-def _read_recipe(path: Path) -> DistillationSettings:
-    if not path.is_file():
+def _read_recipe(path: Path | None, changes: Sequence[str]) -> DistillationSettings:
+    if path is not None and not path.is_file():
         raise UserError(f"no distillation recipe at {path}: a YAML file is expected")
-    where = f"recipe {path}"
-    settings = from_dict(DistillationSettings, read_values(path, where) or {}, where)
+    where = "the settings of distillation" if path is None else f"recipe {path}"
+    values = {} if path is None else read_values(path, where) or {}
+    settings = from_dict(DistillationSettings, with_settings(values, changes), where)
     settings.check(where)
     if settings.steps < 0:
         raise UserError(f"steps is {settings.steps} in {where}, but must be 0 (calibrate only) or more")

@@ -252,7 +252,8 @@ class _Run:
             self._claim_folder(provenance)
             measure(model, self.statistics)
             path = self.out / "checkpoints" / f"{recipe.model}_untrained.safetensors"
-            checkpoint.save(path, model, None, {**self.provenance, "stage": "untrained"})
+            if not provenance.is_of(path):  # results of the file hold its digest, and a run may resume elsewhere
+                checkpoint.save(path, model, None, {**self.provenance, "stage": "untrained"})
             if sites:
                 inherit(quantized, model)
                 calibrate_on_longest(quantized, self.statistics)

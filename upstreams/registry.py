@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from upstreams.model import AudioEncoder
 
 CHECKPOINTS = "SUPERBIT_CHECKPOINTS"
-DEFAULT_FOLDER = Path("runs/superb/checkpoints")
+DEFAULT_FOLDER = Path("runs/superb/seed0/checkpoints")
 LOCAL = "superbit_local"
 _log = logging.getLogger(__name__)
 
@@ -57,7 +57,7 @@ def is_file(target: str) -> bool:
 def checkpoint_path(name: str, ckpt: str | os.PathLike[str] | None = None) -> Path:
     """Return the checkpoint of an upstream: `ckpt` if given, else <name>.safetensors in $SUPERBIT_CHECKPOINTS.
 
-    The folder defaults to runs/superb/checkpoints, where `make superb` writes. Raises UserError on an unknown name and
+    The folder defaults to that of `make superb`, runs/superb/seed0/checkpoints. Raises UserError on an unknown name and
     on a missing file.
     """
     if name not in names():

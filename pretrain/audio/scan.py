@@ -26,18 +26,23 @@ class Scan:
     left_out: list[tuple[str, str]]  # (path below the root, reason)
 
 
-def scan(root: Path, min_seconds: float, max_seconds: float, workers: int) -> Scan:
+def scan(root: Path, min_seconds: float, max_seconds: float, workers: int, match: str = "") -> Scan:
     """Inspect the header and the end of every audio file below `root`, in `workers` threads.
 
     Files are left out, with the reason, if they cannot be read to their end, are not 16 kHz mono, or are shorter than
-    `min_seconds` or longer than `max_seconds`. Raises UserError if the folder is missing or holds no usable file.
+    `min_seconds` or longer than `max_seconds`. match: regular expression; files in whose path below `root` it is not
+    found are not looked at. Raises UserError if it is invalid, and if the folder is missing or holds no usable file.
     """
     root = root.absolute()
     if not root.is_dir():
         raise UserError(f"the folder {root} is missing: name the folder that holds the audio")
     if reason := unwritable(str(root)):
         raise UserError(f"a manifest cannot hold the folder {str(root)!r}: {reason}")
-    names = sorted(find_audio(root))
+    try:
+        wanted = re.compile(match)
+    except re.error as error:
+        raise UserError(f"--match {match!r} is not a valid regular expression: {error}") from None
+    names = sorted(name for name in find_audio(root) if wanted.search(name))
     usable, left_out = [], []
     with ThreadPoolExecutor(workers) as pool:
         found = pool.map(lambda name: inspect(root / name), names)
@@ -55,6 +60,8 @@ def scan(root: Path, min_seconds: float, max_seconds: float, workers: int) -> Sc
             else:
                 usable.append((name, result))
     if not usable:
+        if match and not names:
+            raise UserError(f"--match {match!r} is found in no path of an audio file below {root}")
         reason = f"; {left_out[0][0]}: {left_out[0][1]}" if left_out else f" with a suffix of {' '.join(SUFFIXES)}"
         raise UserError(f"{root} holds no usable audio file{reason}")
     return Scan(root, usable, left_out)
@@ -141,15 +148,17 @@ def write_manifests(
     seed: int,
     workers: int,
     say: Callable[[str], object],
+    match: str = "",
 ) -> None:
     """Write OUT/train.tsv, OUT/valid.tsv (unless `valid` is 0) and OUT/left_out.tsv of the audio below `root`.
 
     valid: fraction of the audio for validation. speaker: regular expression whose first group is the speaker in a
     path; with it whole speakers are for validation, without it single files. say: called with each line to print.
+    match: regular expression that a file's path must match.
     """
     if not 0 <= valid < 1:
         raise UserError(f"--valid is {valid}, but must be at least 0 and less than 1")
-    found = scan(root, min_seconds, max_seconds, workers)
+    found = scan(root, min_seconds, max_seconds, workers, match)
     groups = [path for path, _ in found.usable] if speaker is None else speakers(found, speaker)
     is_valid = split(groups, [count for _, count in found.usable], valid, seed)
     for name, wanted in (("train", False), ("valid", True)):

@@ -34,14 +34,19 @@ def evaluate(
         list[int] | None, typer.Option(help="Seed of the heads. Repeatable.", show_default="the matrix's")
     ] = None,
     jobs: Annotated[
-        int, typer.Option(help="Trainings in parallel on this machine.", min=1, show_default="number of CPU cores")
+        int, typer.Option(help="Processes in parallel on this machine.", min=1, show_default="number of CPU cores")
     ] = os.cpu_count() or 1,
     only: Annotated[
         list[str] | None, typer.Option(help="Only these cells: UPSTREAM/TASK, * matches anything. Repeatable.")
     ] = None,
-    engine: Annotated[str, typer.Option(help="Where trainings run: local, ray or slurm.")] = "local",
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="Change a value of the matrix, such as training.processes=4. Repeatable."),
+    ] = None,
+    engine: Annotated[str, typer.Option(help="Where stages run: local, ray or slurm.")] = "local",
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Only list the trainings with estimated time, memory and disk.")
+        bool,
+        typer.Option("--dry-run", help="Only list the stages with their commands, time, GPU hours, memory and disk."),
     ] = False,
     rerun_stale: Annotated[
         bool, typer.Option("--rerun-stale", help="Compute results of other code or versions again.")
@@ -59,7 +64,10 @@ def evaluate(
         str | None, typer.Option(help="Numbers kept on disk: fp16, int8 or fp32.", show_default="the matrix's")
     ] = None,
 ) -> None:
-    """Train and test every upstream on every task. Finished cells are skipped, interrupted trainings resume."""
+    """Make the checkpoints that a matrix lacks, train and test every upstream on every task, write the report.
+
+    What is finished is skipped, what was interrupted resumes.
+    """
     from runners.matrix.run import Options
     from runners.matrix.run import evaluate as run
 
@@ -72,7 +80,11 @@ def evaluate(
         store_dtype=feature_store_dtype,
         rerun_stale=rerun_stale,
     )
-    failed = run(matrix, corpora, out, seeds=seed, jobs=jobs, only=only or (), options=options)
+    failed = run(matrix, corpora, out, seeds=seed, jobs=jobs, only=only or (), settings=settings or (), options=options)
+    if not dry_run:
+        from runners.report.write import report_of_run
+
+        report_of_run(out, typer.echo)
     if failed:
         raise typer.Exit(1)
 
@@ -86,14 +98,17 @@ def report(
     ] = None,
     speeds: Annotated[
         Path | None,
-        typer.Option(help="Real-time factors: JSON file of `superbit profile --measure` or of benchmarks.inference."),
+        typer.Option(
+            help="Real-time factors: JSON file of `superbit profile --measure` or of benchmarks.inference.",
+            show_default="those that `evaluate` has measured",
+        ),
     ] = None,
 ) -> None:
     """Write the results as one HTML page, as Markdown, CSV and LaTeX tables, as figures and for TensorBoard."""
-    from runners.report.write import read_speeds
+    from runners.report.write import measured_speeds, read_speeds
     from runners.report.write import report as run
 
-    typer.echo(f"report: {run(runs, out, read_speeds(speeds) if speeds else {})}")
+    typer.echo(f"report: {run(runs, out, read_speeds(speeds) if speeds else measured_speeds(runs))}")
 
 
 @app.command(rich_help_panel=PANEL)

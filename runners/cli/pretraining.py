@@ -15,6 +15,9 @@ labels = typer.Typer(help="k-means targets for masked prediction: make them, mea
 
 LabelSet = Annotated[Path, typer.Option(help="Folder for the label set: train.km, dict.km.txt, summary.json.")]
 Fraction = Annotated[float, typer.Option(help="Fraction of the utterances to fit k-means to.", min=0.0, max=1.0)]
+Settings = Annotated[
+    list[str] | None, typer.Option("--set", help="Change a value of the recipe: KEY=VALUE, dotted keys. Repeatable.")
+]
 Starts = Annotated[int, typer.Option(help="Initialisations of k-means to try.", min=1)]
 
 
@@ -32,13 +35,19 @@ def manifest(
             r"'(\d+)-\d+-\d+\.flac' for LibriSpeech or '(id\d+)/' for VoxCeleb. Without it, split by file."
         ),
     ] = None,
+    match: Annotated[
+        str,
+        typer.Option(
+            help="Only files in whose path this regular expression is found, such as '^train-' for LibriSpeech."
+        ),
+    ] = "",
     seed: Seed = 0,
     workers: Annotated[int, typer.Option(help="Files inspected in parallel.", min=1)] = 8,
 ) -> None:
     """List a folder's audio files in fairseq manifests; list unusable files, with the reason, in left_out.tsv."""
     from pretrain.audio.scan import write_manifests
 
-    write_manifests(folder, out, min_seconds, max_seconds, valid, speaker, seed, workers, typer.echo)
+    write_manifests(folder, out, min_seconds, max_seconds, valid, speaker, seed, workers, typer.echo, match)
 
 
 @app.command(rich_help_panel=PANEL)
@@ -159,10 +168,7 @@ def pretrain(
             show_default="OUT/labels",
         ),
     ] = None,
-    settings: Annotated[
-        list[str] | None,
-        typer.Option("--set", help="Change a value of the recipe, such as iterations.0.steps=10. Repeatable."),
-    ] = None,
+    settings: Settings = None,
     stage: Annotated[
         str | None, typer.Option(help="Stop after this stage: labels1, iteration1, labels2, ..., teacher, export.")
     ] = None,
@@ -212,6 +218,7 @@ def quantize(
             help="Training steps of each distillation step; 0: calibrate only.", show_default="the recipe's", min=0
         ),
     ] = None,
+    settings: Settings = None,
     seed: Seed = 0,
     threads: Threads = 1,
 ) -> None:
@@ -225,6 +232,6 @@ def quantize(
         manifest_path=manifest,
         out=out,
         seed=seed,
-        settings=read_distillation_settings(recipe, steps),
+        settings=read_distillation_settings(recipe, steps, settings or []),
     )
     typer.echo(f"checkpoint: {path}")

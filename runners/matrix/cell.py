@@ -7,14 +7,14 @@ the training that is best on dev is tested. All of it lies in `cells/<label>/<ta
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from runners.features.settings import StoreSettings
 from runners.matrix.identity import portable, same_experiment, same_origin, short
 from runners.tasks import FOLD, flat_keys
-from upstreams.files import read_json
+from upstreams.files import read_json, sha256
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,11 +38,22 @@ class Cell:
     folder: Path
     upstream_modules: tuple[str, ...] = ()  # that put the upstream into s3prl.hub
     rerun_stale: bool = False  # True: results of other code or versions are not done
+    needs: tuple[str, ...] = ()  # the command that makes the checkpoint, while it is not done
 
     @property
     def name(self) -> str:
         """Name for messages."""
         return f"{self.label}/{self.task} seed {self.seed}"
+
+    @property
+    def is_open(self) -> bool:
+        """True while the checkpoint is not made: then nobody knows whether the cell is done."""
+        return bool(self.needs)
+
+    def with_checkpoint(self) -> Cell:
+        """Return the cell once its checkpoint is made."""
+        assert self.checkpoint is not None
+        return replace(self, checkpoint_sha256=sha256(self.checkpoint), needs=())
 
     @property
     def results_file(self) -> Path:
@@ -132,6 +143,11 @@ class Training:
         return self.fold.name if self.tried_rate is None else f"{self.fold.name} lr {self.tried_rate:g}"
 
     @property
+    def needs(self) -> tuple[str, ...]:
+        """Names of the stages that must be done before."""
+        return self.cell.needs
+
+    @property
     def config(self) -> dict[str, Any]:
         """s3prl's resolved configuration, with this training's learning rate."""
         config = self.fold.config
@@ -182,6 +198,8 @@ def finished(fold: Fold) -> dict[str, Any] | None:
     Results that other code or other versions have computed count, unless the cell asks for its stale results to be
     computed again. Of several folds they count only if all are by the same code and versions: a mean never mixes them.
     """
+    if fold.cell.is_open:
+        return None
     results = _of_experiment(fold)
     if results is None or same_origin(results["identity"], fold.identity):
         return results

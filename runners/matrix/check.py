@@ -12,10 +12,10 @@ from runners.tasks import TASKS
 from upstreams.errors import UserError
 
 
-def checked(cells: Sequence[Cell], where: str = "") -> list[Cell]:
+def checked(cells: Sequence[Cell], where: str = "", *, will_run: bool = True) -> list[Cell]:
     """Return the cells with their device, after a check of everything that they need.
 
-    where: ends a message about a value of a configuration.
+    where: ends a message about a value of a configuration. will_run: False: the machine needs no GPU.
 
     Also imports what the trainings need, once, for the processes that are forked from this one. Raises UserError that
     names the key, the upstream or the missing file of the corpora, and what would be valid.
@@ -38,7 +38,7 @@ def checked(cells: Sequence[Cell], where: str = "") -> list[Cell]:
         importlib.import_module(module)
     for task in dict.fromkeys(cell.task for cell in cells):
         importlib.import_module(f"s3prl.downstream.{TASKS[task].downstream}.expert")
-    return [replace(cell, device=_device(cell.device)) for cell in cells]
+    return [replace(cell, device=_device(cell.device, will_run)) for cell in cells]
 
 
 def _check_upstreams(cells: Sequence[Cell]) -> None:
@@ -47,17 +47,17 @@ def _check_upstreams(cells: Sequence[Cell]) -> None:
 
     for modules in dict.fromkeys(cell.upstream_modules for cell in cells):
         import_modules(modules)
-    for name, file in dict.fromkeys((cell.upstream, cell.checkpoint) for cell in cells):
+    for name, file in dict.fromkeys((cell.upstream, cell.checkpoint) for cell in cells if not cell.is_open):
         check_upstream(name, file, None)
         if name in registry.names():
             registry.cost_model(registry.checkpoint_path(name, file))  # reads all of a file that may be damaged
 
 
-def _device(name: str) -> str:
+def _device(name: str, will_run: bool) -> str:
     import torch
 
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cuda" and not torch.cuda.is_available():
+    if name == "cuda" and will_run and not torch.cuda.is_available():
         raise UserError("the matrix asks for device cuda, but torch sees no GPU; set device: cpu or auto")
     return name

@@ -14,13 +14,18 @@ from runners.corpora.embedded import described_tasks
 from runners.corpora.published import SPLITS
 from runners.matrix.cell import Cell, Training
 from runners.tasks import TASKS
+from upstreams.config import EncoderConfig, FrontEndConfig, ModelConfig
 from upstreams.files import read_json
 
 SHARED_AUDIO = {"pr": "asr"}  # task -> task with the same recordings, and so the same features
 PROCESS_BYTES = 0.7 * 2**30  # Python with torch and s3prl
+# Of a GPU, assumed until a training was measured: 30 TFLOP/s, a tenth of an A100's peak in bfloat16, as encoders this
+# small do not fill a GPU.
+GPU_MACS = 15e12  # per second
 UPSTREAM_EFFICIENCY = 0.5  # fraction of the speed of a large matrix product
 HEAD_EFFICIENCY = 0.15  # the same for small products, recurrent layers and the optimizer
 STEP_SECONDS = 0.01  # overhead of every step: reading audio, bookkeeping
+TYPICAL_SECONDS = 8.0  # of an utterance, for its multiply-accumulates
 BYTES = {"fp16": 2, "int8": 1, "fp32": 4}  # of a number in the feature store
 
 
@@ -148,21 +153,33 @@ def upstream_shape(name: str, checkpoint: Path | None) -> Shape | None:
     """Return the shape of an upstream; None unless it is this project's or one of s3prl's log-mel baselines."""
     from upstreams import cost, registry
 
-    seconds = sum(cost.SUPERB_SAMPLES) / 16000
     if name in ("fbank", "fbank_no_cmvn"):
-        return Shape(
-            layers=1, dim=240, frame_rate=100.0, macs_per_second=cost.superb_fbank_macs() / seconds, weight_bytes=0
-        )
+        macs = cost.superb_fbank_macs() / (sum(cost.SUPERB_SAMPLES) / 16000)
+        return Shape(layers=1, dim=240, frame_rate=100.0, macs_per_second=macs, weight_bytes=0)
     if name not in registry.names():
         return None
-    model = registry.cost_model(registry.checkpoint_path(name, checkpoint))
-    macs = sum(c.macs for c in cost.profile(model, cost.SUPERB_SAMPLES))
-    encoder = model.config.encoder
+    if name == registry.LOCAL:
+        return shape(registry.cost_model(registry.checkpoint_path(name, checkpoint)).config)
+    return shape(registry.model_config(name))
+
+
+def shape(config: ModelConfig) -> Shape:
+    """Return the shape of a model of this project, in full precision: bit widths change no multiply-accumulate."""
+    return _shape(config.front_end, config.encoder)
+
+
+@functools.cache
+def _shape(front_end: FrontEndConfig, encoder: EncoderConfig) -> Shape:
+    from upstreams import cost
+    from upstreams.formats.checkpoint import skeleton
+
+    model = skeleton(ModelConfig("estimated", front_end, encoder))
+    macs = sum(module.macs for module in cost.profile(model, [int(16000 * TYPICAL_SECONDS)]))
     return Shape(
         layers=encoder.layers + 1,
         dim=encoder.dim,
         frame_rate=16000 / model.config.downsample_rate,
-        macs_per_second=macs / seconds,
+        macs_per_second=macs / TYPICAL_SECONDS,
         weight_bytes=4 * cost.parameters(model),
     )
 
@@ -210,15 +227,19 @@ def _seconds(training: Training, shape: Shape, head: int) -> float:
     else:
         computed = min(heard, train.seconds) + min(evaluated, dev.seconds)
     computed += test.seconds
-    upstream = computed * shape.macs_per_second / (machine_macs() * UPSTREAM_EFFICIENCY)
     # Training takes the work of three forward passes (forward and backward), evaluation of one.
     frames = shape.frame_rate * (3 * heard + evaluated)
+    if training.cell.device == "cuda":
+        return (computed * shape.macs_per_second + frames * head) / GPU_MACS + passes * STEP_SECONDS
+    upstream = computed * shape.macs_per_second / (machine_macs() * UPSTREAM_EFFICIENCY)
     return upstream + frames * head / (machine_macs() * HEAD_EFFICIENCY) + passes * STEP_SECONDS
 
 
 def _memory(training: Training, shape: Shape | None, head: int) -> int:
     """Return the bytes that a training needs at most."""
     train, _, _ = audio(training.cell)
+    if training.cell.device == "cuda":  # features and head are in the GPU's memory
+        return int(4 * PROCESS_BYTES + (shape.weight_bytes if shape else 0))
     if shape is None:  # as s3prl's largest upstreams: too high a guess only leaves a core idle
         shape = Shape(layers=25, dim=1024, frame_rate=50.0, macs_per_second=0.0, weight_bytes=4 * 320_000_000)
     longest = 2.5 * train.mean * _batch(training.config) * shape.frame_rate

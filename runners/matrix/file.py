@@ -1,9 +1,12 @@
 """A matrix: upstreams x tasks x learning rates x seeds, read from its YAML file.
 
 ```yaml
+base: superb_mini         # a packaged matrix, whose values stand for those that are missing here
 upstreams:                # rows of the table, in order
   - fbank                 # a name in s3prl.hub, which includes this project's names
   - {label: mine, name: superbit_local, ckpt: runs/mine.safetensors}
+  - {label: one_step, name: conformer_mini_w1a1, recipe: my.yaml, schedule: []}   # how `training` makes its checkpoint
+training: {}              # make the checkpoints that rows need: runners/matrix/training_plan.py
 tasks:                    # asr pr ks sid er ic sf qbe asv sd; changes to the official configuration, by dotted keys
   ks: {runner.total_steps: 300, optimizer.lr: 1.0e-2}
   sid: {}
@@ -22,13 +25,14 @@ slurm: {timeout_min: 600, slurm_partition: gpu}   # for --engine slurm: argument
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from runners.features.settings import DTYPES
+from runners.matrix.training_plan import TrainingPlan, check_schedule, read_training_plan
 from runners.tasks import TASKS, task_configs
 from upstreams.errors import UserError, nearest, shown
 from upstreams.files import parse_yaml, read_text
@@ -36,7 +40,11 @@ from upstreams.files import parse_yaml, read_text
 DEVICES = ("auto", "cpu", "cuda")
 DEFAULT_STORE_GB = 32
 REQUIRED = ("upstreams", "tasks", "seeds")
-OPTIONAL = ("learning_rates", "device", "feature_store_gb", "feature_store_dtype", "upstream_modules", "ray", "slurm")
+OPTIONAL = (
+    *("training", "learning_rates", "device", "feature_store_gb", "feature_store_dtype", "upstream_modules"),
+    *("ray", "slurm"),
+)
+OF_TRAINING = ("recipe", "schedule", "manifest")  # keys of an upstream whose checkpoint the matrix makes
 
 
 @dataclass(frozen=True)
@@ -46,6 +54,9 @@ class Upstream:
     label: str
     name: str  # in s3prl.hub
     checkpoint: Path | None
+    recipe: str | None = None  # of the pre-training; None: the one of the model's name
+    schedule: tuple[str, ...] | None = None  # bit widths before the final ones; None: as `training` says
+    manifest: str | None = None  # of the training audio; None: as `training` says
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +67,7 @@ class Matrix:
     tasks: dict[str, dict[str, Any]]
     seeds: list[int]
     device: str
+    training: TrainingPlan | None = None  # None: all checkpoints must exist
     learning_rates: dict[str, tuple[float, ...]] = field(default_factory=dict)  # by task
     store_bytes: int = DEFAULT_STORE_GB << 30
     store_dtype: str = "fp16"
@@ -69,13 +81,14 @@ def matrix_names() -> list[str]:
     return sorted(file.name.removesuffix(".yaml") for file in files if file.name.endswith(".yaml"))
 
 
-def read_matrix(matrix: str | Path) -> Matrix:
+def read_matrix(matrix: str | Path, changes: Sequence[str] = ()) -> Matrix:
     """Read a packaged matrix by its name, or a YAML file by its path.
 
-    Raises UserError, with the closest valid name, if there is no such matrix or if its content is not valid.
+    changes: KEY=VALUE with dotted keys, such as training.processes=4, change its values. Raises UserError, with the
+    closest valid name, if there is no such matrix or if its content is not valid.
     """
     where = f"matrix {matrix}"
-    content = parse_yaml(_text(str(matrix)), where)
+    content = _changed(_with_base(parse_yaml(_text(str(matrix)), where), where), changes)
     content = _mapping(content, known=(*REQUIRED, *OPTIONAL), required=REQUIRED, where=where)
     tasks = _tasks(content["tasks"], where)
     gigabytes = content.get("feature_store_gb", DEFAULT_STORE_GB)
@@ -89,16 +102,48 @@ def read_matrix(matrix: str | Path) -> Matrix:
         if not isinstance(settings, dict):
             raise UserError(f"{where}: {name} must map settings of the engine to values, not be {shown(settings)}")
     return Matrix(
-        upstreams=_upstreams(content["upstreams"], where),
+        upstreams=_upstreams(content["upstreams"], "training" in content, where),
         tasks=tasks,
         seeds=seeds,
         device=_choice(content, key="device", default="auto", choices=DEVICES, where=where),
+        training=read_training_plan(content["training"] or {}, where) if "training" in content else None,
         learning_rates=_learning_rates(content.get("learning_rates") or {}, tasks, where),
         store_bytes=int(gigabytes * 2**30),
         store_dtype=_choice(content, key="feature_store_dtype", default="fp16", choices=DTYPES, where=where),
         engines=engines,
         upstream_modules=_upstream_modules(content.get("upstream_modules") or [], where),
     )
+
+
+def _with_base(content: Any, where: str) -> Any:
+    """Return the content of a matrix file over that of its `base`: keys of the file replace those of the base."""
+    if not isinstance(content, dict) or "base" not in content:
+        return content
+    base = content.pop("base")
+    if base not in matrix_names():
+        raise UserError(
+            f"{where}: base is {shown(base)}, which is no packaged matrix; {nearest(str(base), matrix_names())}"
+        )
+    return _with_base(parse_yaml(_text(base), f"matrix {base}"), f"matrix {base}") | content
+
+
+def _changed(content: Any, changes: Iterable[str]) -> Any:
+    """Apply changes KEY=VALUE. Below a task, training.pretrain and training.quantize, keys have dots themselves."""
+    for setting in changes:
+        key, equals, value = setting.partition("=")
+        path = key.split(".")
+        if path[0] == "tasks" or path[:2] in (["training", "pretrain"], ["training", "quantize"]):
+            path = [*path[:2], *filter(None, [".".join(path[2:])])]
+        if not equals or not all(path):
+            raise UserError(f"--set {setting} is not KEY=VALUE, such as training.processes=4 or device=cpu")
+        place = content
+        for part in path[:-1]:
+            if not isinstance(place, dict) or not isinstance(place.get(part) or {}, dict):
+                raise UserError(f"--set {setting}: the matrix has no mapping at {part!r}")
+            place[part] = place.get(part) or {}
+            place = place[part]
+        place[path[-1]] = parse_yaml(value, f"--set {setting}")
+    return content
 
 
 def _text(matrix: str) -> str:
@@ -153,20 +198,23 @@ def _upstream_modules(content: Any, where: str) -> tuple[str, ...]:
     return tuple(content)
 
 
-def _upstreams(content: object, where: str) -> list[Upstream]:
-    upstreams = [_upstream(entry, where) for entry in _list(content, f"{where}: upstreams")]
+def _upstreams(content: object, trains: bool, where: str) -> list[Upstream]:
+    upstreams = [_upstream(entry, trains, where) for entry in _list(content, f"{where}: upstreams")]
     labels = [upstream.label for upstream in upstreams]
     if twice := {label for label in labels if labels.count(label) > 1}:
         raise UserError(f"{where}: two upstreams have the label {shown(min(twice))}; give each its own `label`")
     return upstreams
 
 
-def _upstream(entry: object, where: str) -> Upstream:
+def _upstream(entry: object, trains: bool, where: str) -> Upstream:
     if isinstance(entry, str):
         entry = {"name": entry}
-    content = _mapping(entry, known=("name", "label", "ckpt"), required=("name",), where=f"{where}: an upstream")
+    known = ("name", "label", "ckpt", *OF_TRAINING)
+    content = _mapping(entry, known=known, required=("name",), where=f"{where}: an upstream")
     for key, value in content.items():
-        if not isinstance(value, str) or not value:
+        if key in OF_TRAINING and (not trains or "ckpt" in content):
+            raise UserError(f"{where}: {key} of an upstream needs the matrix's key `training`, and no ckpt")
+        if key != "schedule" and (not isinstance(value, str) or not value):
             raise UserError(f"{where}: {key} of an upstream must be text, not {shown(value)}")
     label = content.get("label", content["name"])
     if label.startswith(".") or "/" in label or os.sep in label:
@@ -174,7 +222,15 @@ def _upstream(entry: object, where: str) -> Upstream:
     checkpoint = Path(content["ckpt"]).absolute() if "ckpt" in content else None
     if checkpoint and not checkpoint.is_file():
         raise UserError(f"{where}: the checkpoint {checkpoint} of upstream {shown(label)} does not exist")
-    return Upstream(label, content["name"], checkpoint)
+    schedule = content.get("schedule")
+    return Upstream(
+        label,
+        content["name"],
+        checkpoint,
+        recipe=content.get("recipe"),
+        schedule=None if schedule is None else check_schedule(schedule, f"{where}: schedule of {shown(label)}"),
+        manifest=content.get("manifest"),
+    )
 
 
 def _choice(content: dict[str, Any], *, key: str, default: str, choices: Iterable[str], where: str) -> str:

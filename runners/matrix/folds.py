@@ -21,11 +21,11 @@ KEPT = (
 def write_mean(cell: Cell) -> None:
     """Write the mean over the cell's folds into its results.json; move that file aside if a fold is not done.
 
-    Does nothing for a cell with one fold. The file has the entries of a fold's results, with `s3prl_metrics` averaged
-    and times added. Two entries are added: `folds`, the value, the commands and the origin of each fold, and
-    `fold_deviation_percent`, the sample standard deviation over the folds.
+    Does nothing for a cell with one fold, or whose checkpoint is not made yet. The file has the entries of a fold's
+    results, with `s3prl_metrics` averaged and times added. Two entries are added: `folds`, the value, the commands and
+    the origin of each fold, and `fold_deviation_percent`, the sample standard deviation over the folds.
     """
-    if len(cell.folds) == 1:
+    if len(cell.folds) == 1 or cell.is_open:
         return
     if read_json(cell.results_file) == _of_finished(cell):
         return

@@ -45,8 +45,8 @@ def choose_and_test(fold: Fold) -> None:
                 "layer": best,
                 "dev_percent": percents[best],
                 "layers_percent": percents,
-                "command": command(_arguments(fold, "test", best)),
-                "train_command": command(_arguments(fold, "dev", best)),
+                "command": command(arguments(fold, "test", best)),
+                "train_command": command(arguments(fold, "dev", best)),
                 "seconds": {"train": round(chosen - started, 2), "evaluate": round(tested_in, 2)},
                 "resumed_at_step": None,
             },
@@ -62,12 +62,13 @@ def _metrics(fold: Fold, split: str, layer: int) -> dict[str, float]:
     if cached and cached["identity"] == fold.identity:
         return dict(cached["metrics"])
     with checked_corpora():
-        metrics = downstream.main(_arguments(fold, split, layer)) or {}
+        metrics = downstream.main(arguments(fold, split, layer)) or {}
     write_json(file, {"metrics": metrics, "identity": fold.identity})
     return metrics
 
 
-def _arguments(fold: Fold, split: str, layer: int) -> list[str]:
+def arguments(fold: Fold, split: str, layer: int) -> list[str]:
+    """Return the flags of `superbit downstream` that score a hidden state on a split."""
     cell = fold.cell
     checkpoint = ["-k", str(cell.checkpoint)] if cell.checkpoint else []
     return [

@@ -11,12 +11,15 @@ LOCK = ".lock"
 
 
 @contextmanager
-def hold(folder: Path) -> Iterator[None]:
-    """Hold the folder's lock inside the block; wait until no other process holds it. Creates the folder."""
+def hold(folder: Path) -> Iterator[int]:
+    """Hold the folder's lock inside the block; wait until no other process holds it. Creates the folder.
+
+    Yields the file descriptor of the lock: a child process that inherits it keeps the lock until it has ended, too.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / LOCK).open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
+        yield lock.fileno()
 
 
 def is_held(folder: Path) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,22 @@ from runners.corpora.contents import contents
 from runners.corpora.embedded import described_tasks
 from runners.features.settings import StoreSettings
 from runners.matrix.cell import Cell, Training, finished, trained
+from runners.matrix.command import Command
 from runners.matrix.file import Matrix, Upstream
 from runners.matrix.identity import origin
 from runners.tasks import TASKS, task_configs
 from upstreams import plugins, registry
 from upstreams.errors import UserError, nearest
 from upstreams.files import sha256
+
+
+@dataclass(frozen=True)
+class Source:
+    """The checkpoint of a row and a seed: its digest, or the command that makes it while it is not done."""
+
+    checkpoint: Path | None
+    sha256: str | None
+    needs: tuple[str, ...]
 
 
 def plan(
@@ -33,11 +44,11 @@ def plan(
     only: Sequence[str],
     store: StoreSettings | None,
     rerun_stale: bool,
-) -> list[Cell]:
-    """Return the cells of a matrix, seed by seed, task by task in the matrix's order.
+) -> tuple[list[Cell], list[Command]]:
+    """Return the cells of a matrix, seed by seed, task by task in the matrix's order, and the commands that they need.
 
-    only: patterns LABEL/TASK with `*` as a wildcard; empty: all cells. Raises UserError that names the key, the missing
-    checkpoint or the missing file of the corpora, and what would be valid.
+    only: patterns LABEL/TASK with `*` as a wildcard; empty: all cells. The commands are those that are not done. Raises
+    UserError that names the key, the missing checkpoint or the missing file of the corpora, and what would be valid.
     """
     chosen = _chosen(matrix, only)
     if not corpora.is_dir():
@@ -48,15 +59,16 @@ def plan(
     described = described_tasks(corpora)
     found = {task: tuple(_contents(task, config, described) for config in configs[task]) for task in tasks}
     upstreams = [upstream for upstream in matrix.upstreams if any(upstream.label == label for label, _ in chosen)]
-    checkpoints = {upstream.label: _checkpoint(upstream) for upstream in upstreams}
+    seeds = list(dict.fromkeys(seeds))
+    sources, commands = _sources(matrix, upstreams, seeds, corpora, out)
     modules = {upstream.label: _modules(upstream, matrix) for upstream in upstreams}
-    digests = {label: sha256(checkpoint) if checkpoint else None for label, checkpoint in checkpoints.items()}
-    return [
+    cells = [
         Cell(
             label=upstream.label,
             upstream=upstream.name,
-            checkpoint=checkpoints[upstream.label],
-            checkpoint_sha256=digests[upstream.label],
+            checkpoint=sources[upstream.label, seed].checkpoint,
+            checkpoint_sha256=sources[upstream.label, seed].sha256,
+            needs=sources[upstream.label, seed].needs,
             task=task,
             seed=seed,
             configs=configs[task],
@@ -70,11 +82,52 @@ def plan(
             folder=out / "cells" / upstream.label / task / f"seed{seed}",
             rerun_stale=rerun_stale,
         )
-        for seed in dict.fromkeys(seeds)
+        for seed in seeds
         for task in tasks
         for upstream in upstreams
         if (upstream.label, task) in chosen
     ]
+    return cells, commands
+
+
+def _sources(
+    matrix: Matrix, upstreams: Sequence[Upstream], seeds: Sequence[int], corpora: Path, out: Path
+) -> tuple[dict[tuple[str, int], Source], list[Command]]:
+    """Return the checkpoint, its digest and the command that makes it, by label and seed, and the commands to run."""
+    maker = None
+    if matrix.training is not None:
+        from runners.matrix.making import Maker
+
+        maker = Maker(matrix, corpora, out, on_gpu=uses_gpu(matrix.device))
+    made = {
+        (upstream.label, seed): maker.checkpoint(upstream, seed)
+        for upstream in upstreams
+        for seed in seeds
+        if maker is not None and maker.makes(upstream)
+    }
+    commands = maker.open() if maker is not None else []
+    names = {command.name for command in commands}
+    sources: dict[tuple[str, int], Source] = {}
+    for upstream in upstreams:
+        given = _checkpoint(upstream) if (upstream.label, seeds[0]) not in made else None
+        for seed in seeds:
+            checkpoint, command = made.get((upstream.label, seed), (given, ""))
+            is_there = command not in names
+            sources[upstream.label, seed] = Source(
+                checkpoint,
+                sha256(checkpoint) if checkpoint and is_there else None,
+                () if is_there else (command,),
+            )
+    return sources, commands
+
+
+def uses_gpu(device: str) -> bool:
+    """True if a matrix of this device computes on GPUs, whether there are any or not."""
+    if device != "auto":
+        return device == "cuda"
+    import torch
+
+    return torch.cuda.is_available()
 
 
 def trainings_to_run(cells: Iterable[Cell]) -> list[Training]:

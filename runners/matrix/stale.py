@@ -40,8 +40,11 @@ class Stale:
 
 
 def settle(cells: Iterable[Cell]) -> None:
-    """Move stale results aside, so that no report shows them, and move results and trainings back that are wanted."""
-    for cell in cells:
+    """Move stale results aside, so that no report shows them, and move results and trainings back that are wanted.
+
+    Leaves cells alone whose checkpoint is not made yet.
+    """
+    for cell in (cell for cell in cells if not cell.is_open):
         for fold in cell.folds:
             if finished(fold) is None and not locks.is_held(fold.folder):
                 settle_results(fold)
@@ -132,7 +135,7 @@ def stale_results(cells: Iterable[Cell]) -> tuple[list[Stale], list[Stale]]:
     """Return the folds with stale results: those that run again, and those that stay in the report."""
     again: list[Stale] = []
     staying: list[Stale] = []
-    for fold in [fold for cell in cells for fold in cell.folds]:
+    for fold in [fold for cell in cells if not cell.is_open for fold in cell.folds]:
         results = finished(fold) or kept_aside(fold)
         found = again if results is None else staying
         if results is None:

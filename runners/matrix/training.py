@@ -103,7 +103,7 @@ def _train_and_record(training: Training) -> None:
             "resumed_at_step": resumed_at,
             "step_seconds": round(seconds / max(1, progress.total - progress.first), 5),
             "peak_memory_bytes": progress.peak_memory,
-            "train_command": command(_train_arguments(training)),
+            "train_command": command(train_arguments(training)),
             "identity": training.identity,
         },
     )
@@ -131,7 +131,7 @@ def _test_best(fold: Fold) -> None:
             "expdir": best.expdir.relative_to(fold.folder).as_posix(),
             "best_on_dev": not task.best or checkpoint.name == task.best,
             "command": command(_test_arguments(best, checkpoint)),
-            "train_command": command(_train_arguments(best)),
+            "train_command": command(train_arguments(best)),
             **describe(fold, metrics),
             "learning_rate": _learning_rate(best),
             "dev_percent": record_of_best["dev_percent"],
@@ -177,7 +177,8 @@ def _learning_rate(training: Training) -> float:
     return float(training.config["optimizer"]["lr"])
 
 
-def _train_arguments(training: Training) -> list[str]:
+def train_arguments(training: Training) -> list[str]:
+    """Return the flags of `superbit downstream` that train the head from its configuration in `config.yaml`."""
     # The checkpoint always by its path, so that the command needs no environment variable to find it.
     cell = training.cell
     checkpoint = ["-k", str(cell.checkpoint)] if cell.checkpoint else []
@@ -224,7 +225,7 @@ def _paths(training: Training) -> list[str]:
 def _train(training: Training, *, resumed: bool, on_step: Callable[[int], None]) -> None:
     from runners.downstream import run as downstream
 
-    arguments = _train_arguments(training)
+    arguments = train_arguments(training)
     if resumed:
         folder = str(training.expdir)
         arguments = ["-m", "train", "-e", folder, "-p", folder, *_paths(training), "--device", training.cell.device]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from runners.report import figures
@@ -61,6 +61,18 @@ def default_folder(runs: list[Path]) -> Path:
     if len(name.encode()) > 200:
         raise UserError(f"the report on {len(runs)} run folders needs a folder of its own: give --out")
     return folders[0].parent / name
+
+
+def report_of_run(runs: Path, say: Callable[[str], object]) -> None:
+    """Write the report on a runs folder, and say where it is; do nothing if no cell of it has results yet."""
+    if any(runs.glob("cells/*/*/seed*/**/results.json")):
+        say(f"report: {report([runs], None, measured_speeds([runs]))}")
+
+
+def measured_speeds(runs: list[Path]) -> dict[str, float]:
+    """Return the real-time factors by upstream that `superbit evaluate` has measured in RUNS/measured."""
+    files = [file for folder in runs for file in sorted(folder.glob("measured/*.json"))]
+    return {file.stem: factor for file in files for factor in read_speeds(file).values()}
 
 
 def read_speeds(path: Path) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""Engines run many trainings: in processes of this machine, on Ray, or on Slurm."""
+"""Engines run many stages: in processes of this machine, on Ray, or on Slurm."""
 
 from __future__ import annotations
 

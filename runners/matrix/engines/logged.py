@@ -1,4 +1,4 @@
-"""One training in the process that an engine has started for it."""
+"""One stage in the process that an engine has started for it."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TextIO
 
-from runners.matrix.engines.work import TrainingT
+from runners.matrix.graph import StageT
 from upstreams.errors import UserError
 
 
-def run_logged(run: Callable[[TrainingT], object], training: TrainingT, log: Path) -> str | None:
-    """Run the training with one torch thread, and append all output to the log; return the reason if it fails.
+def run_logged(run: Callable[[StageT], object], stage: StageT, log: Path) -> str | None:
+    """Run the stage with one torch thread, and append all output to the log; return the reason if it fails.
 
-    The process belongs to the training: its output stays redirected afterwards.
+    The process belongs to the stage: its output stays redirected afterwards.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     stream = log.open("a", buffering=1, encoding="utf-8")
@@ -30,7 +30,7 @@ def run_logged(run: Callable[[TrainingT], object], training: TrainingT, log: Pat
 
     torch.set_num_threads(1)
     try:
-        run(training)
+        run(stage)
     # SystemExit as well: argparse raises it, and the process would look as if it had succeeded.
     except (Exception, SystemExit) as error:
         traceback.print_exc()

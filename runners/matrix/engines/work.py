@@ -1,31 +1,41 @@
-"""Engines run many trainings: in processes of this machine, on Ray, or on Slurm.
+"""Engines run many stages: in processes of this machine, on Ray, or on Slurm.
 
-An engine takes `Work` and its own settings, and yields each training as it ends, with the reason if it failed, else
-None. A training leaves its results on disk; with several machines, in a folder that all of them see. An engine only
-respects the machine's memory and GPUs; on a cluster, the cluster's scheduler decides what runs where.
+An engine takes `Work` and its own settings, and yields each stage as it ends, with the reason if it failed, else None.
+Before it continues, the caller records the end in the graph. A stage leaves its results on disk; with several machines,
+in a folder that all of them see. An engine only respects the machine's memory, cores and GPUs; on a cluster, the
+cluster's scheduler decides what runs where.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol
 
-TrainingT = TypeVar("TrainingT")
+from runners.matrix.graph import Graph, StageT
 
 
 @dataclass(frozen=True, kw_only=True)
-class Work(Generic[TrainingT]):
-    """Trainings to run, and what an engine must know about them."""
+class Resources:
+    """What a stage needs from a machine."""
 
-    trainings: Sequence[TrainingT]
-    run: Callable[[TrainingT], object]
-    log_file: Callable[[TrainingT], Path]
-    memory: Callable[[TrainingT], int]  # expected bytes
-    busy: Callable[[TrainingT], bool]  # True if another runner works on it: it is started later
-    on_gpu: bool  # one GPU for each training
-    watch: Callable[[list[TrainingT]], None]  # called with the started trainings, at least once a second
+    memory: int  # expected bytes
+    processes: int = 1  # each computes on one core
+    gpus: int = 0
+    alone: bool = False  # on this machine: nothing else runs beside it, as it measures time
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work(Generic[StageT]):
+    """Stages to run, and what an engine must know about them."""
+
+    graph: Graph[StageT]
+    run: Callable[[StageT], object]
+    log_file: Callable[[StageT], Path]
+    resources: Callable[[StageT], Resources]
+    busy: Callable[[StageT], bool]  # True if another runner works on it: it is started later
+    watch: Callable[[list[StageT]], None]  # called with the started stages, at least once a second
 
 
 class Engine(Protocol):

@@ -114,10 +114,10 @@ def test_output_that_is_no_terminal_gets_a_line_every_minute(
     monkeypatch.setattr(progress, "LINE_SECONDS", 0.0)
     assert matrix.evaluate(write_matrix(tmp_path / "m.yaml"), corpora, tmp_path / "runs") == 0
     lines = capsys.readouterr().out.splitlines()
-    assert any("0 of 1 trainings ended, 0 failed" in line for line in lines)
+    assert any("0 of 1 stages ended, 0 failed" in line for line in lines)
     monkeypatch.setenv("TQDM_DISABLE", "1")  # superbit --quiet
     assert matrix.evaluate(write_matrix(tmp_path / "m.yaml"), corpora, tmp_path / "quiet") == 0
-    assert "trainings ended" not in capsys.readouterr().out
+    assert "stages ended" not in capsys.readouterr().out
 
 
 def test_a_dry_run_of_a_finished_matrix_answers_without_torch_and_s3prl(

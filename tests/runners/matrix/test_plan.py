@@ -34,7 +34,9 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(
     printed = " ".join(capsys.readouterr().out.split())
     assert "6 of 8 trainings to run, 4 cells" in printed
     # Trainings of another seed are estimated from the measured ones.
-    assert len(re.findall(r"fbank_no_cmvn/ks seed 2 lr [\d.]+ new 4 \d+ s [\d.]+ [MG]B \d+ MB measured", printed)) == 2
+    assert (
+        len(re.findall(r"fbank_no_cmvn/ks seed 2 lr [\d.]+ new 4 \d+ s - [\d.]+ [MG]B \d+ MB measured", printed)) == 2
+    )
 
 
 @pytest.mark.parametrize(

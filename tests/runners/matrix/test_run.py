@@ -81,7 +81,7 @@ def test_a_training_that_fails_is_reported_and_the_others_continue(
     assert "RuntimeError: the head exploded" in printed
     assert "acc = nan" in printed
     assert "signal 9 ended the process" in printed
-    assert "4 of 5 trainings failed; run the same command again" in printed
+    assert "4 of 5 stages failed; run the same command again" in printed
     assert "Traceback" in (runs / "cells/fbank/ks/seed1/log.txt").read_text()
     written = sorted(path.parts[-4] for path in runs.glob("cells/*/*/*/results.json"))
     assert written == ["fbank_no_cmvn"]
