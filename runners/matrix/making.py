@@ -28,11 +28,17 @@ UNTRAINED = "_untrained"
 
 
 class Maker:
-    """Collects the commands for the rows of a matrix with the key `training`. corpora, out: absolute paths."""
+    """Collects the commands for the rows of a matrix with the key `training`. corpora, out: absolute paths.
+
+    Raises UserError if a change to the settings of distillation is not valid.
+    """
 
     def __init__(self, matrix: Matrix, corpora: Path, out: Path, *, on_gpu: bool) -> None:
+        from pretrain.distill import read_distillation_settings
+
         assert matrix.training is not None
         self.plan, self.corpora, self.out, self.on_gpu = matrix.training, corpora, out, on_gpu
+        self._distillation_settings = read_distillation_settings(None, changes=as_settings(self.plan.quantize))
         self.commands: dict[str, Command] = {}
         self._places: dict[str, object] = {}  # what takes a name, and so its folders
         self._wanted: dict[str, None] = {}  # names of the commands whose outputs rows use
@@ -206,9 +212,7 @@ class Maker:
 
     def _distillation(self, teacher: str, recipe: Recipe, bits: str, upstream: Upstream, seed: int) -> str:
         """Add a distillation to a bit width from the checkpoint of another command; return its name."""
-        from pretrain.distill import read_distillation_settings
-
-        settings = read_distillation_settings(None, changes=as_settings(self.plan.quantize))
+        settings = self._distillation_settings
         manifest, made_first = self._manifest(upstream)
         source = self.commands[teacher].outputs[0]
         student = f"{recipe.model}_{bits}"

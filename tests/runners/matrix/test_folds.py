@@ -198,5 +198,5 @@ def test_real_folds_test_their_own_sessions(iemocap: Path, tmp_path: Path) -> No
 
 def test_the_mini_matrix_has_one_fold_and_the_full_one_five() -> None:
     assert matrix_file.read_matrix("superb_mini").tasks["er"][FOLD] == "fold1"
-    assert FOLD not in matrix_file.read_matrix("superb").tasks["er"]
+    assert FOLD not in matrix_file.read_matrix("paper").tasks["er"]
     assert task_config("er", "/c")["downstream_expert"]["datarc"]["test_fold"] == "fold1"

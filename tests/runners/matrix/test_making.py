@@ -195,7 +195,9 @@ def test_rows_with_their_own_recipe_and_schedule_have_their_own_folders(
         ({"base": "superb_min"}, "no packaged matrix; did you mean 'superb_mini'"),
     ],
 )
-def test_mistakes_are_named(with_manifest: Path, tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+def test_mistakes_are_named(
+    with_manifest: Path, tmp_path: Path, commands: FakeCommands, changes: dict[str, Any], message: str
+) -> None:
     file = write_matrix(tmp_path / "m.yaml", **({"upstreams": [MODEL]} | changes))
     with pytest.raises(UserError, match=message):
         matrix.evaluate(file, with_manifest, tmp_path / "runs")
