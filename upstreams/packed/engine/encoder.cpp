@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cmath>
 
+#include "../kernel/levels.h"
+
 namespace superbit {
 namespace {
 
@@ -33,7 +35,13 @@ ConvPositions::ConvPositions(const PackedFile& file) {
         depthwise = DepthwiseConvolution(layer, 1, 0);
         return;
     }
+    bias.assign(layer.bias.begin(), layer.bias.end());
     const std::vector<float> weight = layer.floats();
+    // Segments of a stream would be cut elsewhere than those of a whole utterance, with other roundings.
+    if (config.kind != "sparseformer" && inputs >= 8 && taps >= 48) {
+        transform_weights(weight);
+        return;
+    }
     std::vector<float> rows(size_t(inputs * inputs * taps));
     for (i64 group = 0; group < groups; ++group) {
         const float* from = weight.data() + group * inputs * inputs * taps;
@@ -41,16 +49,98 @@ ConvPositions::ConvPositions(const PackedFile& file) {
             for (i64 k = 0; k < inputs; ++k)
                 for (i64 tap = 0; tap < taps; ++tap)
                     rows[size_t((output * taps + tap) * inputs + k)] = from[(output * inputs + k) * taps + tap];
-        const std::vector<float> bias(layer.bias.begin() + group * inputs, layer.bias.begin() + (group + 1) * inputs);
-        products.emplace_back(rows.data(), inputs, inputs * taps, bias);
+        const std::vector<float> own(layer.bias.begin() + group * inputs, layer.bias.begin() + (group + 1) * inputs);
+        products.emplace_back(rows.data(), inputs, inputs * taps, own);
     }
+}
+
+// weight: (dim, inputs of a group, taps)
+void ConvPositions::transform_weights(const std::vector<float>& weight) {
+    length = (taps + taps / 2 + 1) / 2 * 2, step = length - taps + 1, frequencies = length / 2 + 1;
+    const i64 rows = 2 * frequencies, inputs = dim / groups, part = blocks_of(inputs) * inputs * LANES;
+    auto angle = [&](i64 frequency, i64 n) { return 2.0 * 3.14159265358979323846 * double(frequency * n % length) / double(length); };
+    forward.resize(size_t(rows * length)), backward.resize(size_t(step * rows));
+    std::vector<float> of_taps(size_t(rows * taps));  // conjugated: out[t] sums weight[tap] x[t + tap]
+    for (i64 f = 0; f < frequencies; ++f) {
+        const double share = (f == 0 || f == length / 2 ? 1.0 : 2.0) / double(length);
+        for (i64 n = 0; n < length; ++n) {
+            forward[size_t(2 * f * length + n)] = float(std::cos(angle(f, n)));
+            forward[size_t((2 * f + 1) * length + n)] = float(-std::sin(angle(f, n)));
+        }
+        for (i64 n = 0; n < step; ++n) {
+            backward[size_t(n * rows + 2 * f)] = float(share * std::cos(angle(f, n)));
+            backward[size_t(n * rows + 2 * f + 1)] = float(-share * std::sin(angle(f, n)));
+        }
+        for (i64 tap = 0; tap < taps; ++tap) {
+            of_taps[size_t(2 * f * taps + tap)] = float(std::cos(angle(f, tap)));
+            of_taps[size_t((2 * f + 1) * taps + tap)] = float(std::sin(angle(f, tap)));
+        }
+    }
+    const FloatLinear transform(of_taps.data(), rows, taps, std::vector<float>(size_t(rows)));
+    Level level;
+    find_level(nullptr, level);
+    Scratch scratch;
+    const Context context{level, nullptr, scratch};
+    spectra.assign(size_t(groups * frequencies * 2 * part), 0.0f);
+    std::vector<float> of_output(size_t(inputs * rows));
+    for (i64 output = 0; output < dim; ++output) {
+        transform.run(context, weight.data() + output * inputs * taps, taps, inputs, of_output.data(), rows);
+        const i64 group = output / inputs, j = output % inputs;
+        for (i64 k = 0; k < inputs; ++k)
+            for (i64 n = 0; n < rows; ++n)
+                spectra[size_t((group * rows + n) * part + (j / LANES * inputs + k) * LANES + j % LANES)] = of_output[size_t(k * rows + n)];
+    }
+}
+
+void ConvPositions::multiply(const Context& context, const f32* x, i64 frames, f32* out) const {
+    const i64 total = before + frames + after, inputs = dim / groups;
+    float* group = context.scratch.take<float>(total * inputs);
+    for (i64 g = 0; g < groups; ++g) {
+        for (i64 n = 0; n < total; ++n) std::copy(x + n * dim + g * inputs, x + n * dim + (g + 1) * inputs, group + n * inputs);
+        products[size_t(g)].run(context, group, inputs, frames, out + g * inputs, dim);
+    }
+}
+
+void ConvPositions::multiply_spectra(const Context& context, const f32* x, i64 frames, f32* out) const {
+    const i64 total = before + frames + after, rows = 2 * frequencies, blocks = blocks_of(dim);
+    const i64 all = (frames + step - 1) / step, most = 8;  // segments at a time
+    float* zeros = context.scratch.take<float>(blocks * LANES);
+    std::fill(zeros, zeros + blocks * LANES, 0.0f);
+    for (i64 first = 0; first < all; first += most) {
+        Scratch::Scope scope(context.scratch);
+        const i64 segments = std::min(most, all - first);
+        float* spectrum = context.scratch.take<float>(rows * segments * dim);
+        float* product = context.scratch.take<float>(segments * blocks * rows * LANES);
+        float* packed = context.scratch.take<float>(blocks * length * LANES);
+        std::fill(packed, packed + blocks * length * LANES, 0.0f);
+        for (i64 s = 0; s < segments; ++s) {
+            const i64 start = (first + s) * step, present = std::min(length, total - start);
+            for (i64 n = 0; n < length; ++n)
+                for (i64 block = 0; block < blocks; ++block) {
+                    float* to = packed + (block * length + n) * LANES;
+                    const i64 width = std::min(LANES, dim - block * LANES);
+                    for (i64 c = 0; c < width; ++c) to[c] = n < present ? x[(start + n) * dim + block * LANES + c] : 0.0f;
+                }
+            context.run(FloatProduct{forward.data(), length, length, packed, length, dim, blocks, zeros, spectrum + s * dim, segments * dim},
+                        rows, 8);
+        }
+        context.run(SpectralProduct{spectrum, segments, dim, groups, frequencies, spectra.data(), product}, groups * frequencies, 8);
+        for (i64 s = 0; s < segments; ++s) {
+            const i64 start = (first + s) * step;
+            context.run(FloatProduct{backward.data(), rows, rows, product + s * blocks * rows * LANES, rows, dim, blocks, zeros,
+                                     out + start * dim, dim},
+                        std::min(step, frames - start), 8);
+        }
+    }
+    for (i64 n = 0; n < frames; ++n)
+        for (i64 c = 0; c < dim; ++c) out[n * dim + c] += bias[size_t(c)];
 }
 
 void ConvPositions::run(const Context& context, const f32* padded, i64 frames, f32* out) const {
     Scratch::Scope scope(context.scratch);
-    const i64 total = before + frames + after, inputs = dim / groups;
+    const i64 total = before + frames + after;
     float *y = context.scratch.take<float>(frames * dim), *x = context.scratch.take<float>(total * dim);
-    if (products.empty()) {
+    if (dim == groups) {
         std::copy(padded, padded + total * dim, x);
         depthwise.run(context, x, total, frames, y);
     } else {
@@ -59,12 +149,10 @@ void ConvPositions::run(const Context& context, const f32* padded, i64 frames, f
             levels.run(context, padded, total, dim, x);
             from = x;
         }
-        float* group = context.scratch.take<float>(total * inputs);
-        for (i64 g = 0; g < groups; ++g) {
-            for (i64 n = 0; n < total; ++n)
-                std::copy(from + n * dim + g * inputs, from + n * dim + (g + 1) * inputs, group + n * inputs);
-            products[size_t(g)].run(context, group, inputs, frames, y + g * inputs, dim);
-        }
+        if (length)
+            multiply_spectra(context, from, frames, y);
+        else
+            multiply(context, from, frames, y);
     }
     Rows finish{dim, y};
     finish.activation = Activation::gelu, finish.add = padded + before * dim, finish.sum = out;

@@ -21,10 +21,17 @@ class ConvPositions {
     i64 before, after;
 
   private:
+    void multiply(const Context& context, const f32* x, i64 frames, f32* out) const;
+    void multiply_spectra(const Context& context, const f32* x, i64 frames, f32* out) const;
+    void transform_weights(const std::vector<float>& weight);
+
     i64 dim, taps, groups;
     InputLevels levels;
     DepthwiseConvolution depthwise;
     std::vector<FloatLinear> products;
+    // The same by spectra of segments of `length` frames, of which each gives `step` frames.
+    i64 length = 0, step = 0, frequencies = 0;
+    Buffer<float> spectra, forward, backward, bias;
 };
 
 // What depends on positions alone: computed once for all blocks and calls, for the largest reach so far.

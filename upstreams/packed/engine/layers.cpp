@@ -15,17 +15,21 @@ std::vector<float> for_each_output(std::vector<float> values, i64 outputs) {
 std::vector<int8_t> unpacked(const std::vector<uint8_t>& codes, i64 outputs, i64 inputs, int bits) {
     std::vector<int8_t> whole(size_t(outputs * inputs));
     const i64 row = (inputs * bits + 7) / 8, each = 8 / bits;
-    const int mask = (1 << bits) - 1;
-    for (i64 output = 0; output < outputs; ++output)
-        for (i64 k = 0; k < inputs; ++k) {
-            const int code = codes[size_t(output * row + k / each)] >> (k % each * bits) & mask;
-            whole[size_t(output * inputs + k)] = int8_t(bits == 1 ? 2 * code - 1 : code - (1 << (bits - 1)));
-        }
+    const int mask = (1 << bits) - 1, low = 1 << (bits - 1);
+    for (i64 output = 0; output < outputs; ++output) {
+        const uint8_t* from = codes.data() + output * row;
+        int8_t* to = whole.data() + output * inputs;
+        for (i64 byte = 0; byte < row; ++byte)
+            for (i64 n = 0; n < std::min(each, inputs - byte * each); ++n) {
+                const int code = from[byte] >> (n * bits) & mask;
+                to[byte * each + n] = int8_t(bits == 1 ? 2 * code - 1 : code - low);
+            }
+    }
     return whole;
 }
 
 template <class T>
-std::vector<T> reordered(const std::vector<T>& rows, const std::vector<i64>& order) {
+std::vector<T> reordered(std::vector<T> rows, const std::vector<i64>& order) {
     if (order.empty()) return rows;
     std::vector<T> to(rows.size());
     const size_t columns = order.size();
@@ -99,14 +103,18 @@ Buffer<float> float_blocks(const float* weight, i64 outputs, i64 inputs) {
 Buffer<uint32_t> bit_blocks(const std::vector<int8_t>& whole, i64 outputs, i64 inputs) {
     const i64 words = words_of(inputs);
     Buffer<uint32_t> blocks(size_t(blocks_of(outputs) * LANES * words), 0u);
-    for (i64 output = 0; output < outputs; ++output)
-        for (i64 k = 0; k < inputs; ++k)
-            if (whole[size_t(output * inputs + k)] > 0)
-                blocks[size_t((output / LANES * words + k / 32) * LANES + output % LANES)] |= 1u << (k % 32);
+    for (i64 output = 0; output < outputs; ++output) {
+        const int8_t* from = whole.data() + output * inputs;
+        for (i64 word = 0; word < words; ++word) {
+            uint32_t bits = 0;
+            for (i64 n = 0; n < std::min<i64>(32, inputs - word * 32); ++n) bits |= uint32_t(from[word * 32 + n] > 0) << n;
+            blocks[size_t((output / LANES * words + word) * LANES + output % LANES)] = bits;
+        }
+    }
     return blocks;
 }
 
-Linear::Linear(const FileLayer& layer) : inputs(layer.inputs), outputs(layer.outputs), shift(layer.beta.begin(), layer.beta.end()) {
+Linear::Linear(const FileLayer& layer, bool has_weights) : inputs(layer.inputs), outputs(layer.outputs), shift(layer.beta.begin(), layer.beta.end()) {
     input.columns = inputs;
     if (!layer.has_levels()) {
         if (layer.bits.weight == 1) {
@@ -118,7 +126,8 @@ Linear::Linear(const FileLayer& layer) : inputs(layer.inputs), outputs(layer.out
         }
         return;
     }
-    std::vector<int32_t> offsets = layer.sums();
+    std::vector<int32_t> offsets(size_t(outputs), 0);
+    if (!layer.is_one_bit() || !layer.is_signed) offsets = layer.sums();
     double unit = layer.alpha;
     input.shift = shift.empty() ? nullptr : shift.data();
     if (layer.is_one_bit()) {
@@ -142,7 +151,7 @@ Linear::Linear(const FileLayer& layer) : inputs(layer.inputs), outputs(layer.out
             for (i64 k = 0; k < inputs; ++k)
                 panels[size_t(output / 32 * 32 * columns + k / 4 * 128 + output % 32 * 4 + k % 4)] =
                     layer.whole[size_t(output * inputs + k)];
-    } else {
+    } else if (has_weights) {
         bits = bit_blocks(layer.whole, outputs, inputs);
     }
     std::vector<float> scales(layer.scale.size());
@@ -179,7 +188,7 @@ void Linear::run(const Context& context, const void* x, i64 rows, f32* out) cons
 BitLinear::BitLinear(FileLayer layer, float threshold, bool strict, i64 heads) {
     const i64 dim = layer.outputs / heads, padded_dim = words_of(dim) * 32, inputs = layer.inputs;
     outputs = heads * padded_dim;
-    linear = Linear(layer);
+    linear = Linear(layer, false);
     limit.assign(size_t(outputs), 0);  // no count is below the limit of an output that fills a word
     std::vector<int8_t> whole(size_t(outputs * inputs), 0);
     const double unit = double(layer.alpha) * (layer.is_signed ? 1.0 : 0.5);

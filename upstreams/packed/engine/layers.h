@@ -92,7 +92,7 @@ class FloatLinear {
 class Linear {
   public:
     Linear() = default;
-    explicit Linear(const FileLayer& layer);
+    explicit Linear(const FileLayer& layer, bool has_weights = true);  // false: the caller makes the blocks of 1-bit weights
     Linear(const PackedFile& file, const std::string& name, const std::vector<i64>& order = {})
         : Linear(FileLayer::read(file, name, order)) {}
 

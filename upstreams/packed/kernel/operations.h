@@ -10,6 +10,7 @@
 #include "floats.h"
 #include "rows.h"
 #include "signs.h"
+#include "spectral.h"
 #include "spectrum.h"
 
 #define SUPERBIT_FOR_EVERY_OPERATION(DO)                                                                        \
@@ -29,5 +30,6 @@
     DO(Depthwise)                                                                                               \
     DO(StemFirst)                                                                                               \
     DO(StemDepthwise)                                                                                           \
+    DO(SpectralProduct)                                                                                         \
     DO(LogMel)                                                                                                  \
     DO(PopcountPeak)
