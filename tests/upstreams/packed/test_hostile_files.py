@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
+import subprocess
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,8 @@ from upstreams.packed.runtime import Runtime
 
 LOADERS: list[Callable[[Path], object]] = [convert.load, *([Runtime] if HAS_NATIVE else [])]
 DEEP = 100_000
+PACKED_FOLDER = Path(file.__file__).parent
+COMPILER = shutil.which("g++") or shutil.which("clang++")
 
 # JSON values of other types and sizes, as text.
 ODD = [
@@ -123,15 +127,15 @@ def refuse(path: Path) -> None:
     assert len(refused) in (0, len(LOADERS)), refused
 
 
-def mutations(whole: Path, out: Path, count: int, seed: int) -> None:
-    """Read `count` mutated files: a value of the header or of the metadata replaced, or bytes flipped, cut or moved."""
+def mutations(whole: Path, out: Path, count: int, seed: int) -> Iterator[Path]:
+    """Write `count` mutated files: a value of header or metadata replaced, or bytes flipped, cut or moved."""
     rng = random.Random(seed)
     header, metadata, data = parts(whole)
     plain = {name: entry for name, entry in header.items() if name != "__metadata__"}
     for _ in range(count):
         way = rng.randrange(4)
         if way == 0:
-            refuse(write(out, spliced(header, rng.choice(paths(header)), rng.choice(ODD)), data))
+            yield write(out, spliced(header, rng.choice(paths(header)), rng.choice(ODD)), data)
         elif way in (1, 2):
             path = rng.choice(paths(metadata))
             if rng.random() < 0.2:
@@ -143,24 +147,47 @@ def mutations(whole: Path, out: Path, count: int, seed: int) -> None:
                 text = json.dumps(owner)
             else:
                 text = spliced(metadata, path, rng.choice(ODD))
-            refuse(with_metadata(out, plain, text, data, way == 1))
+            yield with_metadata(out, plain, text, data, way == 1)
         else:
             changed = bytearray(whole.read_bytes())
             for _ in range(rng.randrange(1, 4)):
                 changed[rng.randrange(len(changed))] ^= 1 << rng.randrange(8)
-            refuse_bytes = changed[: rng.randrange(len(changed))] if rng.random() < 0.2 else changed
-            out.write_bytes(refuse_bytes)
-            refuse(out)
+            out.write_bytes(changed[: rng.randrange(len(changed))] if rng.random() < 0.2 else changed)
+            yield out
 
 
 @pytest.mark.parametrize("seed", range(4))
 def test_mutated_files_are_refused_in_one_sentence(whole: Path, tmp_path: Path, seed: int) -> None:
-    mutations(whole, tmp_path / "changed.safetensors", 40, seed)
+    for path in mutations(whole, tmp_path / "changed.safetensors", 40, seed):
+        refuse(path)
 
 
 @pytest.mark.slow
 def test_five_thousand_mutated_files_are_refused_in_one_sentence(whole: Path, tmp_path: Path) -> None:
-    mutations(whole, tmp_path / "changed.safetensors", 5000, 99)
+    for path in mutations(whole, tmp_path / "changed.safetensors", 5000, 99):
+        refuse(path)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(COMPILER is None, reason="there is no C++ compiler here")
+def test_five_thousand_mutated_files_are_clean_under_sanitizers(whole: Path, tmp_path: Path) -> None:
+    """Through the C interface: each one is an error code, or a model that computes."""
+    program, packed = tmp_path / "hostile_check", tmp_path / "mutated"
+    assert COMPILER is not None
+    flags = ["-std=c++17", "-O1", "-g1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-pthread", "-w"]
+    sources = [*PACKED_FOLDER.rglob("*.cpp"), Path(__file__).with_name("hostile_check.cpp")]
+    command = [COMPILER, *flags, f"-I{PACKED_FOLDER}", *map(str, sources), "-o", str(program)]
+    built = subprocess.run(command, capture_output=True, text=True)
+    if "cannot find" in built.stderr:
+        pytest.skip("the compiler has no sanitizer libraries")
+    assert built.returncode == 0, built.stderr
+    with packed.open("wb") as stream:
+        for path in [whole, *mutations(whole, tmp_path / "changed.safetensors", 5000, 7)]:
+            data = path.read_bytes()
+            stream.write(len(data).to_bytes(8, "little") + data)
+    done = subprocess.run([str(program), str(packed)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.startswith("5001 files")
 
 
 @pytest.mark.parametrize("text", ODD, ids=[text[:12] for text in ODD])

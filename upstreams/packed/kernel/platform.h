@@ -14,7 +14,7 @@
 #define SUPERBIT_X86 0
 #define SUPERBIT_ARM 1
 #define SCALAR
-#define DOTPROD __attribute__((target("+dotprod")))
+#define DOTPROD __attribute__((target("arch=armv8.2-a+dotprod")))
 #else
 #define SUPERBIT_X86 0
 #define SUPERBIT_ARM 0
