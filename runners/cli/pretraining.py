@@ -36,18 +36,19 @@ def manifest(
         ),
     ] = None,
     match: Annotated[
-        str,
+        str | None,
         typer.Option(
-            help="Only files in whose path this regular expression is found, such as '^train-' for LibriSpeech."
+            help="Only files in whose path this regular expression is found, such as '^train-' for LibriSpeech.",
+            show_default="all files",
         ),
-    ] = "",
+    ] = None,
     seed: Seed = 0,
     workers: Annotated[int, typer.Option(help="Files inspected in parallel.", min=1)] = 8,
 ) -> None:
     """List a folder's audio files in fairseq manifests; list unusable files, with the reason, in left_out.tsv."""
     from pretrain.audio.scan import write_manifests
 
-    write_manifests(folder, out, min_seconds, max_seconds, valid, speaker, seed, workers, typer.echo, match)
+    write_manifests(folder, out, min_seconds, max_seconds, valid, speaker, seed, workers, typer.echo, match or "")
 
 
 @app.command(rich_help_panel=PANEL)
