@@ -59,6 +59,11 @@ def window_positions(window: float) -> int:
     return 2 * round(window * SAMPLE_RATE / HOP / (2 * WINDOW_STEP)) + 1
 
 
+def mfcc_dim(window: float) -> int:
+    """Return the size of the features that `mfcc_features` makes with that window."""
+    return 13 * window_positions(window) if window else 39
+
+
 def windowed_cepstra(audio: Tensor, window: float) -> Tensor:
     """Return normalised cepstra around each frame: (samples,) -> (frames at 100 Hz, 13 positions).
 
@@ -111,8 +116,8 @@ def mfcc_features(manifest: Manifest, subsampling: int, first: int, workers: int
     first: `alignment.first_mfcc_frame` of the front-end. window: seconds of `windowed_cepstra`, or 0 for the 39 numbers
     of `mfcc`.
     """
-    dim = 13 * window_positions(window) if window else 39
-    utterances = Utterances(manifest, functools.partial(strided_mfcc, subsampling, first, window), (0, dim))
+    transform = functools.partial(strided_mfcc, subsampling, first, window)
+    utterances = Utterances(manifest, transform, (0, mfcc_dim(window)))
     return lambda indices: utterances.read(indices, workers)
 
 

@@ -142,6 +142,7 @@ class Maker:
     ) -> tuple[Path, tuple[str, ...]]:
         """Return the folder of the label sets of a recipe, and the names of the commands that make its first one."""
         from pretrain.targets.alignment import first_mfcc_frame, label_set_name
+        from pretrain.targets.features import mfcc_dim
         from upstreams.config import HOP
 
         first = recipe.iterations[0] if recipe.iterations else None
@@ -152,11 +153,12 @@ class Maker:
             "clusters": first.clusters,
             "subsampling": front_end.downsample_rate // HOP,
             "first": first_mfcc_frame(front_end),
+            "window": first.window,
             "fraction": recipe.cluster_fraction,
             "n-init": recipe.cluster_starts,
             "seed": seed,
         }
-        label_set = label_set_name(first.clusters, front_end)
+        label_set = label_set_name(first.clusters, front_end, window=first.window)
         name, out = self._place(f"labels {label_set}", seed, (manifest, kmeans), upstream)
         folder = out / "labels" / label_set
         options = [argument for key, value in kmeans.items() for argument in (f"--{key}", str(value))]
@@ -171,7 +173,7 @@ class Maker:
             owned=(folder,),
             inputs=kmeans,
             manifest=manifest,
-            resources=Resources(memory=int(PROCESS_BYTES + 200 * 39 * 4 * recipe.cluster_fraction * seconds)),
+            resources=Resources(memory=int(PROCESS_BYTES + 200 * mfcc_dim(first.window) * 4 * recipe.cluster_fraction * seconds)),
             size=Size(kind="labels", model="", units=seconds, disk_bytes=int(100 * seconds)),
         )
         return folder.parent, (self._add(name, command),)
