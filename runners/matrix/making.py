@@ -162,7 +162,7 @@ class Maker:
         name, out = self._place(f"labels {label_set}", seed, (manifest, kmeans), upstream)
         folder = out / "labels" / label_set
         options = [argument for key, value in kmeans.items() for argument in (f"--{key}", str(value))]
-        seconds = _audio_seconds(manifest)
+        seconds, frame_bytes = _audio_seconds(manifest), 4 * mfcc_dim(first.window)
         command = Command(
             name=name,
             needs=needs,
@@ -173,7 +173,7 @@ class Maker:
             owned=(folder,),
             inputs=kmeans,
             manifest=manifest,
-            resources=Resources(memory=int(PROCESS_BYTES + 200 * mfcc_dim(first.window) * 4 * recipe.cluster_fraction * seconds)),
+            resources=Resources(memory=int(PROCESS_BYTES + frame_bytes * recipe.cluster_fraction * 200 * seconds)),
             size=Size(kind="labels", model="", units=seconds, disk_bytes=int(100 * seconds)),
         )
         return folder.parent, (self._add(name, command),)
