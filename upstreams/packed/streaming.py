@@ -48,10 +48,14 @@ class Stream:
 
     def samples_needed(self, layer: int, frame: int) -> int:
         """Return the number of samples after which a frame of hidden state `layer` is final without `flush`."""
+        layer = self.runtime.config.encoder.blocks_to_run(layer)
         return self.library.superbit_stream_samples_needed(self.handle, layer, frame)
 
     def feed(self, chunk: ArrayLike) -> list[Floats]:
-        """Add samples (samples,); return the frames of each hidden state that have become final, (frames, dim)."""
+        """Add samples (samples,); return the frames of each hidden state that have become final, (frames, dim).
+
+        A call that runs out of memory, or whose samples are so large that NaN arises, ends the stream.
+        """
         if self.is_finished:
             raise UserError("the stream was flushed: make a new stream for another utterance")
         samples = checked_waveform(chunk)

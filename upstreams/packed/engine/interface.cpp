@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
-#include <string>
 
 #include "../kernel/levels.h"
 #include "model.h"
@@ -25,10 +24,10 @@ namespace {
 
 constexpr i64 MOST_SAMPLES = i64(1) << 36;  // 50 days: sizes in bytes do not overflow
 
-void tell(const std::string& text, char* message, size_t size) {
+void tell(const char* text, char* message, size_t size) {
     if (message == nullptr || size == 0) return;
-    const size_t count = std::min(text.size(), size - 1);
-    std::memcpy(message, text.data(), count);
+    const size_t count = std::min(std::strlen(text), size - 1);
+    std::memcpy(message, text, count);
     message[count] = '\0';
 }
 
@@ -77,6 +76,10 @@ bool is_audio(const float* samples, int64_t count) {
     return is_finite;
 }
 
+bool has_layer(const superbit_stream* stream, int layer) {
+    return stream != nullptr && layer >= 0 && layer < stream->stream.states();
+}
+
 bool has_layers(const superbit_session* session, int layers) {
     return session != nullptr && layers >= 0 && layers <= session->session.model->layers();
 }
@@ -93,7 +96,7 @@ const char* superbit_status_text(int status) {
                                         "the file is not a valid packed file",
                                         "an argument is not valid",
                                         "the model needs the whole utterance and cannot be streamed",
-                                        "the stream was flushed"};
+                                        "the stream has ended: it was flushed, or an earlier call failed"};
     return status >= 0 && status < int(sizeof texts / sizeof *texts) ? texts[status] : "unknown";
 }
 
@@ -209,11 +212,15 @@ int superbit_stream_flush(superbit_stream* stream) {
 
 const float* superbit_stream_frames(const superbit_stream* stream, int layer, int64_t* count) {
     int64_t none;
+    if (!has_layer(stream, layer)) {
+        if (count) *count = 0;
+        return nullptr;
+    }
     return stream->stream.frames(layer, count ? count : &none);
 }
 
 int64_t superbit_stream_samples_needed(const superbit_stream* stream, int layer, int64_t frame) {
-    return stream->stream.samples_needed(layer, frame);
+    return has_layer(stream, layer) ? stream->stream.samples_needed(layer, frame) : 0;
 }
 
-int64_t superbit_stream_bytes(const superbit_stream* stream) { return stream->stream.bytes(); }
+int64_t superbit_stream_bytes(const superbit_stream* stream) { return stream ? stream->stream.bytes() : 0; }

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 
 namespace superbit {
 
@@ -235,7 +236,7 @@ void Session::weighted_sum(const f32* samples, i64 count, const f32* weights, f3
     Scratch::Scope scope(all.scratch);
     f32* embedded = all.scratch.take<float>(frames * m.dim());
     m.front_end->run(all, samples, count, embedded);
-    std::fill(out, out + frames * m.dim(), 0.0f);
+    std::memset(out, 0, size_t(frames * m.dim()) * sizeof(float));
     m.encode(all, embedded, frames, m.layers(), tables, [](i64) -> f32* { return nullptr; },
              [&](i64 layer, const f32* x) { m.add(all, layer, x, frames, weights[layer], out); });
     m.rotate(all, out, frames);

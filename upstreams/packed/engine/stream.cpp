@@ -50,7 +50,9 @@ i64 Stream::bytes() const {
 
 void Stream::feed(const f32* given, i64 count) {
     for (auto& rows : ready) rows.clear();
+    is_finished = true;  // if an exception leaves this: some parts of the model have then taken the samples, others not
     for (i64 at = 0; at < count; at += MAX_CHUNK) advance(given + at, std::min(MAX_CHUNK, count - at), false);
+    is_finished = false;
 }
 
 void Stream::flush() {

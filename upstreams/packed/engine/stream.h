@@ -45,7 +45,8 @@ class Stream {
 
     void feed(const f32* samples, i64 count);
     void flush();
-    bool is_flushed() const { return is_finished; }
+    bool is_flushed() const { return is_finished; }  // or a call failed
+    i64 states() const { return i64(ready.size()); }
     const float* frames(i64 layer, int64_t* count) const;
     i64 samples_needed(i64 layer, i64 frame) const;
     i64 bytes() const;

@@ -79,11 +79,12 @@ SUPERBIT_EXPORT int superbit_encode(superbit_session *session, const float *fram
    another thread during a call. */
 SUPERBIT_EXPORT int superbit_stream_open(superbit_session *session, superbit_stream **stream);
 SUPERBIT_EXPORT void superbit_stream_close(superbit_stream *stream);
-/* Add samples; the frames that have become final wait in superbit_stream_frames until the next call. */
+/* Add samples; the frames that have become final wait in superbit_stream_frames until the next call.
+   A call that fails after its arguments were checked ends the stream. */
 SUPERBIT_EXPORT int superbit_stream_feed(superbit_stream *stream, const float *samples, int64_t count);
 /* End the utterance: the remaining frames become final. */
 SUPERBIT_EXPORT int superbit_stream_flush(superbit_stream *stream);
-/* The new frames of hidden state `layer`, (*count, dim). */
+/* The new frames of hidden state `layer`, (*count, dim); null if the model has no such layer. */
 SUPERBIT_EXPORT const float *superbit_stream_frames(const superbit_stream *stream, int layer, int64_t *count);
 /* Samples after which a frame of a hidden state is final without a flush. */
 SUPERBIT_EXPORT int64_t superbit_stream_samples_needed(const superbit_stream *stream, int layer, int64_t frame);

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cstring>
 
 #include "floats.h"
 #include "platform.h"
@@ -76,7 +77,7 @@ struct StemFirst {
             const i64 frame = first + item;
             f32* to = out + item * halved * width;
             if (frame < 0 || frame >= limit) {
-                std::fill(to, to + halved * width, 0.0f);
+                std::memset(to, 0, size_t(halved * width) * sizeof(float));
                 continue;
             }
             std::fill(lines, lines + 3 * span, 0.0f);

@@ -26,7 +26,7 @@
 namespace superbit {
 
 using i64 = int64_t;
-// Pointers from the caller may have any alignment.
+// Pointers from the caller may have any alignment. Templates (std::fill) forget it: set such memory with std::memset.
 using f32 = float __attribute__((aligned(1)));
 using u32 = uint32_t __attribute__((aligned(1), may_alias));
 using i32 = int32_t __attribute__((aligned(1)));
