@@ -76,6 +76,8 @@ def test_the_matrices_of_the_real_corpora_run_from_audio_to_report(published: Pa
     assert len(values(runs)) == 5 * 7
     hours = {"paper": 24, "paper_100h": 8}  # utterances of all sets, or of train-clean-100
     assert len((runs / "manifest/train.tsv").read_text().splitlines()) == 1 + hours[name]
+    # The label set that the matrix makes is the one that pre-training looks for.
+    assert len(list((runs / "seed1337/labels").iterdir())) == 1
     report = (runs / "report/report.html").read_text()
     assert "conformer_mini_w1a1" in report
     assert {path.stem for path in (runs / "measured").iterdir()} == {
