@@ -65,11 +65,12 @@ FileLayer FileLayer::read(const PackedFile& file, const std::string& name, const
 }
 
 float FileLayer::low() const {
-    if (!is_signed) return 0.0f;
+    if (!is_signed || !has_levels()) return 0.0f;
     return bits.activation == 1 ? -1.0f : -float(1 << (bits.activation - 1));
 }
 
 float FileLayer::high() const {
+    if (!has_levels()) return 0.0f;
     if (bits.activation == 1) return 1.0f;
     return float((1 << (is_signed ? bits.activation - 1 : bits.activation)) - 1);
 }

@@ -52,7 +52,7 @@ INLINE float logarithm(float x) {
     int32_t bits;
     std::memcpy(&bits, &x, 4);
     int32_t power = (bits - 0x3f3504f3) >> 23;  // x = 2^power * m, with m in [sqrt(1/2), sqrt(2))
-    bits -= power << 23;
+    bits -= power * (1 << 23);
     float m, e = float(power);
     std::memcpy(&m, &bits, 4);
     m -= 1.0f;
