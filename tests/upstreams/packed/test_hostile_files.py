@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
 import shutil
@@ -182,7 +183,7 @@ def test_five_thousand_mutated_files_are_clean_under_sanitizers(whole: Path, tmp
         pytest.skip("the compiler has no sanitizer libraries")
     assert built.returncode == 0, built.stderr
     with packed.open("wb") as stream:
-        for path in [whole, *mutations(whole, tmp_path / "changed.safetensors", 5000, 7)]:
+        for path in itertools.chain([whole], mutations(whole, tmp_path / "changed.safetensors", 5000, 7)):
             data = path.read_bytes()
             stream.write(len(data).to_bytes(8, "little") + data)
     done = subprocess.run([str(program), str(packed)], capture_output=True, text=True)
