@@ -83,7 +83,7 @@ struct StemFirst {
             std::fill(lines, lines + 3 * span, 0.0f);
             for (i64 n = 0; n < 3; ++n) {
                 const i64 row = 2 * frame - 1 + n - offset;
-                if (row >= 0 && row < rows) std::copy(x + row * bins, x + (row + 1) * bins, lines + n * span + 1);
+                for (i64 bin = 0; row >= 0 && row < rows && bin < bins; ++bin) lines[n * span + 1 + bin] = x[row * bins + bin];
             }
             i64 c = 0;
             for (; c + length <= width; c += length) {
