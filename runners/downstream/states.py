@@ -52,8 +52,10 @@ def read_state(path: str | Path) -> dict[str, Any]:
         raise
     # On damaged bytes torch.load and zipfile raise errors of every type.
     except Exception as error:
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise UserError(f"the checkpoint {path} is damaged, or not one of s3prl's: {reason}") from None
+        # torch's own message is a paragraph on loading files that run code, which nothing here does.
+        raise UserError(
+            f"the checkpoint {path} is damaged, or not one of s3prl's: torch cannot read it ({type(error).__name__})"
+        ) from None
     if not isinstance(state, dict):
         raise UserError(f"the checkpoint {path} is not one of s3prl's: it holds a {type(state).__name__}")
     return state

@@ -35,8 +35,10 @@ def run_logged(run: Callable[[StageT], object], stage: StageT, log: Path) -> str
     except (Exception, SystemExit) as error:
         traceback.print_exc()
         stream.flush()
+        if isinstance(error, UserError):  # one sentence, whole: its end says what to do
+            return " ".join(str(error).split())
         text = textwrap.shorten(str(error), 300, placeholder=" ...") or "no message"
-        return text if isinstance(error, UserError) else f"{type(error).__name__}: {text}"
+        return f"{type(error).__name__}: {text}"
     return None
 
 

@@ -69,7 +69,7 @@ def test_an_mfcc_label_hears_the_impulse_at_the_centre_of_its_frame(config: Fron
     noise = 0.01 * torch.randn(SAMPLES, generator=torch.Generator().manual_seed(1))
 
     def label_features(waveform: torch.Tensor) -> torch.Tensor:
-        return strided_mfcc(hop // 160, first_mfcc_frame(config), waveform)[FRAME, :13]  # without differences
+        return strided_mfcc(hop // 160, first_mfcc_frame(config), 0.0, waveform)[FRAME, :13]  # without differences
 
     for place in (centre - 115, centre, centre + 115):
         impulse = noise.clone()
