@@ -12,19 +12,19 @@ SOURCES ?= data/sources
 
 superbit := .venv/bin/superbit
 installed := .venv/.installed
-corpus := $(CORPORA)/corpus.json
 kernel := $(wildcard $(addprefix upstreams/packed/,engine/*.h engine/*.cpp kernel/*.h kernel/*.cpp kernel/arch/*.h kernel/arch/*.cpp))
 
 .PHONY: superb install test test-slow check architecture
 
-superb: install $(corpus)
+superb: install
+	$(superbit) corpus mini --out $(CORPORA) --sources $(SOURCES)
 	$(superbit) evaluate superb_mini --corpora $(CORPORA) --out $(OUT) --seed $(SEED) --jobs 2
 
 install: $(installed)
 
 extras := .[corpora,dev,onnx]
 uv := $(shell command -v uv)
-cost := $(if $(filter cpu,$(TORCH)),0.5 GB and takes 2.2 GB of disk,5 GB and takes 8 GB of disk)
+cost := $(if $(filter cpu,$(TORCH)),0.5 GB and takes 2.2 GB of disk,several GB)
 
 $(installed): pyproject.toml $(kernel)
 	@test -n "$(PYTHON)" || { echo "superbit needs Python 3.10 to 3.14: install one, or name it with PYTHON=/path/to/python"; exit 2; }
@@ -37,14 +37,11 @@ else
 	$(PYTHON) -m venv .venv
 ifeq ($(TORCH),cpu)
 	@.venv/bin/pip install --quiet --retries 0 --no-deps --extra-index-url https://download.pytorch.org/whl/cpu \
-		'torch==2.13.0+cpu' 2>&- || echo "no torch 2.13.0+cpu for this Python and system: pip chooses a build of torch, perhaps with CUDA (5 GB)"
+		'torch==2.13.0+cpu' 2>&- || echo "no torch 2.13.0+cpu for this Python and system: pip chooses a build of torch, perhaps with CUDA (several GB)"
 endif
 	.venv/bin/pip install --quiet --editable '$(extras)'
 endif
 	touch $@
-
-$(corpus): | $(installed)
-	$(superbit) corpus mini --out $(CORPORA) --sources $(SOURCES)
 
 # A file's tests stay in one process: they share what its fixtures made.
 pytest := .venv/bin/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile
