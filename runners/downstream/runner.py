@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from runners.downstream.ctc_targets import count_targets
+from runners.downstream.pooling import averages_over_time
 from runners.downstream.resume import keep_settings
 from runners.downstream.selection import check_selection
 from runners.downstream.upstream_files import FLAGS, upstream_files
@@ -88,14 +89,19 @@ class Runner(S3prlRunner):
                 files=[*(files.get(argument) for argument in FLAGS), *plugins.sources(self.args.upstream_module)],
                 device=self.args.device,
                 crop_samples=crop,
+                means=averages_over_time(self.args.downstream, self.config)
+                and not self.args.upstream_feature_normalize,
             )
         return entry
 
     def _get_featurizer(self) -> Any:
         entry = super()._get_featurizer()
         featurizer = getattr(entry.model, "module", entry.model)  # inside DDP
-        if isinstance(self.upstream.model, FeatureStore) and not featurizer.normalize:
+        store = self.upstream.model
+        if isinstance(store, FeatureStore) and not featurizer.normalize:
             featurizer._weighted_sum = lambda states: weighted_sum(featurizer.weights, states)
+        if isinstance(store, FeatureStore) and store.means:
+            featurizer.tolist = lambda wavs, features: list(features)  # one frame each, whatever the length
         return entry
 
     def _get_optimizer(self, models: Any) -> Any:

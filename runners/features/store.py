@@ -35,17 +35,26 @@ class FeatureStore(nn.Module):
     Kaldi baselines. `depends_on_batch` detects others.
 
     space: folder name that identifies the upstream (`fingerprint`); crop_samples: waveforms of exactly this length are
-    random crops of longer ones, which are computed each time and never stored.
+    random crops of longer ones, which are computed each time and never stored; means: return and store, in fp32, one
+    frame for each utterance instead, the mean over the frames that s3prl's featurizer would give to the head. For heads
+    that use nothing else (`averages_over_time`), it makes a step and the store many times smaller.
     """
 
     def __init__(
-        self, upstream: nn.Module, settings: StoreSettings, space: str, crop_samples: int | None = None
+        self,
+        upstream: nn.Module,
+        settings: StoreSettings,
+        space: str,
+        crop_samples: int | None = None,
+        *,
+        means: bool = False,
     ) -> None:
         super().__init__()
         self.upstream = upstream
-        self.dtype = settings.dtype
+        self.dtype = "fp32" if means else settings.dtype
+        self.means = means
         self.crop_samples = crop_samples
-        self.shards = Shards(settings.folder, f"{space}-{settings.dtype}", settings.max_bytes)
+        self.shards = Shards(settings.folder, f"{space}-mean" if means else f"{space}-{self.dtype}", settings.max_bytes)
         self.hits = 0
         self.misses = 0
 
@@ -127,6 +136,9 @@ class FeatureStore(nn.Module):
         for keys in by_length.values():
             layers = self.upstream([waveforms[key] for key in keys])["hidden_states"]
             stacked = torch.stack([layer.float().cpu() for layer in layers], dim=1)  # (batch, layers, frames, dim)
+            if self.means:
+                frames = round(len(waveforms[keys[0]]) / self.get_downsample_rates("hidden_states"))
+                stacked = stacked[:, :, : max(1, frames)].mean(2, keepdim=True)
             for key, state in zip(keys, stacked, strict=True):
                 yield key, encode(state, self.dtype)
 
@@ -179,10 +191,12 @@ def open_store(
     files: Sequence[str | Path | None],
     device: str,
     crop_samples: int | None,
+    means: bool,
 ) -> nn.Module:
     """Return a store in place of the upstream, or the upstream itself if its features cannot be stored.
 
-    name: of the upstream; files: its checkpoint and its configuration, if it has them; crop_samples: see FeatureStore.
+    name: of the upstream; files: its checkpoint and its configuration, if it has them; crop_samples, means: see
+    FeatureStore.
     Prints the reason if features cannot be stored.
     """
     upstream.eval()
@@ -196,7 +210,7 @@ def open_store(
     if reason is not None:
         print(f"[superbit] {reason}: they are computed at every step")
         return upstream
-    store = FeatureStore(upstream, settings, fingerprint(name, files, upstream, device), crop_samples)
+    store = FeatureStore(upstream, settings, fingerprint(name, files, upstream, device), crop_samples, means=means)
     description = store.shards.folder / "about.json"
     if not description.exists():
         used = [str(file) for file in files if file]

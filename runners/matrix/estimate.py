@@ -12,6 +12,7 @@ from typing import Any
 
 from runners.corpora.embedded import described_tasks
 from runners.corpora.published import SPLITS
+from runners.downstream.pooling import averages_over_time
 from runners.matrix.cell import Cell, Training
 from runners.tasks import TASKS
 from upstreams.config import EncoderConfig, FrontEndConfig, ModelConfig
@@ -63,7 +64,7 @@ class Estimator:
     def __call__(self, training: Training) -> Estimate:
         """Return the estimate for one training."""
         cell = training.cell
-        train, dev, test = audio(cell)
+        _, _, test = audio(cell)
         shape = upstream_shape(cell.upstream, cell.checkpoint)
         if not TASKS[cell.task].has_head:
             return Estimate(
@@ -75,7 +76,7 @@ class Estimator:
             )
         features = None
         if shape is not None:
-            features = int(shape.bytes_per_second(cell) * (min(_heard(training), train.seconds) + dev.seconds))
+            features = _feature_bytes(training, shape)
         head = head_parameters(training.config, shape.dim if shape else 768)
         measured = self._trainings.get(_kind(training.identity), [])
         tested = self._results.get(_kind(training.identity), [])
@@ -141,12 +142,6 @@ class Shape:
     macs_per_second: float  # of audio
     weight_bytes: int
 
-    def bytes_per_second(self, cell: Cell) -> float:
-        """Return the bytes that the cell's feature store takes for a second of audio."""
-        if cell.store is None:
-            return 0.0
-        return self.layers * self.dim * self.frame_rate * BYTES[cell.store.dtype]
-
 
 @functools.cache
 def upstream_shape(name: str, checkpoint: Path | None) -> Shape | None:
@@ -207,11 +202,28 @@ def _batch(config: Mapping[str, Any]) -> int:
     return int(data.get("train_batch_size") or data.get("batch_size") or 32)
 
 
-def _heard(training: Training) -> float:
-    """Return the seconds of training audio that pass through the head, repetitions included."""
+def _drawn(training: Training) -> float:
+    """Return the number of training utterances that pass through the head, repetitions included."""
     runner = training.config["runner"]
-    train, _, _ = audio(training.cell)
-    return float(runner["total_steps"] * runner["gradient_accumulate_steps"] * _batch(training.config) * train.mean)
+    return float(runner["total_steps"] * runner["gradient_accumulate_steps"] * _batch(training.config))
+
+
+def _averaged(training: Training) -> bool:
+    """True if the store gives the head one frame for each utterance."""
+    return training.cell.store is not None and averages_over_time(TASKS[training.cell.task].downstream, training.config)
+
+
+def _feature_bytes(training: Training, shape: Shape) -> int:
+    """Return the bytes that the features of the training and dev audio take in the store."""
+    train, dev, _ = audio(training.cell)
+    store = training.cell.store
+    if store is None:
+        return 0
+    utterances = min(_drawn(training), train.utterances)
+    if _averaged(training):
+        return int(shape.layers * shape.dim * BYTES["fp32"] * (utterances + dev.utterances))
+    seconds = utterances * train.mean + dev.seconds
+    return int(shape.layers * shape.dim * shape.frame_rate * BYTES[store.dtype] * seconds)
 
 
 def _seconds(training: Training, shape: Shape, head: int) -> float:
@@ -219,9 +231,10 @@ def _seconds(training: Training, shape: Shape, head: int) -> float:
     train, dev, test = audio(training.cell)
     runner = training.config["runner"]
     passes = runner["total_steps"] * runner["gradient_accumulate_steps"]
-    heard = _heard(training)
+    heard = _drawn(training) * train.mean
     evaluations = runner["total_steps"] // runner["eval_step"]
-    evaluated = evaluations * sum((test if "test" in split else dev).seconds for split in runner["eval_dataloaders"])
+    sets = [test if "test" in split else dev for split in runner["eval_dataloaders"]]
+    evaluated = evaluations * sum(split.seconds for split in sets)
     if training.cell.store is None:
         computed = heard + evaluated
     else:
@@ -229,6 +242,8 @@ def _seconds(training: Training, shape: Shape, head: int) -> float:
     computed += test.seconds
     # Training takes the work of three forward passes (forward and backward), evaluation of one.
     frames = shape.frame_rate * (3 * heard + evaluated)
+    if _averaged(training):
+        frames = 3 * _drawn(training) + evaluations * sum(split.utterances for split in sets)
     if training.cell.device == "cuda":
         return (computed * shape.macs_per_second + frames * head) / GPU_MACS + passes * STEP_SECONDS
     upstream = computed * shape.macs_per_second / (machine_macs() * UPSTREAM_EFFICIENCY)
@@ -242,7 +257,7 @@ def _memory(training: Training, shape: Shape | None, head: int) -> int:
         return int(4 * PROCESS_BYTES + (shape.weight_bytes if shape else 0))
     if shape is None:  # as s3prl's largest upstreams: too high a guess only leaves a core idle
         shape = Shape(layers=25, dim=1024, frame_rate=50.0, macs_per_second=0.0, weight_bytes=4 * 320_000_000)
-    longest = 2.5 * train.mean * _batch(training.config) * shape.frame_rate
+    longest = _batch(training.config) * (1.0 if _averaged(training) else 2.5 * train.mean * shape.frame_rate)
     features = 3 * 4 * shape.layers * shape.dim * longest
     recurrent = 60 * 4 * longest * head**0.5  # activations and gates of the layers, whose width is about the root
     return int(PROCESS_BYTES + shape.weight_bytes + 16 * head + features + recurrent)

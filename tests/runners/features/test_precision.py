@@ -113,6 +113,7 @@ def test_a_small_layer_that_depends_on_the_batch_is_noticed_beside_a_large_one(
 
     upstream = Normalising()
     settings = StoreSettings(tmp_path, GIGABYTE)
-    assert open_store(upstream, settings, name="normalising", files=[], device="cpu", crop_samples=None) is upstream
+    kept = open_store(upstream, settings, name="normalising", files=[], device="cpu", crop_samples=None, means=False)
+    assert kept is upstream
     assert "depend on the rest of its batch in normalising" in capsys.readouterr().out
     assert not depends_on_batch(Scaled(1e-5), "cpu")
