@@ -48,8 +48,13 @@ class AudioEncoder(nn.Module):
         return self.front_end.frame_count(samples)
 
     def embed(self, waveforms: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Return the encoder's input (batch, frames, dim) and its lengths (batch,) in frames."""
-        waveforms, lengths = checked(waveforms, lengths)
+        """Return the encoder's input (batch, frames, dim) and its lengths (batch,) in frames.
+
+        waveforms: (batch, samples). lengths: (batch,) in samples; None: no padding. They are not checked: to look at
+        values on a GPU is to wait for it, and training checks audio where it is read.
+        """
+        if lengths is None:
+            lengths = torch.full((len(waveforms),), waveforms.shape[1], device=waveforms.device)
         # The windows of an utterance reach past its end: the samples there must be zero.
         return self.front_end(waveforms.masked_fill(padding_mask(lengths, waveforms.shape[1]), 0.0), lengths)
 
@@ -63,6 +68,10 @@ class AudioEncoder(nn.Module):
         invalid input.
         """
         layers = self.config.encoder.blocks_to_run(layers)
+        return self.hidden_states(*checked(waveforms, lengths), layers)
+
+    def hidden_states(self, waveforms: Tensor, lengths: Tensor, layers: int | None = None) -> tuple[Tensor, ...]:
+        """Return what `forward` returns, of arguments that are not checked (see `embed`)."""
         embedded, frames = self.embed(waveforms, lengths)
         states = self.encoder(embedded, frames, layers)
         if not self.config.output_map:

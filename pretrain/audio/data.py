@@ -39,8 +39,17 @@ class Batch:
         return torch.tensor([row for row, place in enumerate(read) if place ^ 1 in read], dtype=torch.long)
 
     def to(self, device: torch.device) -> Batch:
-        """Return this batch on another device."""
-        return Batch(self.waveforms.to(device), self.lengths.to(device), self.labels.to(device), self.missing)
+        """Return this batch on another device, where it may still be on its way."""
+        waveforms, lengths, labels = (sent(tensor, device) for tensor in (self.waveforms, self.lengths, self.labels))
+        return Batch(waveforms, lengths, labels, self.missing)
+
+
+def sent(tensor: Tensor, device: torch.device) -> Tensor:
+    """Return the tensor on `device`. To another device than the CPU it is copied while the CPU continues."""
+    if device == tensor.device:
+        return tensor
+    # Only a copy from memory that cannot be paged out runs beside the CPU.
+    return tensor.pin_memory().to(device, non_blocking=True)
 
 
 class Crops(Dataset[tuple[np.ndarray, np.ndarray] | None]):

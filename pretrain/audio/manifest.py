@@ -77,7 +77,8 @@ def split_path(path: Path) -> tuple[Path, int, int | None]:
 def load_audio(path: Path, start: int = 0, samples: int = -1) -> np.ndarray:
     """Return 16 kHz mono audio, (samples,) float32 in [-1, 1]: `samples` of it from `start` on, or all if -1.
 
-    Raises UserError, naming the file, if it cannot be decoded, is not 16 kHz mono, or ends too early.
+    Raises UserError, naming the file, if it cannot be decoded, is not 16 kHz mono, ends too early, or holds
+    NaN or infinite samples.
     """
     source: Path | io.BytesIO
     try:
@@ -93,6 +94,8 @@ def load_audio(path: Path, start: int = 0, samples: int = -1) -> np.ndarray:
         raise UserError(f"{path} has {rate} Hz and shape {audio.shape}, but {SAMPLE_RATE} Hz mono is expected")
     if samples == -1 and isinstance(source, Path) and (problem := read_header(source).problem):
         raise UserError(f"{path} cannot be read as audio: {problem}")
+    if not np.isfinite(audio).all():
+        raise UserError(f"{path} holds NaN or infinite samples")
     if len(audio) == 0 or (samples > 0 and len(audio) < samples):
         raise UserError(f"{path} ends after {start + len(audio)} samples, but {start + max(samples, 1)} are expected")
     return audio

@@ -11,7 +11,6 @@ from pretrain.audio.data import Batch
 from pretrain.audio.manifest import Manifest
 from pretrain.objectives.hubert import CodewordHead, LinearHead, build_head
 from pretrain.objectives.task import AudioTask
-from pretrain.training import distributed
 from pretrain.training.monitor import SignFlips, scales
 from pretrain.training.settings import TrainingSettings
 from upstreams.errors import UserError
@@ -30,7 +29,7 @@ class ModelWithHead(nn.Module):
 
     def forward(self, waveforms: Tensor, lengths: Tensor) -> tuple[list[Tensor], Tensor]:
         """Return the exported hidden states, each (batch, frames, dim), and the logits (batch, frames, codewords)."""
-        states = self.model(waveforms, lengths)
+        states = self.model.hidden_states(waveforms, lengths)
         return list(states), self.head(states[-1])
 
 
@@ -65,14 +64,16 @@ def distillation_loss(
         target = teacher_logits.softmax(-1)
     states, logits = student(batch.waveforms, batch.lengths)
     frames = student.model.frame_count(batch.lengths)
-    valid = ~padding_mask(frames, states[0].shape[1])
-    share = 1.0 if total is None else frames.sum() / total
+    padded = padding_mask(frames, states[0].shape[1])
+    count = frames.sum() if total is None else total
+    # Hidden states are zero where padded.
     errors = [
-        (ours - theirs)[valid].square().mean() * share for ours, theirs in zip(states, teacher_states, strict=True)
+        (ours - theirs).square().sum() / (count * ours.shape[2])
+        for ours, theirs in zip(states, teacher_states, strict=True)
     ]
-    cross_entropy = -(target * logits.log_softmax(-1)).sum(-1)[valid].mean() * share
+    cross_entropy = -(target * logits.log_softmax(-1)).sum(-1).masked_fill(padded, 0.0).sum() / count
     # The cross-entropy minus the teacher's own entropy is the divergence from the teacher.
-    entropy = -(target * target.clamp_min(1e-9).log()).sum(-1)[valid].mean() * share
+    entropy = -(target * target.clamp_min(1e-9).log()).sum(-1).masked_fill(padded, 0.0).sum() / count
     loss = torch.stack(errors).sum() + cross_entropy
     values = {
         "divergence": (cross_entropy - entropy).detach(),
@@ -101,16 +102,19 @@ class DistillationTask(AudioTask[Batch]):
         self.count_sign_flips = SignFlips(student.model)
         self.sign_flips: dict[str, Tensor] = {}
 
+    def begin_step(self, logged: bool) -> None:
+        """Count the sign flips of the previous step's update."""
+        super().begin_step(logged)
+        self.sign_flips = self.count_sign_flips()
+
     def prepare(self, batch: Batch, number: int) -> tuple[Batch, Tensor]:
-        """Return the batch and its number of frames; at a step's first micro-batch, count the sign flips."""
-        if number % self.settings.micro_batches == distributed.rank():
-            self.sign_flips = self.count_sign_flips()  # of the previous step's update
+        """Return the batch and its number of frames."""
         return batch, self.frame_total(batch)
 
     def loss(self, prepared: Batch, totals: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the micro-batch's part of the step's loss."""
-        return distillation_loss(self.module, self.teacher, prepared.to(self.device), float(totals[0]))
+        return distillation_loss(self.module, self.teacher, prepared, float(totals[0]))
 
-    def summary(self, sums: dict[str, Tensor]) -> dict[str, float]:
-        """Return the losses, the quantizers' scales, and the sign flips of the previous step."""
-        return super().summary({**sums, **scales(self.model), **self.sign_flips})
+    def state_to_log(self) -> dict[str, Tensor]:
+        """Return the quantizers' scales, and the sign flips of the previous step."""
+        return scales(self.model) | self.sign_flips

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from pretrain.audio.data import Batch
+from pretrain.audio.data import Batch, sent
 from pretrain.training.settings import AT_LEAST_ONE, NOT_NEGATIVE, Range, check_ranges
 from upstreams.errors import UserError
 from upstreams.frontend import WaveformFrontEnd, padding_mask
-from upstreams.model import AudioEncoder, checked
+from upstreams.model import AudioEncoder
 
 
 class CodewordHead(nn.Module):
@@ -138,15 +138,11 @@ class MaskedBatch:
     counts: Counts
 
     def to(self, device: torch.device) -> MaskedBatch:
-        """Return the batch on another device."""
-
-        def move(one: Targets) -> Targets:
-            return Targets(*(t.to(device, non_blocking=True) for t in one))
-
-        tensors = {
-            key: getattr(self, key).to(device, non_blocking=True) for key in ("waveforms", "lengths", "mask", "pairs")
-        }
-        return replace(self, **tensors, masked=move(self.masked), unmasked=move(self.unmasked))
+        """Return the batch on another device, where it may still be on its way."""
+        own = (self.waveforms, self.lengths, self.mask, self.pairs)
+        waveforms, lengths, mask, pairs = (sent(tensor, device) for tensor in own)
+        masked, unmasked = (Targets(*(sent(t, device) for t in one)) for one in (self.masked, self.unmasked))
+        return MaskedBatch(waveforms, lengths, mask, masked, unmasked, pairs, self.counts)
 
 
 def with_mask(batch: Batch, mask: Tensor, frames: Tensor, paired: bool) -> MaskedBatch:
@@ -235,7 +231,9 @@ class HubertPretraining(nn.Module):
                 guess = logits.detach().argmax(-1)
                 sums[f"accuracy_{name}"] = (guess == targets.label).sum() / total
                 if name == "masked":
-                    sums["codewords"] = torch.bincount(guess, minlength=logits.shape[-1]) / total
+                    # torch.bincount would wait for the largest codeword.
+                    used = logits.new_zeros(logits.shape[-1]).index_add_(0, guess, logits.new_ones(len(guess)))
+                    sums["codewords"] = used / total
         if batch.counts.crops and objective.utterance_weight and totals.crops:
             utterance = self.utterance_head(states[objective.utterance_layer], frames, batch.pairs)
             utterance = utterance * (batch.counts.crops / totals.crops)
@@ -255,7 +253,7 @@ class HubertPretraining(nn.Module):
         front_end = self.model.front_end
         if not isinstance(front_end, WaveformFrontEnd):
             return *self.model.embed(batch.waveforms, batch.lengths), None
-        waveforms, lengths = checked(batch.waveforms, batch.lengths)
+        waveforms, lengths = batch.waveforms, batch.lengths
         waveforms = waveforms.masked_fill(padding_mask(lengths, waveforms.shape[1]), 0.0)
         convolved, frames = front_end.convolve(waveforms, lengths)
         convolved = ScaleGradient.apply(convolved, self.objective.feature_gradient)
@@ -271,4 +269,4 @@ def single(x: Tensor) -> Tensor:
 
 def select(states: Tensor, indices: Tensor) -> Tensor:
     """Return the frames that a head predicts: (batch, frames, dim), indices into (batch * frames) -> (indices, dim)."""
-    return states.flatten(0, 1)[indices]
+    return states.flatten(0, 1).index_select(0, indices)

@@ -56,7 +56,7 @@ class MaskedPrediction(AudioTask[MaskedBatch]):
 
     def loss(self, prepared: MaskedBatch, totals: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the micro-batch's part of the step's loss."""
-        return self.module(prepared.to(self.device), Counts(*totals.tolist()))
+        return self.module(prepared, Counts(*totals.tolist()), detailed=self.logged)
 
     def summary(self, sums: dict[str, Tensor]) -> dict[str, float]:
         """Return losses, accuracies, and the perplexity of the codewords predicted for masked frames."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -22,15 +22,18 @@ from upstreams.config import SAMPLE_RATE
 from upstreams.model import AudioEncoder
 
 
-class HasLengths(Protocol):
+class AudioBatch(Protocol):
     """A batch that knows the lengths of its utterances, (batch,) in samples."""
 
     @property
     def lengths(self) -> Tensor:
         """Lengths in samples."""
 
+    def to(self, device: torch.device) -> Any:
+        """Return the batch on another device."""
 
-Prepared = TypeVar("Prepared", bound=HasLengths)
+
+Prepared = TypeVar("Prepared", bound=AudioBatch)
 
 
 class AudioTask(ABC, Generic[Prepared]):
@@ -57,6 +60,7 @@ class AudioTask(ABC, Generic[Prepared]):
         self.crops = Crops(manifest, labels, self.hop)
         seconds, crop_seconds = settings.seconds_per_micro_batch, settings.crop_seconds
         self.order = BatchOrder(manifest, self.hop, seconds, crop_seconds, seed, views)
+        self.logged = True  # whether the values of the present step are logged
         self.flops = step_flops(model, int(crop_seconds * SAMPLE_RATE))
         model.encoder.checkpointing = settings.checkpointing
         compile_blocks(model.encoder.blocks, settings)
@@ -80,6 +84,10 @@ class AudioTask(ABC, Generic[Prepared]):
             workers=self.settings.workers,
         )
 
+    def begin_step(self, logged: bool) -> None:
+        """Begin a step, before the losses of its micro-batches. logged: its values are logged."""
+        self.logged = logged
+
     @abstractmethod
     def prepare(self, batch: Batch, number: int) -> tuple[Prepared, Tensor]:
         """Prepare global micro-batch `number`; also return its item counts (a vector) for normalisation."""
@@ -87,6 +95,14 @@ class AudioTask(ABC, Generic[Prepared]):
     @abstractmethod
     def loss(self, prepared: Prepared, totals: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the micro-batch's part of the loss and of the logged sums. totals: item counts of the whole step."""
+
+    def to_device(self, prepared: Prepared) -> Prepared:
+        """Return a prepared micro-batch on the module's device, where it may still be on its way."""
+        return prepared.to(self.device)
+
+    def state_to_log(self) -> dict[str, Tensor]:
+        """Return values of the module itself to log beside a step's sums; by default none."""
+        return {}
 
     def work(self, prepared: Prepared) -> tuple[float, float]:
         """Return the seconds of audio and the FLOPs of training the model on them; a teacher's are not counted."""

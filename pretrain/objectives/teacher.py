@@ -142,14 +142,15 @@ class LayerPredictor(nn.Module):
         """
         embedded, frames = self.model.embed(batch.waveforms, batch.lengths)
         last = self.model.encoder(embedded, frames)[-1]
-        valid = ~padding_mask(frames, last.shape[1])
-        count = total or float(frames.sum())
+        padded = padding_mask(frames, last.shape[1])
+        count = frames.sum() if total is None else total
         distance, cosine = last.new_zeros(()), last.new_zeros(())
         for predictor, target in zip(self.predictors, targets, strict=True):
-            prediction, wanted = predictor(last[valid]), target[valid]
-            distance = distance + (prediction - wanted).abs().mean(-1).sum() / count
-            similarity = nn.functional.cosine_similarity(prediction, wanted, dim=-1)
-            cosine = cosine - nn.functional.logsigmoid(similarity).sum() / count
+            prediction = predictor(last)
+            apart = (prediction - target).abs().mean(-1)
+            similarity = nn.functional.cosine_similarity(prediction, target, dim=-1)
+            distance = distance + apart.masked_fill(padded, 0.0).sum() / count
+            cosine = cosine - nn.functional.logsigmoid(similarity).masked_fill(padded, 0.0).sum() / count
         return distance + cosine_weight * cosine, {"l1": distance.detach(), "cosine_loss": cosine.detach()}
 
 
@@ -178,13 +179,12 @@ class TeacherPrediction(AudioTask[Batch]):
 
     def loss(self, prepared: Batch, totals: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the micro-batch's part of the step's loss."""
-        batch = prepared.to(self.device)
-        waveforms = [w[:n] for w, n in zip(batch.waveforms, batch.lengths.tolist(), strict=True)]
+        waveforms = [w[:n] for w, n in zip(prepared.waveforms, prepared.lengths.tolist(), strict=True)]
         states = hidden_states(self.teacher, waveforms)
-        frames = self.model.frame_count(batch.lengths)
-        own = self.teacher_frames(batch.lengths).clamp_max(states[0].shape[1])
+        frames = self.model.frame_count(prepared.lengths)
+        own = self.teacher_frames(prepared.lengths).clamp_max(states[0].shape[1])
         targets = [resample_nearest(states[layer], frames, own) for layer in self.teacher_settings.layers]
-        return self.module(batch, targets, self.teacher_settings.cosine_weight, float(totals[0]))
+        return self.module(prepared, targets, self.teacher_settings.cosine_weight, float(totals[0]))
 
 
 def learn_from_teacher(

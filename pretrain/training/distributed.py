@@ -37,6 +37,7 @@ def initialize() -> torch.device:
         return torch.device("cpu")
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
     torch.cuda.set_device(device)
+    torch.set_float32_matmul_precision("high")  # TF32 where float32 is meant
     return device
 
 

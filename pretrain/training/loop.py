@@ -1,58 +1,35 @@
-"""The training loop that pre-training and distillation share: it resumes bit for bit, logs, and stops safely."""
+"""The training loop that pre-training and distillation share: it resumes bit for bit, logs, and stops safely.
+
+On a GPU the host only queues work. It reads nothing of a step before the next one is queued, and prepares the next
+step's micro-batches while the device computes.
+"""
 
 from __future__ import annotations
 
 import contextlib
-import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from pretrain.training import distributed, memory, state
+from pretrain.training.average import MovingAverage
 from pretrain.training.optimizers import LearningRates
+from pretrain.training.report import Report, SkippedSteps
 from pretrain.training.settings import TrainingSettings
 from pretrain.training.step_batch_norm import StepBatchNorm
 from pretrain.training.stop_signal import StopSignal
+from pretrain.training.task import Task
 from pretrain.training.throughput import Meter, matmul_peak
+from pretrain.training.transfer import LateValues, Sender
 from upstreams.cpu_training.fast_training import FastTraining
-from upstreams.errors import UserError
 
 LOG_EVERY = 10  # steps
-
-
-class Task(Protocol):
-    """What the loop trains. Losses and logged values are sums over micro-batches and ranks."""
-
-    @property
-    def module(self) -> nn.Module:
-        """The module whose parameters are trained."""
-
-    def batches(self, first: int) -> Iterable[Any]:
-        """Return this rank's micro-batches, from step `first` on."""
-
-    def prepare(self, batch: Any, number: int) -> tuple[Any, Tensor]:
-        """Prepare global micro-batch `number`; also return its item counts (a vector) for normalisation.
-
-        All counts are 0 if none of its files could be read: such a micro-batch contributes nothing to the step.
-        """
-
-    def unreadable(self, batch: Any) -> int:
-        """Return how many files of the micro-batch could not be read."""
-
-    def loss(self, prepared: Any, totals: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the micro-batch's part of the loss and of the logged sums. totals: item counts of the whole step."""
-
-    def work(self, prepared: Any) -> tuple[float, float]:
-        """Return the seconds of audio in the micro-batch and the FLOPs of training on them."""
-
-    def summary(self, sums: dict[str, Tensor]) -> dict[str, float]:
-        """Return what to log of a step, from the sums of what `loss` returned."""
 
 
 def fit(
@@ -90,34 +67,64 @@ def fit(
             tqdm(total=steps, initial=run.step, desc=title, unit="step", mininterval=2.0, disable=not run.main)
         )
         stack.enter_context(memory.explained(run.device, lambda: f"step {run.step} in {folder}"))
+
+        def show(values: dict[str, float], step: int, prefix: str = "") -> None:
+            if writer is not None:
+                for name, value in values.items():
+                    writer.add_scalar(f"{prefix}{name}", value, step)
+
+        def finish_step(report: Report | None) -> None:
+            if report is not None and (values := run.read(report)):
+                show(values, report.step)
+                bar.set_postfix({k: f"{v:.3f}" for k, v in list(values.items())[:3]}, refresh=False)
+
         batches = iter(task.batches(run.step))
         try:
+            ahead, unread = run.fetch(batches, run.step, stop), None
             while run.step < steps:
-                sums = run.compute_gradients(batches, stop)
-                if sums is None:
+                gradients = run.compute_gradients(ahead, stop)
+                if gradients is None:
+                    finish_step(unread)
                     run.save()
                     distributed.barrier()
                     raise stop.exception
-                norm = run.update(sums)
-                if run.step % LOG_EVERY == 0 or run.step == steps - 1:
-                    values = run.logged_values(sums, norm)
-                    if writer is not None:
-                        for name, value in values.items():
-                            writer.add_scalar(name, value, run.step)
-                    bar.set_postfix({k: f"{v:.3f}" for k, v in list(values.items())[:3]}, refresh=False)
+                if run.step + 1 < steps:
+                    ahead = run.fetch(batches, run.step + 1, stop)
+                report = run.update(gradients)
+                finish_step(unread)
+                unread = report
                 run.step += 1
                 bar.update()
                 if run.step % settings.save_every == 0 or run.step == steps:
+                    finish_step(unread)
+                    unread = None
                     if validate is not None:
                         with run.computing():
-                            measured = validate(run.result)
-                        if writer is not None:
-                            for name, value in measured.items():
-                                writer.add_scalar(f"valid/{name}", value, run.step)
+                            show(validate(run.result), run.step, "valid/")
                     run.save()
         finally:
             del batches  # ends the processes that read audio
         run.finish()
+
+
+@dataclass(frozen=True)
+class _MicroBatch:
+    """A micro-batch on its way to the device, with its number over all steps."""
+
+    number: int
+    content: Any
+    counts: Tensor  # items, on the CPU
+    unreadable: int  # files
+    work: tuple[float, float]
+
+
+@dataclass(frozen=True)
+class _Computed:
+    """What a step leaves beside the gradients."""
+
+    sums: dict[str, Tensor]  # to log; the loss in every step
+    any_audio: bool  # False: no file could be read, on any rank
+    unreadable: float  # files, over all ranks
 
 
 class _Run:
@@ -135,19 +142,18 @@ class _Run:
     ) -> None:
         self.task, self.optimizers, self.settings, self.steps, self.seed = task, optimizers, settings, steps, seed
         self.main = distributed.rank() == 0
-        self.trained = [p for p in task.module.parameters() if p.requires_grad]
-        self.device = self.trained[0].device
+        self.trained = {name: p for name, p in task.module.named_parameters() if p.requires_grad}
+        self.device = next(iter(self.trained.values())).device
+        self.sender = Sender(self.device)
         self.rates = LearningRates(optimizers, settings, steps)
         self.micro_batches = settings.micro_batches
         self.own_micro_batches = distributed.micro_batches_of_rank(self.micro_batches)
         self.batch_norm = StepBatchNorm(task.module, self.micro_batches)
         distributed.broadcast_module(task.module)
-        self.ema = None
-        if settings.ema:
-            self.ema = AveragedModel(task.module, multi_avg_fn=get_ema_multi_avg_fn(settings.ema))
-        self.step = self.skipped = self.skipped_in_a_row = 0
+        self.average = MovingAverage(task.module, settings.ema) if settings.ema else None
+        self.step = 0
+        self.skipped = SkippedSteps(folder, settings.max_skipped)
         self.unreadable = 0.0  # files that could not be read since the start of the training, over all ranks
-        self.unreadable_now = 0  # of this step, on this rank
         self.states = state.States(folder, settings.keep)
         self._resume()
         dtype = settings.compute_dtype(self.device)
@@ -165,20 +171,30 @@ class _Run:
         with self.autocast, FastTraining() if self.device.type == "cpu" and plain else contextlib.nullcontext():
             yield
 
-    def compute_gradients(self, batches: Iterator[Any], stop: StopSignal) -> dict[str, Tensor] | None:
-        """Compute the gradients of one step; return the sums to log, or None if the run shall stop."""
-        self.rates.set(self.step)
-        first = self.step * self.micro_batches
+    def fetch(self, batches: Iterator[Any], step: int, stop: StopSignal) -> list[_MicroBatch]:
+        """Read and prepare this rank's micro-batches of a step, and send them to the device, which need not be idle."""
         try:
-            prepared = [self._prepare(next(batches), first + k) for k in self.own_micro_batches]
+            return [self._sent(next(batches), step * self.micro_batches + k) for k in self.own_micro_batches]
         except Exception:
             # Ctrl-C also ends the worker processes that read audio, so the loader fails.
             if not stop.requested:
                 raise
-            prepared = []
+            return []
+
+    def _sent(self, batch: Any, number: int) -> _MicroBatch:
+        prepared, counts = self.task.prepare(batch, number)
+        unreadable, work = self.task.unreadable(batch), self.task.work(prepared)
+        return _MicroBatch(number, self.sender.send(self.task.to_device, prepared), counts, unreadable, work)
+
+    def compute_gradients(self, own: list[_MicroBatch], stop: StopSignal) -> _Computed | None:
+        """Queue the gradients of one step; return None if the run shall stop."""
         if distributed.any_rank(stop.requested):
             return None
-        totals = distributed.all_reduce(torch.stack([counts for _, counts in prepared]).sum(0))
+        self.rates.set(self.step)
+        numbers = [torch.cat([m.counts, m.counts.new_tensor([m.unreadable])]) for m in own]
+        *counts, unreadable = distributed.all_reduce(torch.stack(numbers).sum(0)).tolist()
+        totals = torch.tensor(counts, dtype=torch.float64)
+        self.task.begin_step(self._is_logged)
         self.batch_norm.begin_step()
         sums: dict[str, Tensor] = {}
         # Every rank takes part in as many rounds as the rank with most micro-batches: `any_rank` is a collective.
@@ -186,58 +202,80 @@ class _Run:
             if distributed.any_rank(stop.requested):
                 self._undo_step()
                 return None
-            if turn >= len(prepared):
+            if turn >= len(own):
                 continue
-            micro_batch, counts = prepared[turn]
+            micro_batch = own[turn]
             self.batch_norm.begin_micro_batch()
-            if bool(counts.any()):
-                torch.manual_seed(self.seed * 1_000_003 + first + self.own_micro_batches[turn])
+            if any(micro_batch.counts.tolist()):
+                torch.manual_seed(self.seed * 1_000_003 + micro_batch.number)
                 with self.computing():
-                    loss, parts = self.task.loss(micro_batch, totals)
+                    loss, parts = self.task.loss(self.sender.arrived(micro_batch.content), totals)
                 loss.backward()
-                for name, part in (parts | {"loss": loss}).items():
+                for name, part in ({**parts, "loss": loss} if self._is_logged else {"loss": loss}).items():
                     sums[name] = sums[name] + part.detach() if name in sums else part.detach()
-                self.meter.add(*self.task.work(micro_batch))
+                self.meter.add(*micro_batch.work)
             self.batch_norm.end_micro_batch()
-        distributed.all_reduce_gradients(self.trained)
+        distributed.all_reduce_gradients(list(self.trained.values()))
         self.batch_norm.end_step(self.step)
-        return sums
+        return _Computed(sums, any(counts), unreadable)
 
-    def update(self, sums: dict[str, Tensor]) -> float:
-        """Step the optimizers, or undo the step if its gradient is not finite; return the gradient's norm."""
-        norm = float(nn.utils.clip_grad_norm_(self.trained, self.settings.clip))
-        computed = float("loss" in sums)
-        own = [float(sums["loss"]) if computed else 0.0, computed, float(self.unreadable_now)]
-        loss, computed, unreadable = distributed.all_reduce(torch.tensor(own, dtype=torch.float64)).tolist()
-        self.unreadable, self.unreadable_now = self.unreadable + unreadable, 0
-        if computed and math.isfinite(norm) and math.isfinite(loss):
+    def update(self, gradients: _Computed) -> Report:
+        """Queue the update of the weights; return the report of the step.
+
+        The device leaves the update out if loss or gradient are not finite. If no file of the step could be read, there
+        is none.
+        """
+        sums, computed = gradients.sums, gradients.any_audio
+        self.unreadable += gradients.unreadable
+        present = {name: p.grad for name, p in self.trained.items() if p.grad is not None}
+        zero = next(iter(self.trained.values())).new_zeros(())
+        norms = torch.stack(torch._foreach_norm(list(present.values()))) if computed else zero[None]
+        norm, loss = torch.linalg.vector_norm(norms), sums["loss"].clone() if "loss" in sums else zero.clone()
+        distributed.all_reduce_in_place([loss])
+        values = {("result", "loss"): loss, ("result", "norm"): norm}
+        values["result", "bad"] = (~torch.isfinite(norms)).to(torch.uint8).argmax()  # the first one
+        if computed:
+            skip = ~(torch.isfinite(norm) & torch.isfinite(loss))
+            # As torch.nn.utils.clip_grad_norm_ does.
+            torch._foreach_mul_(list(present.values()), (self.settings.clip / (norm + 1e-6)).clamp(max=1.0))
             for optimizer in self.optimizers:
+                optimizer.found_inf = skip.float()  # type: ignore[attr-defined]
                 optimizer.step()
-            if self.ema is not None:
-                self.ema.update_parameters(self.task.module)
-            self.skipped_in_a_row = 0
+            if self.average is not None:
+                self.average.update(self.task.module, skip)
+            self.batch_norm.undo_step_if(skip)
             self._clear_gradients()
-            return norm
-        self.skipped, self.skipped_in_a_row = self.skipped + 1, self.skipped_in_a_row + 1
-        if self.main:
-            reason = f"loss {loss}, gradient norm {norm}" if computed else "none of its audio files could be read"
-            tqdm.write(f"step {self.step} skipped: {reason} ({self.skipped_in_a_row} in a row)")
-        if self.skipped_in_a_row >= self.settings.max_skipped:
-            raise UserError(self._failure(loss, norm) if computed else self._no_audio())
-        self._undo_step()
-        return norm
+        else:
+            self._undo_step()
+        if self._is_logged:
+            values |= {("sum", name): value for name, value in sums.items()}
+            values |= {("state", name): value for name, value in self.task.state_to_log().items()}
+        return Report(self.step, computed, LateValues(values), list(present), self.unreadable, self._is_logged)
 
-    def logged_values(self, sums: dict[str, Tensor], norm: float) -> dict[str, float]:
-        """Return what is logged of this step, over all ranks."""
-        values = self.task.summary(distributed.all_reduce_named(sums))
-        values |= {"gradient_norm": norm, "learning_rate": self.rates.first(self.step)}
-        values |= {"skipped_steps": float(self.skipped), "unreadable_files": self.unreadable}
-        return values | self.meter.read(distributed.world_size())
+    @property
+    def _is_logged(self) -> bool:
+        return self.step % LOG_EVERY == 0 or self.step == self.steps - 1
+
+    def read(self, report: Report) -> dict[str, float]:
+        """Wait until the step of the report is computed; return what to log of it, over all ranks.
+
+        A step without a finite gradient is counted. Raises UserError if there were too many in a row.
+        """
+        values = report.values.read()
+        self.skipped.count(report, values, self.rates.first(report.step))
+        if not report.logged:
+            return {}
+        own = {name: value for (kind, name), value in values.items() if kind == "sum"}
+        state = {name: value for (kind, name), value in values.items() if kind == "state"}
+        shown = self.task.summary(distributed.all_reduce_named(own) | state)
+        shown |= {"gradient_norm": float(values["result", "norm"]), "learning_rate": self.rates.first(report.step)}
+        shown |= {"skipped_steps": float(self.skipped.total), "unreadable_files": report.unreadable}
+        return shown | self.meter.read(distributed.world_size())
 
     @property
     def result(self) -> nn.Module:
         """The module whose weights the training would return now."""
-        return self.task.module if self.ema is None else self.ema.module
+        return self.task.module if self.average is None else self.average.module
 
     def save(self) -> None:
         """Write the state before the next step."""
@@ -245,23 +283,19 @@ class _Run:
             return
         content = {
             "step": self.step,
-            "skipped": [self.skipped, self.skipped_in_a_row],
+            "skipped": [self.skipped.total, self.skipped.in_a_row],
             "unreadable_files": self.unreadable,
             "base_rates": self.rates.initial,
             "module": self.task.module.state_dict(),
             "optimizers": [o.state_dict() for o in self.optimizers],
-            "average": None if self.ema is None else self.ema.state_dict(),
+            "average": None if self.average is None else self.average.module.state_dict(),
         }
         self.states.write(self.step, content)
 
     def finish(self) -> None:
         """Copy the moving average, if there is one, into the module."""
-        if self.ema is not None:
-            self.task.module.load_state_dict(self.ema.module.state_dict())
-
-    def _prepare(self, batch: Any, number: int) -> tuple[Any, Tensor]:
-        self.unreadable_now += self.task.unreadable(batch)
-        return self.task.prepare(batch, number)
+        if self.average is not None:
+            self.task.module.load_state_dict(self.average.module.state_dict())
 
     def _clear_gradients(self) -> None:
         for optimizer in self.optimizers:
@@ -283,28 +317,11 @@ class _Run:
         self.task.module.load_state_dict(saved["module"])
         for optimizer, content in zip(self.optimizers, saved["optimizers"], strict=True):
             optimizer.load_state_dict(content)
-        if self.ema is not None:
-            self.ema.load_state_dict(saved["average"])
+        if self.average is not None:
+            self.average.load(saved["average"])
         self.rates.initial = saved["base_rates"]
         self.step = saved["step"]
-        self.skipped, self.skipped_in_a_row = saved["skipped"]
+        self.skipped.total, self.skipped.in_a_row = saved["skipped"]
         self.unreadable = saved["unreadable_files"]
         if self.step >= self.steps:
             self.finish()
-
-    def _no_audio(self) -> str:
-        return (
-            f"training in {self.states.folder} stopped at step {self.step}: none of the audio files of "
-            f"{self.skipped_in_a_row} consecutive steps could be read; the lines above name them"
-        )
-
-    def _failure(self, loss: float, norm: float) -> str:
-        named = self.task.module.named_parameters()
-        broken = [n for n, p in named if p.grad is not None and not bool(torch.isfinite(p.grad).all())]
-        where = f", first bad gradient in {broken[0]}" if broken else ""
-        return (
-            f"training in {self.states.folder} stopped at step {self.step}: {self.skipped_in_a_row} consecutive steps "
-            f"had a loss or gradient that is not finite (loss {loss}, gradient norm {norm}{where}; "
-            f"{self.skipped} skipped steps in total) at learning rate {self.rates.first(self.step):.3g}: "
-            "lower lr or clip, or check the audio"
-        )

@@ -50,6 +50,15 @@ class Toy:
         error = (guess - prepared.sum(1)).square().sum() / float(totals)
         return error, {"error": error}
 
+    def to_device(self, prepared: Tensor) -> Tensor:
+        return prepared
+
+    def begin_step(self, logged: bool) -> None:
+        pass
+
+    def state_to_log(self) -> dict[str, Tensor]:
+        return {}
+
     def work(self, prepared: Tensor) -> tuple[float, float]:
         return float(len(prepared)), 1.0
 

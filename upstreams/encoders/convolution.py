@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 
 def convolve_frames(
@@ -49,7 +50,11 @@ class DepthwiseConvolution(nn.Module):
 
 
 class BatchNorm(nn.BatchNorm1d):
-    """Batch normalisation whose statistics cover valid frames only, without padding."""
+    """Batch normalisation whose statistics cover valid frames only, without padding.
+
+    The statistics are sums over all frames with weights of 0 and 1: selecting the valid frames would make the host wait
+    for their number, and would split a compiled graph.
+    """
 
     def forward(self, x: Tensor, padded: Tensor) -> Tensor:  # type: ignore[override]
         """Map x (batch, frames, dim), with padded (batch, frames, 1) True where padded, to (batch, frames, dim)."""
@@ -57,8 +62,54 @@ class BatchNorm(nn.BatchNorm1d):
             return nn.functional.batch_norm(
                 x.flatten(0, 1), self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps
             ).view_as(x)
-        valid = ~padded.squeeze(-1)
-        return torch.zeros_like(x).masked_scatter(valid[..., None], super().forward(x[valid]))
+        single = x.to(torch.promote_types(x.dtype, torch.float32))
+        y, mean, variance, count = _NormaliseValid.apply(single, padded, self.weight, self.bias, self.eps)
+        self._track(mean, variance * (count / (count - 1).clamp_min(1)))
+        return y.to(x.dtype)
+
+    @torch.no_grad()
+    def _track(self, mean: Tensor, variance: Tensor) -> None:
+        """Move the running statistics by `momentum` towards those of this batch; None: their mean over all batches."""
+        assert self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None
+        self.num_batches_tracked.add_(1)
+        for running, current in ((self.running_mean, mean), (self.running_var, variance)):
+            if self.momentum is None:
+                running.add_((current - running) / self.num_batches_tracked)
+            else:
+                running.lerp_(current.to(running.dtype), self.momentum)
+
+
+class _NormaliseValid(torch.autograd.Function):
+    """Normalise each channel of x (batch, frames, dim) over the frames of all utterances that are not padded.
+
+    Returns the result, zero where padded, and mean, variance (dim,) and number of these frames, without a gradient. On
+    a CPU this is several times faster than PyTorch's batch normalisation of the selected frames.
+    """
+
+    @staticmethod
+    def forward(
+        ctx, x: Tensor, padded: Tensor, weight: Tensor, bias: Tensor, eps: float
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        valid = (~padded).to(x.dtype)
+        count = valid.sum()
+        mean = (x * valid).sum((0, 1)) / count
+        centred = (x - mean).mul_(valid)
+        variance = centred.square().sum((0, 1)) / count
+        factor = (variance + eps).rsqrt()
+        ctx.save_for_backward(centred, valid, weight, factor, count)
+        ctx.mark_non_differentiable(mean, variance, count)
+        return torch.addcmul(bias, centred, weight * factor).mul_(valid), mean, variance, count
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+        centred, valid, weight, factor, count = ctx.saved_tensors
+        gradient = gradient * valid
+        of_bias = gradient.sum((0, 1))
+        of_weight = (gradient * centred).sum((0, 1)) * factor
+        scale = weight * factor
+        of_x = torch.addcmul(gradient * scale - of_bias * scale / count, centred, -scale * of_weight * factor / count)
+        return of_x.mul_(valid), None, of_weight, of_bias, None
 
 
 class ConvolutionModule(nn.Module):

@@ -55,6 +55,10 @@ def test_audio_errors_name_the_file(tmp_path: Path) -> None:
     soundfile.write(short, np.zeros(800), 16_000)
     with pytest.raises(UserError, match="ends after 800 samples, but 900 are expected"):
         load_audio(short, 0, 900)
+    loud = tmp_path / "loud.wav"
+    soundfile.write(loud, np.array([0.0, np.inf], np.float32), 16_000, subtype="FLOAT")
+    with pytest.raises(UserError, match=r"loud\.wav holds NaN or infinite samples"):
+        load_audio(loud)
 
 
 @pytest.mark.parametrize("views", [1, 2])

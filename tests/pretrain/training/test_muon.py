@@ -49,3 +49,21 @@ def test_steps_equal_those_of_torch_up_to_rounding() -> None:
         moved, expected = (mine - first).detach().flatten(), (reference - first).detach().flatten()
         assert torch.nn.functional.cosine_similarity(moved, expected, dim=0) > 0.999
         assert abs(float(moved.norm() / expected.norm()) - 1) < 0.01
+
+
+def test_a_step_without_finite_gradients_changes_nothing() -> None:
+    """`found_inf` is 1 where a gradient is NaN, as in torch's fused optimizers."""
+    torch.manual_seed(0)
+    weights = [torch.nn.Parameter(torch.randn(6, 4)) for _ in range(3)]
+    optimizer = Muon(weights, lr=0.1)
+    before: list[torch.Tensor] = []
+    for step in range(3):
+        for weight in weights:
+            weight.grad = torch.randn_like(weight)
+        weights[1].grad = weights[1] * float("nan") if step == 1 else weights[1].grad
+        optimizer.found_inf = torch.tensor(float(step == 1))  # type: ignore[attr-defined]
+        optimizer.step()
+        momenta = [optimizer.state[weight]["momentum_buffer"] for weight in weights]
+        now = [tensor.detach().clone() for tensor in (*weights, *momenta)]
+        assert step == 0 or all(torch.equal(a, b) == (step == 1) for a, b in zip(now, before, strict=True))
+        before = now
