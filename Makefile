@@ -14,7 +14,7 @@ superbit := .venv/bin/superbit
 installed := .venv/.installed
 kernel := $(wildcard $(addprefix upstreams/packed/,engine/*.h engine/*.cpp kernel/*.h kernel/*.cpp kernel/arch/*.h kernel/arch/*.cpp))
 
-.PHONY: superb install test test-slow check architecture
+.PHONY: superb install test test-slow check architecture gpu-check
 
 superb: install
 	$(superbit) corpus mini --out $(CORPORA) --sources $(SOURCES)
@@ -60,3 +60,7 @@ check: install
 
 architecture: install
 	.venv/bin/python docs/architecture.py
+
+# The first minutes on a GPU machine: one JSON file and one table. Install with TORCH=cuda.
+gpu-check: install
+	@.venv/bin/python -m benchmarks.gpu_check --out runs/gpu-check --corpora $(CORPORA)

@@ -67,7 +67,9 @@ def write_untrained(preset: str, path: Path) -> None:
     checkpoint.save(path, checkpoint.build(read_preset(preset)), None, {"stage": "untrained"})
 
 
-def measure(task: str, mode: str, *, steps: int, checkpoint: Path, corpora: Path, out: Path) -> dict[str, Any]:
+def measure(
+    task: str, mode: str, *, steps: int, checkpoint: Path, corpora: Path, out: Path, device: str = "cpu"
+) -> dict[str, Any]:
     """Train in a process of its own; return its times in seconds and its dev metrics."""
     store, expdir = out / f"features-{task}", out / f"{task}-{mode}"
     shutil.rmtree(expdir, ignore_errors=True)
@@ -79,7 +81,7 @@ def measure(task: str, mode: str, *, steps: int, checkpoint: Path, corpora: Path
     changes |= {f"downstream_expert.{data}.num_workers": 0}
     arguments = [
         *("-m", "train", "-u", checkpoint.stem, "-k", str(checkpoint), "-d", task, "-p", str(expdir)),
-        *("--corpora", str(corpora), "--device", "cpu", "--seed", str(SEED + (mode == "new-seed"))),
+        *("--corpora", str(corpora), "--device", device, "--seed", str(SEED + (mode == "new-seed"))),
         *("-o", ",,".join(f"config.{key}={value}" for key, value in changes.items())),
     ]
     if mode != "plain":

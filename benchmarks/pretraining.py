@@ -8,6 +8,7 @@ dropout of attention weights, and no layerdrop. They alternate in one process; t
 from __future__ import annotations
 
 import argparse
+import contextlib
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -19,10 +20,10 @@ from benchmarks.timing import interleaved
 from pretrain.audio.data import Batch
 from pretrain.objectives.hubert import CodewordHead, HubertPretraining, Objective, with_mask
 from pretrain.objectives.masking import span_mask
-from pretrain.training.optimizers import build_optimizers
+from pretrain.training.optimizers import build_optimizers, compile_blocks
 from pretrain.training.settings import TrainingSettings
 from pretrain.training.throughput import matmul_peak, step_flops
-from upstreams.config import SAMPLE_RATE, preset
+from upstreams.config import SAMPLE_RATE, ModelConfig, preset
 from upstreams.cpu_training import products
 from upstreams.cpu_training.fast_training import FastTraining
 from upstreams.files import json_text
@@ -42,21 +43,26 @@ def audio(seconds: tuple[float, ...], device: torch.device) -> tuple[Tensor, Ten
     return waveforms.masked_fill(padding_mask(lengths, waveforms.shape[1]), 0.0), lengths
 
 
-def superbit_step(name: str, waveforms: Tensor, lengths: Tensor, half: bool) -> tuple[Callable[[], None], float]:
-    """Return a superbit pre-training step, and its FLOPs."""
-    config = preset(name)
+def superbit_step(
+    config: ModelConfig, waveforms: Tensor, lengths: Tensor, half: bool, compiled: bool = False
+) -> tuple[Callable[[], None], float]:
+    """Return a superbit pre-training step, and its FLOPs. compiled: compile the encoder's blocks."""
     model = checkpoint.build(replace(config, encoder=replace(config.encoder, layerdrop=0.0)))
     length = 10 if config.front_end.kind == "waveform" else 5
-    objective = Objective(mask_prob=0.8, mask_length=length, code_dim=256, unmasked_weight=0.0, utterance_weight=0.0)
+    objective = Objective(
+        mask_prob=0.8, mask_length=length, code_dim=256, unmasked_weight=0.0, utterance_weight=0.0, utterance_layer=1
+    )
     module = HubertPretraining(model, CLUSTERS, objective).to(waveforms.device).train()
     optimizers = build_optimizers(module, TrainingSettings(optimizer="adamw", lr=1e-4), model.encoder.blocks)
     frames = model.frame_count(lengths.cpu())
     labels = torch.randint(0, CLUSTERS, (len(lengths), int(frames.max())))
     mask = span_mask(frames.tolist(), 0.8, length, seed=0)
     batch = with_mask(Batch(waveforms.cpu(), lengths.cpu(), labels), mask, frames, False).to(waveforms.device)
+    compile_blocks(model.encoder.blocks, TrainingSettings(compile=compiled))
+    fast = contextlib.nullcontext if compiled or waveforms.is_cuda else FastTraining  # as in training
 
     def step() -> None:
-        with torch.autocast(waveforms.device.type, torch.bfloat16, enabled=half), FastTraining():
+        with torch.autocast(waveforms.device.type, torch.bfloat16, enabled=half), fast():
             loss, _ = module(batch)
         _update(loss, module, optimizers)
 
@@ -154,7 +160,7 @@ def main() -> None:
     seconds = float(lengths.sum()) / SAMPLE_RATE
     steps, flops = {}, {}
     for name in ("hubert_base", "transformer_base"):
-        steps[name], flops[name] = superbit_step(name, waveforms, lengths, half)
+        steps[name], flops[name] = superbit_step(preset(name), waveforms, lengths, half)
     steps["transformers"] = transformers_step(waveforms, lengths, half)
     steps["torchaudio"] = torchaudio_step(waveforms, lengths, half)
     peak = matmul_peak(device, torch.bfloat16 if half else torch.float32)
