@@ -52,6 +52,7 @@ def needs(*attributes: str) -> Callable[[Fix], Fix]:
     """Return a decorator that skips a fix if its module lacks one of these (dotted) attributes.
 
     A fix depends on features, not on version numbers: another release of s3prl may have renamed what is fixed here.
+    The decorated fix has the names in its attribute `needs`.
     """
 
     def decorate(fix: Fix) -> Fix:
@@ -63,6 +64,7 @@ def needs(*attributes: str) -> Callable[[Fix], Fix]:
                 return
             fix(module)
 
+        fix_if_present.needs = attributes  # type: ignore[attr-defined]
         return fix_if_present
 
     return decorate
