@@ -175,11 +175,11 @@ def test_a_run_resumes_with_smaller_micro_batches_and_checkpointing(
     command = ["pretrain", tmp_path / "recipe.yaml", *where, "--stage", "iteration1"]
     loss, failing = HubertPretraining.forward, [True]
 
-    def without_memory(module: HubertPretraining, batch: MaskedBatch, *args: Any) -> Any:
+    def without_memory(module: HubertPretraining, batch: MaskedBatch, *args: Any, **more: Any) -> Any:
         if failing[0] and batch.waveforms.shape[0] > 2 and torch.is_grad_enabled() and steps[0] >= 2:
             raise torch.OutOfMemoryError("CUDA out of memory")
         steps[0] += 1
-        return loss(module, batch, *args)
+        return loss(module, batch, *args, **more)
 
     steps = [0]
     monkeypatch.setattr(HubertPretraining, "forward", without_memory)

@@ -19,7 +19,11 @@ from upstreams.errors import UserError
 
 MODEL = "sparseformer_dn_mini"
 ROWS = ["fbank", f"{MODEL}_untrained", MODEL, f"{MODEL}_w1a8", f"{MODEL}_w1a1"]
-TRAINING = {"schedules": {"w1a8": ["w1a32"], "w1a1": ["w1a32"]}}
+ITERATIONS = [
+    {"layer": 0, "window": 0.28, "clusters": 500, "steps": 450},
+    {"layer": 4, "clusters": 200, "steps": 350},
+]
+TRAINING = {"pretrain": {"iterations": ITERATIONS}, "schedules": {"w1a8": ["w1a32"], "w1a1": ["w1a32"]}}
 
 
 @pytest.fixture

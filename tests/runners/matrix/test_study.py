@@ -27,9 +27,8 @@ pytestmark = pytest.mark.slow
 # The packaged matrices with minis in place of the large models, and a few steps of everything.
 ROWS = "upstreams=[fbank, conformer_mini_untrained, conformer_mini, sparseformer_sw_mini_w1a2, conformer_mini_w1a1]"
 PRETRAIN = (
-    "training.pretrain={iterations.0.steps: 3, iterations.1.steps: 3, iterations.0.clusters: 8, "
-    "iterations.1.clusters: 8, cluster_starts: 1, cluster_fraction: 1.0, batch_seconds: 12, crop_seconds: 2, "
-    "save_every: 1}"
+    "training.pretrain={iterations: [{layer: 0, clusters: 8, steps: 3}, {layer: 1, clusters: 8, steps: 3}], "
+    "cluster_starts: 1, cluster_fraction: 1.0, batch_seconds: 12, crop_seconds: 2, save_every: 1}"
 )
 QUANTIZE = "training.quantize={steps: 2, batch_seconds: 12, crop_seconds: 2, save_every: 1}"
 STEPS = "runner.total_steps: 2, runner.eval_step: 2, runner.save_step: 2, runner.log_step: 2"
