@@ -60,7 +60,7 @@ def profile(model: AudioEncoder, samples: Sequence[int]) -> list[ModuleCost]:
     """
     costs = {name: cost for name, module in model.named_modules() if (cost := _static(name, module)) is not None}
     training = model.training
-    # In training, batch normalisation selects the valid frames, whose number is unknown on the meta device.
+    # In training, layerdrop would skip blocks.
     model.eval()
     meta = {name: tensor.to("meta") for name, tensor in [*model.named_parameters(), *model.named_buffers()]}
     with _counting(model, costs), torch.no_grad():

@@ -78,7 +78,7 @@ def _saved_bytes(config: ModelConfig, crop_seconds: float, checkpointing: bool) 
     with without_values():
         model = AudioEncoder(config)
     model.encoder.checkpointing = checkpointing
-    model.eval()  # in train mode batch normalisation selects valid frames, whose number the meta device does not know
+    model.eval()  # in train mode layerdrop would skip blocks
     own = {tensor.untyped_storage()._cdata for tensor in [*model.parameters(), *model.buffers()]}
     kept: dict[int, torch.UntypedStorage] = {}
 

@@ -159,8 +159,10 @@ def purity(
 @app.command(rich_help_panel=PANEL)
 def pretrain(
     recipe: Annotated[str, typer.Argument(help="Name of a packaged recipe, or a YAML file.")],
-    manifest: Manifest,
-    out: Out,
+    manifest: Annotated[
+        Path | None, typer.Option(help="Manifest of the training audio: a .tsv file in fairseq's format.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Run folder for checkpoints, logs and results.")] = None,
     label_sets: Annotated[
         Path | None,
         typer.Option(
@@ -177,16 +179,35 @@ def pretrain(
         Path | None,
         typer.Option(help="Validation manifest, whose loss and accuracy are logged with every saved state."),
     ] = None,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run", help="Only estimate FLOPs, GPU hours and memory. Needs neither --manifest nor --out."
+        ),
+    ] = False,
+    utilisation: Annotated[
+        float, typer.Option(help="Fraction of a GPU's peak that --dry-run assumes.", min=0.01, max=1.0)
+    ] = 0.1,
     seed: Seed = 0,
     threads: Threads = 1,
 ) -> None:
     """Pre-train an encoder by HuBERT's masked prediction. Finished stages are skipped, an interrupted one resumes."""
-    from pretrain.pretraining import pretrain as run
     from pretrain.recipes import read_recipe
+
+    chosen = read_recipe(recipe, settings or [])
+    if dry_run:
+        from pretrain.audio.manifest import Manifest as Listed
+        from pretrain.estimate import describe
+
+        typer.echo(describe(chosen, utilisation, Listed.read(manifest).hours if manifest is not None else None))
+        return
+    if manifest is None or out is None:
+        raise typer.BadParameter("a training needs --manifest and --out; only --dry-run needs neither")
+    from pretrain.pretraining import pretrain as run
 
     use_threads(threads)
     path = run(
-        read_recipe(recipe, settings or []),
+        chosen,
         manifest_path=manifest,
         out=out,
         labels=label_sets or out / "labels",
