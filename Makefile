@@ -14,7 +14,7 @@ superbit := .venv/bin/superbit
 installed := .venv/.installed
 kernel := $(wildcard $(addprefix upstreams/packed/,engine/*.h engine/*.cpp kernel/*.h kernel/*.cpp kernel/arch/*.h kernel/arch/*.cpp))
 
-.PHONY: superb install test test-slow check architecture gpu-check
+.PHONY: superb install test test-slow test-matrix check architecture gpu-check
 
 superb: install
 	$(superbit) corpus mini --out $(CORPORA) --sources $(SOURCES)
@@ -51,6 +51,10 @@ test: install
 
 test-slow: install
 	$(pytest) -m slow
+
+# The fast tests for each installed Python and the oldest and newest torch. ARGS=--help lists the options.
+test-matrix:
+	@$(PYTHON) .ci/test_matrix.py $(ARGS)
 
 check: install
 	.venv/bin/ruff check .
