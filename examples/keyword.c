@@ -1,10 +1,10 @@
-/* The features of a WAV file (16 kHz, mono, 16 bits) from a packed model, or the decision of a linear head on them:
+/* The decision of a packed model's head on a WAV file (16 kHz, mono, 16 bits), or the features of a model without a head:
 
-       cc keyword.c -I../upstreams/packed/engine -L. -lsuperbit -lm -o keyword
-       ./keyword MODEL.safetensors SPEECH.wav [HEAD.txt]
+       cc keyword.c -I../upstreams/packed/engine -L. -lsuperbit -o keyword
+       ./keyword MODEL.safetensors SPEECH.wav
 
-   The features are the mean over all frames of the mean over all hidden states, one number a line. A line of HEAD.txt is a
-   class: its name, its bias and a weight for each feature. The class of the highest score is printed. */
+   `superbit pack --with-head` writes a model with a head. Each of its slots is one line: the chosen class. The features are
+   the mean over all frames of the mean over all hidden states, one number a line. */
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -41,30 +41,28 @@ static float *read_wav(const char *path, int64_t *count) {
 int main(int arguments, char **argument) {
     superbit_model *model;
     superbit_session *session;
-    char message[500], name[100], best[100] = "none";
+    char message[500];
     int64_t count = 0;
-    if (arguments < 3) return fail("usage:", "keyword MODEL.safetensors SPEECH.wav [HEAD.txt]");
+    if (arguments != 3) return fail("usage:", "keyword MODEL.safetensors SPEECH.wav");
     if (superbit_open(argument[1], &model, message, sizeof message)) return fail(argument[1], message);
     float *samples = read_wav(argument[2], &count);
     if (samples == NULL) return fail(argument[2], "is not a WAV file of 16 kHz, mono, 16 bits");
-    int layers = superbit_layers(model) + 1, dim = superbit_dim(model);
+    int layers = superbit_layers(model) + 1, dim = superbit_dim(model), slots = superbit_slots(model);
     int64_t frames = superbit_frames(model, count);
+    int *choices = malloc(sizeof(int) * (size_t)(slots + 1));
     float *weights = malloc(sizeof(float) * (size_t)layers), *sum = malloc(sizeof(float) * (size_t)(frames * dim));
-    double *features = calloc((size_t)dim, sizeof(double)), highest = -1e300;
-    if (!weights || !sum || !features) return fail("memory", "ran out");
+    if (!choices || !weights || !sum) return fail("memory", "ran out");
     for (int n = 0; n < layers; ++n) weights[n] = 1.0f / (float)layers;
     int status = superbit_session_open(model, 1, NULL, &session);
-    if (!status) status = superbit_weighted_sum(session, samples, count, weights, sum);
+    if (!status && slots) status = superbit_decide(session, samples, count, NULL, choices);
+    if (!status && !slots) status = superbit_weighted_sum(session, samples, count, weights, sum);
     if (status) return fail(argument[2], superbit_status_text(status));
-    for (int64_t n = 0; n < frames * dim; ++n) features[n % dim] += sum[n] / (double)frames;
-    FILE *head = arguments > 3 ? fopen(argument[3], "r") : NULL;
-    if (arguments > 3 && head == NULL) return fail(argument[3], "cannot be read");
-    for (int n = 0; head == NULL && n < dim; ++n) printf("%.6g\n", features[n]);
-    for (double score, weight; head && fscanf(head, "%99s %lf", name, &score) == 2;) {
-        for (int n = 0; n < dim && fscanf(head, "%lf", &weight) == 1; ++n) score += weight * features[n];
-        if (score > highest) highest = score, strcpy(best, name);
+    for (int n = 0; n < slots; ++n) printf("%s: %s\n", superbit_slot(model, n), superbit_class(model, n, choices[n]));
+    for (int n = 0; slots == 0 && n < dim; ++n) {
+        double feature = 0.0;
+        for (int64_t frame = 0; frame < frames; ++frame) feature += sum[frame * dim + n] / (double)frames;
+        printf("%.6g\n", feature);
     }
-    if (head) printf("%s\n", best), fclose(head);
     superbit_session_close(session), superbit_close(model);
-    return free(samples), free(weights), free(sum), free(features), 0;
+    return free(samples), free(choices), free(weights), free(sum), 0;
 }

@@ -69,13 +69,29 @@ def profile(
 
 @app.command(rich_help_panel=PANEL)
 def pack(
-    checkpoint: Annotated[Path, typer.Argument(help="Checkpoint of `superbit quantize`.")],
+    checkpoint: Annotated[Path, typer.Argument(help="Checkpoint of `superbit quantize`, or a packed file for a head.")],
     out: Annotated[Path, typer.Option(help="Packed file to write (.safetensors).")],
+    with_head: Annotated[
+        Path | None,
+        typer.Option(help="Trained head of KS, IC, SID or ER to put into the file: s3prl's dev-best.ckpt."),
+    ] = None,
+    corpora: Annotated[
+        Path | None,
+        typer.Option(help="Folder of the corpora, if that of an IC head has moved.", envvar="SUPERBIT_CORPORA"),
+    ] = None,
 ) -> None:
-    """Pack a quantized checkpoint into bits on disk. A packed file is computed on its bits, with or without torch."""
+    """Pack a quantized checkpoint into bits on disk. A packed file is computed on its bits, with or without torch.
+
+    With a head, the runtime gives the decision: one file is a keyword spotter.
+    """
     from upstreams.packed.convert import pack_checkpoint
 
-    pack_checkpoint(checkpoint, out)
+    head = None
+    if with_head is not None:
+        from runners.downstream.head import read_head
+
+        head = read_head(with_head, checkpoint, corpora)
+    pack_checkpoint(checkpoint, out, head)
     typer.echo(f"packed: {out} ({checkpoint.stat().st_size / 1e6:.2f} MB -> {out.stat().st_size / 1e6:.2f} MB)")
 
 

@@ -50,7 +50,11 @@ def read_checkpoint(path: Path, flag: str) -> tuple[dict[str, Any], dict[str, An
     """Return the arguments and the configuration that a checkpoint of s3prl holds; raise UserError for another file."""
     if not path.is_file():
         raise UserError(f"there is no checkpoint {path} ({flag})")
-    state = read_state(path)
+    return arguments_of(path, read_state(path))
+
+
+def arguments_of(path: Path, state: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the arguments and the configuration in the contents of a checkpoint; raise UserError if it lacks them."""
     args, config = state.get("Args"), state.get("Config")
     if not isinstance(args, argparse.Namespace) or not isinstance(config, dict):
         raise UserError(f"{path} is not a checkpoint of a downstream experiment: it lacks s3prl's Args and Config")

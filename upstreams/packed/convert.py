@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from upstreams.config import ModelConfig
@@ -17,6 +18,7 @@ from upstreams.files import sha256
 from upstreams.formats import checkpoint
 from upstreams.model import AudioEncoder, without_values
 from upstreams.packed import file
+from upstreams.packed.head import PREFIX, TrainedHead
 from upstreams.packed.model import PackedAudioEncoder, layer_table, stored_tensors
 from upstreams.packed.modules import PackedConv1d, PackedLayer, PackedLinear, PackedMatmul, pack_codes
 from upstreams.quantization.modules import QuantConv1d, QuantLinear, QuantMatmul
@@ -87,16 +89,37 @@ def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
 
 def save(path: Path, model: AudioEncoder, provenance: dict[str, Any]) -> None:
     """Write a packed model to a file."""
-    tensors = {name: t.detach().cpu().contiguous().numpy() for name, t in stored_tensors(model).items()}
-    file.write(path, model.config, layer_table(model), tensors, provenance)
+    file.write(path, model.config, layer_table(model), _arrays(model), provenance)
 
 
-def pack_checkpoint(path: Path, out: Path) -> None:
-    """Pack a quantized checkpoint into the file `out`. Raises UserError if it cannot be read or is not quantized."""
+def _arrays(model: AudioEncoder) -> dict[str, NDArray[Any]]:
+    return {name: t.detach().cpu().contiguous().numpy() for name, t in stored_tensors(model).items()}
+
+
+def pack_checkpoint(path: Path, out: Path, head: TrainedHead | None = None) -> None:
+    """Pack a quantized checkpoint into the file `out`, with a trained head if there is one.
+
+    With a head, the checkpoint may already be packed; a head that it holds is replaced. Raises UserError if the
+    checkpoint cannot be read or is not quantized, and if the head does not fit it.
+    """
     checkpoint.protect(out)
+    if head is None:
+        save(out, *_packed(path))
+        return
+    if file.is_packed(path):
+        packed = file.read(path)
+        config, layers, provenance = packed.config, packed.layers, packed.provenance
+        tensors = {name: packed.tensors[name] for name in packed.tensors if not name.startswith(PREFIX)}
+    else:
+        model, provenance = _packed(path)
+        config, layers, tensors = model.config, layer_table(model), _arrays(model)
+    head.check_fits(config)
+    file.write(out, config, layers, tensors | head.tensors, {**provenance, "head": head.provenance}, head.head)
+
+
+def _packed(path: Path) -> tuple[PackedAudioEncoder, dict[str, Any]]:
     _, _, provenance = checkpoint.read(path)
-    model = checkpoint.load(path)
-    save(out, pack(model), {**provenance, "packed_from": sha256(path)})
+    return pack(checkpoint.load(path)), {**provenance, "packed_from": sha256(path)}
 
 
 def build(config: ModelConfig) -> PackedAudioEncoder:
@@ -106,7 +129,7 @@ def build(config: ModelConfig) -> PackedAudioEncoder:
 
 
 def load(path: Path) -> AudioEncoder:
-    """Return the model of a packed file or of any other checkpoint, in eval mode.
+    """Return the model of a packed file, without a head, or of any other checkpoint, in eval mode.
 
     Raises UserError if the file cannot be read or its tensors do not fit its configuration.
     """
@@ -115,6 +138,8 @@ def load(path: Path) -> AudioEncoder:
     packed = file.read(path)
     model = build(packed.config)
     for name, array in packed.tensors.items():
+        if name.startswith(PREFIX):
+            continue
         parent, _, child = name.rpartition(".")
         owner, tensor = model.get_submodule(parent), torch.from_numpy(array)
         if child in owner._parameters:

@@ -22,6 +22,7 @@ from upstreams.errors import UserError
 from upstreams.files import atomic_write
 from upstreams.formats.metadata import PACKED
 from upstreams.packed.contents import Layer
+from upstreams.packed.head import Head, parse_head
 from upstreams.packed.validation import check_header, fault_of, shown
 from upstreams.quantization.spec import Bits
 
@@ -42,32 +43,40 @@ class PackedFile:
     path: Path
     config: ModelConfig
     layers: dict[str, Layer]  # quantized layers and attention products by name
-    tensors: FileTensors
+    tensors: FileTensors  # with those of the head
     provenance: dict[str, Any]
+    head: Head | None = None
 
 
 def write(
-    path: Path, config: ModelConfig, layers: dict[str, Layer], tensors: Arrays, provenance: dict[str, Any]
+    path: Path,
+    config: ModelConfig,
+    layers: dict[str, Layer],
+    tensors: Arrays,
+    provenance: dict[str, Any],
+    head: Head | None = None,
 ) -> None:
-    """Write a packed model's tensors, which must be uint8 or float32."""
+    """Write the tensors of a packed model, and of a head if there is one. They must be uint8 or float32."""
     from safetensors.numpy import save_file
 
     with atomic_write(path) as temporary:
-        save_file(dict(tensors), temporary, metadata=_metadata(config, layers, tensors, provenance))
+        save_file(dict(tensors), temporary, metadata=_metadata(config, layers, tensors, provenance, head))
 
 
 def to_bytes(config: ModelConfig, layers: dict[str, Layer], tensors: Arrays, provenance: dict[str, Any]) -> bytes:
-    """Return the file that `write` would write."""
+    """Return the file that `write` would write for a model without a head."""
     from safetensors.numpy import save
 
-    return save(dict(tensors), metadata=_metadata(config, layers, tensors, provenance))
+    return save(dict(tensors), metadata=_metadata(config, layers, tensors, provenance, None))
 
 
 def _metadata(
-    config: ModelConfig, layers: dict[str, Layer], tensors: Arrays, provenance: dict[str, Any]
+    config: ModelConfig, layers: dict[str, Layer], tensors: Arrays, provenance: dict[str, Any], head: Head | None
 ) -> dict[str, str]:
     listed = {name: {"bits": str(layer.bits), "signed": layer.signed} for name, layer in layers.items()}
     metadata = {"format": FORMAT, "config": dataclasses.asdict(config), "layers": listed, "provenance": provenance}
+    if head is not None:
+        metadata["head"] = dataclasses.asdict(head)
     metadata["checksum"] = _checksum(tensors, metadata)
     return {PACKED: json.dumps(metadata)}
 
@@ -185,7 +194,8 @@ def read(path: Path) -> PackedFile:
         provenance = metadata["provenance"]
         if not isinstance(provenance, dict):
             raise TypeError("the provenance is not a mapping")
-        entries = check_header(path, config, layers, tensors)
+        head = parse_head(path, metadata["head"]) if "head" in metadata else None
+        entries = check_header(path, config, layers, tensors, head)
         found = zlib.crc32(json.dumps(metadata, sort_keys=True).encode())
     except UserError as error:  # which may repeat a value of the file
         raise UserError(f"{str(error)[:MAX_MESSAGE]}...") if len(str(error)) > MAX_MESSAGE else error from None
@@ -201,7 +211,7 @@ def read(path: Path) -> PackedFile:
         raise UserError(f"{path} was altered after it was written: the checksum is wrong; pack the checkpoint again")
     if fault is not None:
         raise UserError(f"{path} is not valid: {fault}")
-    return PackedFile(path, config, layers, tensors, provenance)
+    return PackedFile(path, config, layers, tensors, provenance, head)
 
 
 def _layer(name: str, bits: str, signed: bool) -> Layer:

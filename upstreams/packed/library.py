@@ -14,7 +14,7 @@ from upstreams.errors import UserError
 from upstreams.quantization.levels import NAN
 
 LEVELS = ("avx512", "avx2", "neon_dot", "neon", "scalar")
-VERSION = 1  # what superbit_version() of the library must return
+VERSION = 2  # what superbit_version() of the library must return
 MAX_THREADS = 255
 MESSAGE = 2000  # bytes
 
@@ -33,10 +33,15 @@ _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "close": (None, (_pointer,)),
     "frames": (_long, (_pointer, _long)),
     "config": (_text, (_pointer,)),
+    "slots": (_int, (_pointer,)),
+    "slot": (_text, (_pointer, _int)),
+    "classes": (_int, (_pointer, _int)),
+    "class": (_text, (_pointer, _int, _int)),
     "session_open": (_int, (_pointer, _int, _text, _handle)),
     "session_close": (None, (_pointer,)),
     "forward_batch": (_int, (_pointer, _long, _pointer, _pointer, _int, _pointer)),
     "weighted_sum": (_int, (_pointer, _pointer, _long, _pointer, _pointer)),
+    "decide": (_int, (_pointer, _pointer, _long, _pointer, _pointer)),
     "front_end": (_int, (_pointer, _pointer, _long, _pointer)),
     "encode": (_int, (_pointer, _pointer, _long, _int, _pointer)),
     "stream_open": (_int, (_pointer, _handle)),
@@ -130,6 +135,19 @@ class Model:
         library, _ = load()
         assert library is not None
         return library.superbit_config(self.handle).decode()
+
+    @property
+    def slots(self) -> dict[str, tuple[str, ...]]:
+        """The classes of each slot of the file's head; empty if it holds no head."""
+        library, _ = load()
+        assert library is not None
+        return {
+            library.superbit_slot(self.handle, slot).decode(): tuple(
+                library.superbit_class(self.handle, slot, number).decode()
+                for number in range(library.superbit_classes(self.handle, slot))
+            )
+            for slot in range(library.superbit_slots(self.handle))
+        }
 
     def frame_count(self, samples: int) -> int:
         """Return the number of frames of an utterance of `samples` samples."""

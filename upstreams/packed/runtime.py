@@ -42,6 +42,7 @@ class Runtime:
             raise UserError(f"threads is {threads!r}, but must be a whole number >= 1")
         self.model = packed if isinstance(packed, Model) else Model(Path(packed))
         self.config = from_dict(ModelConfig, json.loads(self.model.config), "the configuration")
+        self.slots = self.model.slots
         self.session = Session(self.model, min(threads, MAX_THREADS), level)
         self.lock = threading.Lock()
 
@@ -82,6 +83,24 @@ class Runtime:
         with self.lock:
             call("weighted_sum", self.session.handle, address(samples), len(samples), address(factors), address(out))
         return out
+
+    def scores(self, waveform: ArrayLike) -> dict[str, Floats]:
+        """Return the head's scores of the classes (classes,) of each slot, before a softmax.
+
+        Raises UserError if the file holds no head.
+        """
+        if not self.slots:
+            raise UserError("the packed file holds no head: pack it with `superbit pack --with-head HEAD.ckpt`")
+        samples = _speech(waveform)
+        ends = np.cumsum([len(classes) for classes in self.slots.values()])
+        out = np.empty(ends[-1], np.float32)
+        with self.lock:
+            call("decide", self.session.handle, address(samples), len(samples), address(out), None)
+        return dict(zip(self.slots, np.split(out, ends[:-1]), strict=True))
+
+    def decide(self, waveform: ArrayLike) -> dict[str, str]:
+        """Return the class of the highest score of each slot. Raises UserError if the file holds no head."""
+        return {slot: self.slots[slot][int(scores.argmax())] for slot, scores in self.scores(waveform).items()}
 
     def front_end(self, waveform: ArrayLike) -> Floats:
         """Return the encoder's input (frames, dim)."""

@@ -6,6 +6,7 @@ its configuration describes.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 from upstreams.config import ModelConfig
 from upstreams.errors import UserError
 from upstreams.packed.contents import Entry, Layer, Values, contents
+from upstreams.packed.head import Head
 
 MAX_OVERRIDES, MAX_PATTERN = 1000, 200  # each module's name is compared with each override's pattern
 MAX_SHOWN = 100  # characters of a name in a message
@@ -43,7 +45,9 @@ def shown(name: object) -> str:
     return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}..."
 
 
-def check_header(path: Path, config: ModelConfig, layers: Mapping[str, Layer], tensors: Header) -> dict[str, Entry]:
+def check_header(
+    path: Path, config: ModelConfig, layers: Mapping[str, Layer], tensors: Header, head: Head | None
+) -> dict[str, Entry]:
     """Return what each tensor of a file must hold. Raises UserError unless the file has what its configuration has."""
     overrides = config.quantization.overrides
     if len(overrides) > MAX_OVERRIDES or any(len(pattern) > MAX_PATTERN for pattern in overrides):
@@ -51,7 +55,7 @@ def check_header(path: Path, config: ModelConfig, layers: Mapping[str, Layer], t
     entries: dict[str, Entry] = {}
     expected_layers: set[str] = set()
     try:
-        for item in contents(config):
+        for item in itertools.chain(contents(config), head.entries(config) if head else ()):
             if isinstance(item, Entry):
                 _check_entry(item, tensors)
                 entries[item.name] = item

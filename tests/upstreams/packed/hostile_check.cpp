@@ -32,6 +32,11 @@ int main(int count, char** names) {
         if (superbit_session_open(model, 1, nullptr, &session) != SUPERBIT_OK) return 1;
         const int done = superbit_forward(session, samples.data(), 1600, superbit_layers(model), states.data());
         if (done != SUPERBIT_OK && done != SUPERBIT_NOT_A_NUMBER) return 1;
+        std::vector<int> choices(size_t(superbit_slots(model)) + 1);
+        const int decided = superbit_decide(session, samples.data(), 1600, nullptr, choices.data());
+        if (decided != (superbit_slots(model) ? done : SUPERBIT_INVALID_ARGUMENT)) return 1;
+        for (int slot = 0; slot < superbit_slots(model); ++slot)
+            if (!superbit_class(model, slot, choices[size_t(slot)])) return 1;
         superbit_session_close(session);
         superbit_close(model);
     }

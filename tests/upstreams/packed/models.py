@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
+import numpy as np
 import torch
 
 from upstreams.config import ModelConfig, QuantizationConfig, preset
 from upstreams.formats import checkpoint
 from upstreams.model import AudioEncoder
-from upstreams.packed import kernels
+from upstreams.packed import convert, file, kernels
+from upstreams.packed.head import Head, TrainedHead
 from upstreams.packed.library import LEVELS
 from upstreams.quantization.convert import calibrate
 from upstreams.quantization.quantizers import ActivationQuantizer
@@ -37,6 +40,16 @@ def quantized(config: ModelConfig | str, bits: str, overrides: dict[str, str] | 
         calibrate(model, waveforms, torch.tensor([32_000, 32_000]))
         model.fit_output([(waveforms, torch.tensor([32_000, 32_000]))])
     return model
+
+
+def with_head(path: Path, out: Path, slots: dict[str, tuple[str, ...]]) -> Path:
+    """Write a packed file again with a random head."""
+    packed, rng = file.read(path), np.random.default_rng(0)
+    head = Head("ic" if len(slots) > 1 else "ks", slots)
+    tensors = {entry.name: rng.standard_normal(entry.shape).astype(np.float32) for entry in head.entries(packed.config)}
+    tensors["head.gain"] = np.array(0.7, np.float32)
+    convert.pack_checkpoint(path, out, TrainedHead(head, tensors, {"seed": 0}))
+    return out
 
 
 def margin(model: AudioEncoder, waveforms: torch.Tensor, lengths: torch.Tensor) -> float:

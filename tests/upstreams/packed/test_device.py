@@ -12,7 +12,7 @@ import pytest
 import soundfile
 
 import upstreams
-from tests.upstreams.packed.models import HAS_NATIVE, noise, quantized
+from tests.upstreams.packed.models import HAS_NATIVE, noise, quantized, with_head
 from upstreams.packed import convert
 from upstreams.packed.runtime import Runtime
 
@@ -23,6 +23,7 @@ CROSS, EMULATOR = (
     shutil.which("qemu-aarch64-static") or shutil.which("qemu-aarch64"),
 )
 COMPILER = shutil.which("cc") or shutil.which("gcc")
+SLOTS = {"action": ("on", "off"), "room": ("kitchen", "bedroom", "none")}
 
 pytestmark = [
     pytest.mark.skipif(not HAS_NATIVE, reason="no native kernel is selected"),
@@ -55,22 +56,25 @@ def expected_features(model: Path, speech: Path) -> np.ndarray:
     return np.stack(Runtime(model)(waveform)).mean((0, 1))
 
 
+def expected_decision(model: Path, speech: Path) -> str:
+    waveform, _ = soundfile.read(speech, dtype="float32")
+    return "".join(f"{slot}: {choice}\n" for slot, choice in Runtime(model).decide(waveform).items())
+
+
 @pytest.mark.skipif(COMPILER is None, reason="there is no C compiler here")
 def test_the_c_example_prints_features_and_decisions(model: Path, speech: Path, tmp_path: Path) -> None:
     library = next(PACKED.glob("_kernel*.so"))
     program = tmp_path / "keyword"
     flags = ["-std=c11", "-Wall", "-Wextra", "-Werror", f"-I{PACKED}/engine"]
-    built = run(COMPILER, *flags, EXAMPLE, library, "-lm", "-o", program)
+    built = run(COMPILER, *flags, EXAMPLE, library, "-o", program)
     assert built.returncode == 0, built.stderr
     there = {"LD_LIBRARY_PATH": str(library.parent)}
     done = run(program, model, speech, **there)
     assert done.returncode == 0, done.stderr
     features = np.array(done.stdout.split(), float)
     np.testing.assert_allclose(features, expected_features(model, speech), atol=1e-4, rtol=1e-4)
-    head = tmp_path / "head.txt"
-    heavy = " ".join(str(100 * value) for value in features)
-    head.write_text(f"quiet 0 {' '.join(['0'] * len(features))}\nloud 0 {heavy}\n")
-    assert run(program, model, speech, head, **there).stdout == "loud\n"
+    spotter = with_head(model, tmp_path / "spotter.safetensors", SLOTS)
+    assert run(program, spotter, speech, **there).stdout == expected_decision(spotter, speech)
     for wrong, message in ((model, "is not a WAV file"), (tmp_path / "none", "is not a WAV file")):
         refused = run(program, model, wrong, **there)
         assert refused.returncode == 1 and message in refused.stderr
@@ -103,3 +107,5 @@ def test_the_kernel_and_a_whole_model_on_aarch64(model: Path, speech: Path, tmp_
     assert done.returncode == 0, done.stderr
     features = np.array(done.stdout.split(), float)
     np.testing.assert_allclose(features, expected_features(model, speech), atol=1e-3, rtol=1e-3)
+    spotter = with_head(model, tmp_path / "spotter.safetensors", SLOTS)
+    assert run(EMULATOR, keyword, spotter, speech).stdout == expected_decision(spotter, speech)

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from tests.upstreams.packed.models import HAS_NATIVE, quantized
+from tests.upstreams.packed.models import HAS_NATIVE, quantized, with_head
 from upstreams.config import EncoderConfig, FrontEndConfig, ModelConfig
 from upstreams.errors import UserError
 from upstreams.formats.metadata import PACKED
@@ -59,7 +59,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = ModelConfig("small", FrontEndConfig(mels=4), encoder)
     path = tmp_path_factory.mktemp("hostile") / "whole.safetensors"
     convert.save(path, convert.pack(quantized(config, "w1a1")), {"seed": 1})
-    return path
+    return with_head(path, path.with_name("head.safetensors"), {"slot": ("yes", "no"), "other": ("one",)})
 
 
 def spliced(tree: Any, path: tuple[Any, ...], text: str) -> str:

@@ -200,7 +200,49 @@ class Lister {
     }
 };
 
+constexpr size_t MOST_SLOTS = 16, MOST_CLASSES = size_t(1) << 20, LONGEST_NAME = 100;
+
+bool is_printable(const std::string& name) {
+    bool all = !name.empty() && name.size() <= LONGEST_NAME;
+    for (char c : name) all &= c >= ' ' && c <= '~';
+    return all;
+}
+
 }  // namespace
+
+std::vector<Slot> read_slots(const Json& head) {
+    const Json *task = head.find("task"), *listed = head.find("slots");
+    if (task == nullptr || listed == nullptr || head.members.size() != 2)
+        throw InvalidFile("the head is not a mapping of task and slots");
+    bool is_known = false;
+    for (const char* name : {"ks", "ic", "sid", "er"}) is_known |= task->kind == Json::text && task->string == name;
+    if (!is_known) throw InvalidFile("the head's task is none of ks, ic, sid, er");
+    if (listed->kind != Json::object || listed->members.empty() || listed->members.size() > MOST_SLOTS)
+        throw InvalidFile("the head's slots are not a mapping with 1 to 16 names");
+    std::vector<Slot> slots;
+    for (const auto& [name, classes] : listed->members) {
+        if (classes.kind != Json::list || classes.items.empty() || classes.items.size() > MOST_CLASSES)
+            throw InvalidFile("the classes of a slot of the head are not a list of 1 to 1048576 names");
+        Slot slot{name, {}};
+        bool are_names = is_printable(name);
+        for (const Json& one : classes.items) {
+            are_names &= one.kind == Json::text && is_printable(one.string);
+            slot.classes.push_back(one.string);
+        }
+        if (!are_names) throw InvalidFile("a name in the head is not a text of 1 to 100 printable ASCII characters");
+        slots.push_back(std::move(slot));
+    }
+    return slots;
+}
+
+void list_head(const ModelConfig& config, const std::vector<Slot>& slots, const std::function<void(const Entry&)>& entry) {
+    int64_t classes = 0;
+    for (const Slot& slot : slots) classes += int64_t(slot.classes.size());
+    entry({"head.gain", {}, Values::positive});
+    entry({"head.layer_weights", {config.encoder.layers + 1}});
+    entry({"head.weight", {classes, config.encoder.dim}});
+    entry({"head.bias", {classes}});
+}
 
 void list_contents(const ModelConfig& config, const Contents& found) { Lister(config, found).run(); }
 

@@ -34,6 +34,18 @@ struct Contents {
     std::function<void(const std::string&, const Layer&)> layer;
 };
 
+// A decision of a head: one of the classes.
+struct Slot {
+    std::string name;
+    std::vector<std::string> classes;
+};
+
+// The slots of the head that a file's metadata describe. Throw InvalidFile if the description is not valid.
+std::vector<Slot> read_slots(const Json& head);
+
+// Call the function for each tensor of a head.
+void list_head(const ModelConfig& config, const std::vector<Slot>& slots, const std::function<void(const Entry&)>& entry);
+
 // Call the functions for everything in the file, one after the other, so that a check ends at the first difference. Throw
 // InvalidFile on invalid bits, on an override that matches no module, and if nothing is quantized.
 void list_contents(const ModelConfig& config, const Contents& found);

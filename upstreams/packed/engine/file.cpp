@@ -165,6 +165,7 @@ void PackedFile::read_header() {
                 fail("is damaged or not a packed file (the layer " + Json::shown(name) + " has no bits or no sign)");
             layers[name] = {Bits::parse(bits->string), is_signed->truth};
         }
+        if (const Json* head = model.find("head")) slots = read_slots(*head);
     } catch (const InvalidFile& error) {
         const std::string message = error.what();
         fail(message.rfind("is damaged", 0) == 0 ? message : "is not valid: " + message);
@@ -242,16 +243,17 @@ std::map<std::string, Entry> PackedFile::check_contents() {
     if (is_long) fail("it has over 1000 overrides, or one of over 200 characters");
     std::map<std::string, Entry> entries;
     std::map<std::string, bool> expected;
+    auto check_entry = [&](const Entry& entry) {
+        auto found = tensors.find(entry.name);
+        if (found == tensors.end()) fail(entry.name + " is missing");
+        const Tensor& tensor = found->second;
+        if (tensor.is_codes != (entry.values == Values::codes) || tensor.shape != entry.shape)
+            fail(entry.name + " is " + (tensor.is_codes ? "uint8 " : "float32 ") + shape_text(tensor.shape) + ", but must be " +
+                 (entry.values == Values::codes ? "uint8 " : "float32 ") + shape_text(entry.shape));
+        entries[entry.name] = entry;
+    };
     list_contents(config, {
-        [&](const Entry& entry) {
-            auto found = tensors.find(entry.name);
-            if (found == tensors.end()) fail(entry.name + " is missing");
-            const Tensor& tensor = found->second;
-            if (tensor.is_codes != (entry.values == Values::codes) || tensor.shape != entry.shape)
-                fail(entry.name + " is " + (tensor.is_codes ? "uint8 " : "float32 ") + shape_text(tensor.shape) +
-                     ", but must be " + (entry.values == Values::codes ? "uint8 " : "float32 ") + shape_text(entry.shape));
-            entries[entry.name] = entry;
-        },
+        check_entry,
         [&](const std::string& name, const Layer& layer) {
             expected[name] = true;
             auto found = layers.find(name);
@@ -260,6 +262,7 @@ std::map<std::string, Entry> PackedFile::check_contents() {
             own->columns = layer.columns;
         },
     });
+    if (!slots.empty()) list_head(config, slots, check_entry);
     auto check = [&](const std::string& name) {
         if (!entries.count(name) && !expected.count(name)) fail("there is " + Json::shown(name) + ", which it does not have");
     };

@@ -38,6 +38,7 @@ class PackedFile {
     ModelConfig config;
     std::string config_text;  // JSON
     std::map<std::string, Layer> layers;
+    std::vector<Slot> slots;  // of the head; none without a head
 
     bool has(const std::string& name) const { return tensors.count(name) > 0; }
     std::vector<float> floats(const std::string& name) const;

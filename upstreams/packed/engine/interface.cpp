@@ -84,9 +84,13 @@ bool has_layers(const superbit_session* session, int layers) {
     return session != nullptr && layers >= 0 && layers <= session->session.model->layers();
 }
 
+const Slot* slot_of(const superbit_model* model, int slot) {
+    return slot >= 0 && slot < superbit_slots(model) ? &model->model->head->slots[size_t(slot)] : nullptr;
+}
+
 }  // namespace
 
-int superbit_version(void) { return 1; }
+int superbit_version(void) { return 2; }
 
 const char* superbit_status_text(int status) {
     static const char* const texts[] = {"done",
@@ -121,6 +125,20 @@ int64_t superbit_frames(const superbit_model* model, int64_t samples) {
     return model->model->front_end->frames(samples);
 }
 const char* superbit_config(const superbit_model* model) { return model ? model->model->config_text.c_str() : ""; }
+
+int superbit_slots(const superbit_model* model) { return model && model->model->head ? int(model->model->head->slots.size()) : 0; }
+const char* superbit_slot(const superbit_model* model, int slot) {
+    const Slot* found = slot_of(model, slot);
+    return found ? found->name.c_str() : nullptr;
+}
+int superbit_classes(const superbit_model* model, int slot) {
+    const Slot* found = slot_of(model, slot);
+    return found ? int(found->classes.size()) : 0;
+}
+const char* superbit_class(const superbit_model* model, int slot, int number) {
+    if (number < 0 || number >= superbit_classes(model, slot)) return nullptr;
+    return slot_of(model, slot)->classes[size_t(number)].c_str();
+}
 
 int superbit_session_open(const superbit_model* model, int threads, const char* level, superbit_session** session) {
     if (session == nullptr) return SUPERBIT_INVALID_ARGUMENT;
@@ -160,6 +178,23 @@ int superbit_weighted_sum(superbit_session* session, const float* samples, int64
     if (session == nullptr || weights == nullptr || sum == nullptr || !is_audio(samples, count)) return SUPERBIT_INVALID_ARGUMENT;
     return guarded([&] {
         session->session.weighted_sum(samples, count, weights, sum);
+        return SUPERBIT_OK;
+    });
+}
+
+int superbit_decide(superbit_session* session, const float* samples, int64_t count, float* scores, int* choices) {
+    if (session == nullptr || !session->session.model->head || (scores == nullptr && choices == nullptr) ||
+        !is_audio(samples, count))
+        return SUPERBIT_INVALID_ARGUMENT;
+    return guarded([&] {
+        const std::vector<Slot>& slots = session->session.model->head->slots;
+        size_t classes = 0;
+        for (const Slot& slot : slots) classes += slot.classes.size();
+        std::vector<float> own(scores ? 0 : classes);
+        float* from = scores ? scores : own.data();
+        session->session.decide(samples, count, from);
+        for (size_t n = 0; choices && n < slots.size(); from += slots[n++].classes.size())
+            choices[n] = int(std::max_element(from, from + slots[n].classes.size()) - from);
         return SUPERBIT_OK;
     });
 }

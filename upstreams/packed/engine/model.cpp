@@ -20,6 +20,7 @@ Model::Model(const PackedFile& file) : config(file.config), config_text(file.con
         reduce_pointwise = Linear(file, "encoder.reduce_pointwise");
         recover_linear = Linear(file, "encoder.recover");
     }
+    if (!file.slots.empty()) head = std::make_unique<Head>(file);
     if (!config.output_map) return;
     const std::vector<float> mean = file.floats("output_mean"), deviation = file.floats("output_std");
     for (size_t n = 0; n < mean.size(); ++n) {
@@ -228,7 +229,7 @@ void Session::forward(i64 utterances, const float* const* samples, const int64_t
     context().each(int(utterances), [&](int n, Scratch& own) { run(Context{level, nullptr, own}, n); });
 }
 
-void Session::weighted_sum(const f32* samples, i64 count, const f32* weights, f32* out) {
+void Session::sum_states(const f32* samples, i64 count, const f32* weights, f32* out) {
     const Model& m = *model;
     const Context all = context();
     const i64 frames = m.front_end->frames(count);
@@ -239,7 +240,31 @@ void Session::weighted_sum(const f32* samples, i64 count, const f32* weights, f3
     std::memset(out, 0, size_t(frames * m.dim()) * sizeof(float));
     m.encode(all, embedded, frames, m.layers(), tables, [](i64) -> f32* { return nullptr; },
              [&](i64 layer, const f32* x) { m.add(all, layer, x, frames, weights[layer], out); });
-    m.rotate(all, out, frames);
+}
+
+void Session::weighted_sum(const f32* samples, i64 count, const f32* weights, f32* out) {
+    sum_states(samples, count, weights, out);
+    model->rotate(context(), out, model->front_end->frames(count));
+}
+
+void Session::decide(const f32* samples, i64 count, f32* scores) {
+    const Model& m = *model;
+    const Head& head = *m.head;
+    const Context all = context();
+    Scratch::Scope scope(all.scratch);
+    f32* scaled = all.scratch.take<float>(count);
+    for (i64 n = 0; n < count; ++n) scaled[n] = samples[n] * head.gain;
+    const i64 present = m.front_end->frames(count), frames = head.frames(count, present), width = m.dim();
+    f32* sum = all.scratch.take<float>(present * width);
+    sum_states(scaled, count, head.layer_weights.data(), sum);
+    // Rotation and head are linear: one row of means passes through them, not every frame.
+    double* total = all.scratch.take<double>(width);
+    std::fill(total, total + width, 0.0);
+    for (i64 n = 0; n < frames; ++n)
+        for (i64 c = 0; c < width; ++c) total[c] += sum[n * width + c];
+    for (i64 c = 0; c < width; ++c) sum[c] = float(total[c] / double(frames));
+    m.rotate(all, sum, 1);
+    head.run(all, sum, scores);
 }
 
 }  // namespace superbit

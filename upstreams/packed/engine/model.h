@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "encoder.h"
+#include "head.h"
 
 namespace superbit {
 
@@ -19,6 +20,7 @@ class Model {
     std::unique_ptr<ConvPositions> positions;
     std::unique_ptr<Norm> input_norm, norm;  // of the first block's input and of the last one's output
     std::vector<Block> blocks;
+    std::unique_ptr<Head> head;  // null without one
 
     i64 dim() const { return config.encoder.dim; }
     i64 layers() const { return config.encoder.layers; }
@@ -60,6 +62,8 @@ class Session {
     void forward(const f32* samples, i64 count, i64 layers, f32* states);
     void forward(i64 utterances, const float* const* samples, const int64_t* counts, i64 layers, float* const* states);
     void weighted_sum(const f32* samples, i64 count, const f32* weights, f32* out);
+    // The head's scores of all classes. Only for a model with a head.
+    void decide(const f32* samples, i64 count, f32* scores);
     void front_end(const f32* samples, i64 count, f32* out);
     void encode(const f32* frames_in, i64 frames, i64 layers, f32* states);
 
@@ -68,6 +72,8 @@ class Session {
 
   private:
     void encode(const Context& context, const f32* frames_in, i64 frames, i64 layers, f32* states) const;
+    // The weighted sum without the output map's rotation, (frames, dim).
+    void sum_states(const f32* samples, i64 count, const f32* weights, f32* out);
 
     Level level;
     std::unique_ptr<ThreadPool> pool;

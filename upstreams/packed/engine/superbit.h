@@ -30,7 +30,7 @@ typedef enum {
     SUPERBIT_NOT_A_NUMBER = 2, /* audio or scales overflowed on the way through the model */
     SUPERBIT_CANNOT_READ = 3,  /* the file does not exist or cannot be read to its end */
     SUPERBIT_INVALID_FILE = 4,
-    SUPERBIT_INVALID_ARGUMENT = 5, /* such as no samples, too many layers, or NaN among the samples */
+    SUPERBIT_INVALID_ARGUMENT = 5, /* such as no samples, too many layers, NaN among the samples, or a model without a head */
     SUPERBIT_NOT_STREAMABLE = 6,   /* attention or normalisation needs the whole utterance */
     SUPERBIT_FLUSHED = 7           /* the stream has ended */
 } superbit_status;
@@ -57,6 +57,13 @@ SUPERBIT_EXPORT int64_t superbit_frames(const superbit_model *model, int64_t sam
 /* The model's configuration, JSON. */
 SUPERBIT_EXPORT const char *superbit_config(const superbit_model *model);
 
+/* The trained head of a file that was packed with one. It chooses one class for each slot: intent classification has three
+   slots, other tasks one. Without a head there are no slots. A number out of range has 0 classes, and the name is null. */
+SUPERBIT_EXPORT int superbit_slots(const superbit_model *model);
+SUPERBIT_EXPORT const char *superbit_slot(const superbit_model *model, int slot);
+SUPERBIT_EXPORT int superbit_classes(const superbit_model *model, int slot);
+SUPERBIT_EXPORT const char *superbit_class(const superbit_model *model, int slot, int number);
+
 /* threads: 1 to 255, the caller's included; fewer are used if the system does not start as many. level: one of
    superbit_level, or null for the best one. */
 SUPERBIT_EXPORT int superbit_session_open(const superbit_model *model, int threads, const char *level,
@@ -71,6 +78,9 @@ SUPERBIT_EXPORT int superbit_forward_batch(superbit_session *session, int64_t ut
 /* The sum of all hidden states times `weights` (layers + 1), (frames, dim). */
 SUPERBIT_EXPORT int superbit_weighted_sum(superbit_session *session, const float *samples, int64_t count, const float *weights,
                                           float *sum);
+/* The decision of the model's head. scores: one for each class of all slots in turn, before a softmax. choices: for each slot
+   the number of the class with the highest score. One of both may be null. */
+SUPERBIT_EXPORT int superbit_decide(superbit_session *session, const float *samples, int64_t count, float *scores, int *choices);
 /* The two parts of superbit_forward: samples to (frames, dim), and from there to the hidden states. */
 SUPERBIT_EXPORT int superbit_front_end(superbit_session *session, const float *samples, int64_t count, float *frames);
 SUPERBIT_EXPORT int superbit_encode(superbit_session *session, const float *frames, int64_t count, int layers, float *states);
