@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -22,6 +23,7 @@ CROSS, EMULATOR = (
     shutil.which("aarch64-linux-gnu-g++"),
     shutil.which("qemu-aarch64-static") or shutil.which("qemu-aarch64"),
 )
+ANALYSER = shutil.which("llvm-mca")
 COMPILER = shutil.which("cc") or shutil.which("gcc")
 SLOTS = {"action": ("on", "off"), "room": ("kitchen", "bedroom", "none")}
 
@@ -80,6 +82,60 @@ def test_the_c_example_prints_features_and_decisions(model: Path, speech: Path, 
         assert refused.returncode == 1 and message in refused.stderr
     refused = run(program, speech, speech, **there)
     assert refused.returncode == 1 and "damaged or not a safetensors file" in refused.stderr
+
+
+# The binary product alone, at both levels; neon.cpp would otherwise compile every operation of the kernel.
+PRODUCTS = """
+#include "kernel/operations.h"
+#undef SUPERBIT_FOR_EVERY_OPERATION
+#define SUPERBIT_FOR_EVERY_OPERATION(DO)
+#include "kernel/arch/neon.cpp"
+using namespace superbit;
+void with_neon(const u32* bits, i64 words, const u32* weights, int32_t* counts) {
+    neon::Binary::count_differing<4, 1>(bits, words, weights, counts);
+}
+void in_scalar_code(const u32* bits, i64 words, const u32* weights, int32_t* counts) {
+    generic::Binary::count_differing<4, 1>(bits, words, weights, counts);
+}
+"""
+
+
+def counting_loops(assembly: str) -> dict[int, str]:
+    """Return the innermost loops with popcounts, by the number of words whose differing bits a round counts."""
+    lines, labels, found = assembly.splitlines(), dict[str, int](), dict[int, str]()
+    for number, line in enumerate(lines):
+        if label := re.match(r"(\.L\d+):", line):
+            labels[label[1]] = number
+        jump = re.match(r"\s+(?:b\.?[a-z]+|cbn?z|tbn?z)\s.*(\.L\d+)$", line)
+        if jump is None or jump[1] not in labels:
+            continue
+        body = lines[labels[jump[1]] + 1 : number + 1]
+        words = sum({"16b": 4, "8b": 1}[count[1]] for one in body if (count := re.match(r"\s+cnt\s.*\.(8b|16b)$", one)))
+        if words and not any(one.startswith(".L") for one in body):
+            found[words] = "\n".join(body)
+    return found
+
+
+@pytest.mark.skipif(CROSS is None or ANALYSER is None, reason="there is no compiler for aarch64, or no llvm-mca")
+@pytest.mark.parametrize("processor", ["cortex-a55", "cortex-a76"])
+def test_neon_counts_differing_bits_in_a_sixth_of_the_cycles_of_scalar_code(processor: str, tmp_path: Path) -> None:
+    """As llvm-mca estimates them for a small and a large core."""
+    assert CROSS is not None and ANALYSER is not None
+    source, assembly = tmp_path / "products.cpp", tmp_path / "products.s"
+    source.write_text(PRODUCTS)
+    built = run(CROSS, "-std=c++17", "-O3", "-w", "-S", f"-I{PACKED}", source, "-o", assembly)
+    assert built.returncode == 0, built.stderr
+    loops = counting_loops(assembly.read_text())
+    assert sorted(loops) == [4, 64]  # scalar, NEON
+    cycles = {}
+    for words, body in loops.items():
+        (tmp_path / "loop.s").write_text(body)
+        command = (ANALYSER, "-mtriple=aarch64-linux-gnu", f"-mcpu={processor}", "-iterations=100", tmp_path / "loop.s")
+        total = re.search(r"Total Cycles:\s+(\d+)", run(*command).stdout)
+        assert total is not None
+        cycles[words] = int(total[1]) / 100 / words
+    print(f"{processor}: {cycles[4]:.2f} cycles a word in scalar code, {cycles[64]:.2f} with NEON")
+    assert cycles[4] >= 6 * cycles[64]
 
 
 @pytest.mark.slow

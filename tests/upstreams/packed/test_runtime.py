@@ -45,6 +45,16 @@ CASES = {
         "w1a1",
         {},
     ),
+    "w1a1, positions by spectra": (
+        variant(kind="transformer", norm="post", position_groups=3, position_kernel=51),
+        "w1a1",
+        {},
+    ),
+    "w1a32, quantized positions by spectra": (
+        variant(kind="transformer", norm="post", position_groups=7, position_kernel=48),
+        "w1a32",
+        {"positions": "w4a32"},
+    ),
     "w1a1, rotary, 20 ms frames": (variant({**CONVOLUTION, "subsampling": 2}, positions="rotary"), "w1a1", {}),
     "w1a1, relative": (variant(positions="relative", activation="gelu"), "w1a1", {}),
     "w1a1, front-end and positions too": (variant(CONVOLUTION), "w1a1", {"front_end": "w1a1", "positions": "w4a8"}),

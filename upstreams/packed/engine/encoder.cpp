@@ -28,19 +28,29 @@ ConvPositions::ConvPositions(const PackedFile& file) {
     const EncoderConfig& config = file.config.encoder;
     dim = config.dim, taps = config.position_kernel, groups = config.position_groups;
     before = taps / 2, after = taps - 1 - before;
-    FileLayer layer = FileLayer::read(file, "encoder.positions.convolution");
+    const std::string name = "encoder.positions.convolution";
+    const i64 inputs = dim / groups, filter = inputs * taps;
+    // Segments of a stream would be cut elsewhere than those of a whole utterance, with other roundings.
+    const bool is_spectral = config.kind != "sparseformer" && inputs >= 8 && taps >= 48;
+    if (is_spectral && !file.layers.count(name)) {
+        const std::vector<float> shift = file.floats(name + ".bias");
+        bias.assign(shift.begin(), shift.end());
+        // One filter at a time: at 12 x 768 all of them have 19 MB.
+        transform_weights([&](i64 output) { return file.floats(name + ".weight", output * filter, filter); });
+        return;
+    }
+    FileLayer layer = FileLayer::read(file, name);
     levels = InputLevels(layer);
-    const i64 inputs = dim / groups;
     if (inputs == 1) {
         depthwise = DepthwiseConvolution(layer, 1, 0);
         return;
     }
     bias.assign(layer.bias.begin(), layer.bias.end());
-    // Moved if it is not quantized: at 12 x 768 it has 19 MB.
-    const std::vector<float> weight = layer.whole.empty() ? std::move(layer.weight) : layer.floats();
-    // Segments of a stream would be cut elsewhere than those of a whole utterance, with other roundings.
-    if (config.kind != "sparseformer" && inputs >= 8 && taps >= 48) {
-        transform_weights(weight);
+    const std::vector<float> weight = layer.floats();
+    if (is_spectral) {
+        transform_weights([&](i64 output) {
+            return std::vector<float>(weight.begin() + output * filter, weight.begin() + (output + 1) * filter);
+        });
         return;
     }
     std::vector<float> rows(size_t(inputs * inputs * taps));
@@ -55,10 +65,9 @@ ConvPositions::ConvPositions(const PackedFile& file) {
     }
 }
 
-// weight: (dim, inputs of a group, taps)
-void ConvPositions::transform_weights(const std::vector<float>& weight) {
-    length = (taps + taps / 2 + 1) / 2 * 2, step = length - taps + 1, frequencies = length / 2 + 1;
-    const i64 rows = 2 * frequencies, inputs = dim / groups, part = blocks_of(inputs) * inputs * LANES;
+void ConvPositions::transform_weights(const std::function<std::vector<float>(i64)>& filter) {
+    length = (taps + taps / 2 + 1) / 2 * 2;
+    const i64 step = length - taps + 1, frequencies = length / 2 + 1, rows = 2 * frequencies, inputs = dim / groups, part = blocks_of(inputs) * inputs * LANES;
     auto angle = [&](i64 frequency, i64 n) { return 2.0 * 3.14159265358979323846 * double(frequency * n % length) / double(length); };
     forward.resize(size_t(rows * length)), backward.resize(size_t(step * rows));
     std::vector<float> of_taps(size_t(rows * taps));  // conjugated: out[t] sums weight[tap] x[t + tap]
@@ -85,7 +94,7 @@ void ConvPositions::transform_weights(const std::vector<float>& weight) {
     spectra.assign(size_t(groups * frequencies * 2 * part), 0.0f);
     std::vector<float> of_output(size_t(inputs * rows));
     for (i64 output = 0; output < dim; ++output) {
-        transform.run(context, weight.data() + output * inputs * taps, taps, inputs, of_output.data(), rows);
+        transform.run(context, filter(output).data(), taps, inputs, of_output.data(), rows);
         const i64 group = output / inputs, j = output % inputs;
         for (i64 k = 0; k < inputs; ++k)
             for (i64 n = 0; n < rows; ++n)
@@ -102,41 +111,6 @@ void ConvPositions::multiply(const Context& context, const f32* x, i64 frames, f
     }
 }
 
-void ConvPositions::multiply_spectra(const Context& context, const f32* x, i64 frames, f32* out) const {
-    const i64 total = before + frames + after, rows = 2 * frequencies, blocks = blocks_of(dim);
-    const i64 all = (frames + step - 1) / step, most = 8;  // segments at a time
-    float* zeros = context.scratch.take<float>(blocks * LANES);
-    std::fill(zeros, zeros + blocks * LANES, 0.0f);
-    for (i64 first = 0; first < all; first += most) {
-        Scratch::Scope scope(context.scratch);
-        const i64 segments = std::min(most, all - first);
-        float* spectrum = context.scratch.take<float>(rows * segments * dim);
-        float* product = context.scratch.take<float>(segments * blocks * rows * LANES);
-        float* packed = context.scratch.take<float>(blocks * length * LANES);
-        std::fill(packed, packed + blocks * length * LANES, 0.0f);
-        for (i64 s = 0; s < segments; ++s) {
-            const i64 start = (first + s) * step, present = std::min(length, total - start);
-            for (i64 n = 0; n < length; ++n)
-                for (i64 block = 0; block < blocks; ++block) {
-                    float* to = packed + (block * length + n) * LANES;
-                    const i64 width = std::min(LANES, dim - block * LANES);
-                    for (i64 c = 0; c < width; ++c) to[c] = n < present ? x[(start + n) * dim + block * LANES + c] : 0.0f;
-                }
-            context.run(FloatProduct{forward.data(), length, length, packed, length, dim, blocks, zeros, spectrum + s * dim, segments * dim},
-                        rows, 8);
-        }
-        context.run(SpectralProduct{spectrum, segments, dim, groups, frequencies, spectra.data(), product}, groups * frequencies, 8);
-        for (i64 s = 0; s < segments; ++s) {
-            const i64 start = (first + s) * step;
-            context.run(FloatProduct{backward.data(), rows, rows, product + s * blocks * rows * LANES, rows, dim, blocks, zeros,
-                                     out + start * dim, dim},
-                        std::min(step, frames - start), 8);
-        }
-    }
-    for (i64 n = 0; n < frames; ++n)
-        for (i64 c = 0; c < dim; ++c) out[n * dim + c] += bias[size_t(c)];
-}
-
 void ConvPositions::run(const Context& context, const f32* padded, i64 frames, f32* out) const {
     Scratch::Scope scope(context.scratch);
     const i64 total = before + frames + after;
@@ -151,7 +125,9 @@ void ConvPositions::run(const Context& context, const f32* padded, i64 frames, f
             from = x;
         }
         if (length)
-            multiply_spectra(context, from, frames, y);
+            context.run(SpectralConvolution{from, frames, taps, dim, groups, length, forward.data(), spectra.data(), backward.data(),
+                                            bias.data(), y},
+                        groups, 1);
         else
             multiply(context, from, frames, y);
     }

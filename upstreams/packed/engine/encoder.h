@@ -2,6 +2,7 @@
 
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -22,15 +23,15 @@ class ConvPositions {
 
   private:
     void multiply(const Context& context, const f32* x, i64 frames, f32* out) const;
-    void multiply_spectra(const Context& context, const f32* x, i64 frames, f32* out) const;
-    void transform_weights(const std::vector<float>& weight);
+    // filter(output): its weights, (inputs of a group, taps)
+    void transform_weights(const std::function<std::vector<float>(i64)>& filter);
 
     i64 dim, taps, groups;
     InputLevels levels;
     DepthwiseConvolution depthwise;
     std::vector<FloatLinear> products;
-    // The same by spectra of segments of `length` frames, of which each gives `step` frames.
-    i64 length = 0, step = 0, frequencies = 0;
+    // The same by spectra of segments of `length` frames, if that is not 0.
+    i64 length = 0;
     Buffer<float> spectra, forward, backward, bias;
 };
 

@@ -310,10 +310,9 @@ void PackedFile::check_values(const std::map<std::string, Entry>& entries, uint3
     if (!fault.empty()) fail("is not valid: " + fault);
 }
 
-std::vector<float> PackedFile::floats(const std::string& name) const {
-    const Tensor& tensor = tensors.at(name);
-    std::vector<float> values(size_t(tensor.count()));
-    source->read(data + tensor.begin, tensor.end - tensor.begin, values.data());
+std::vector<float> PackedFile::floats(const std::string& name, int64_t first, int64_t count) const {
+    std::vector<float> values(static_cast<size_t>(count));
+    source->read(data + tensors.at(name).begin + 4 * first, 4 * count, values.data());
     return values;
 }
 

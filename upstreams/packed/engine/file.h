@@ -41,7 +41,8 @@ class PackedFile {
     std::vector<Slot> slots;  // of the head; none without a head
 
     bool has(const std::string& name) const { return tensors.count(name) > 0; }
-    std::vector<float> floats(const std::string& name) const;
+    std::vector<float> floats(const std::string& name) const { return floats(name, 0, tensors.at(name).count()); }
+    std::vector<float> floats(const std::string& name, int64_t first, int64_t count) const;
     std::vector<uint8_t> codes(const std::string& name) const;
     const std::vector<int64_t>& shape(const std::string& name) const { return tensors.at(name).shape; }
 

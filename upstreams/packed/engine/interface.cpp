@@ -3,6 +3,9 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#if defined(__GLIBC__)
+#include <malloc.h>
+#endif
 
 #include "../kernel/levels.h"
 #include "model.h"
@@ -58,6 +61,9 @@ int open_model(const Open& open, superbit_model** model, char* message, size_t s
         try {
             const PackedFile file(open());
             *model = new superbit_model{std::make_shared<const Model>(file)};
+#if defined(__GLIBC__)
+            malloc_trim(0);  // what only loading needed, 9 MB at 12 x 768, goes back to the system
+#endif
             return SUPERBIT_OK;
         } catch (const std::runtime_error& error) {
             tell(error.what(), message, size);

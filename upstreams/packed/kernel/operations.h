@@ -30,6 +30,6 @@
     DO(Depthwise)                                                                                               \
     DO(StemFirst)                                                                                               \
     DO(StemDepthwise)                                                                                           \
-    DO(SpectralProduct)                                                                                         \
+    DO(SpectralConvolution)                                                                                     \
     DO(LogMel)                                                                                                  \
     DO(PopcountPeak)
