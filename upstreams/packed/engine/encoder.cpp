@@ -67,7 +67,8 @@ ConvPositions::ConvPositions(const PackedFile& file) {
 
 void ConvPositions::transform_weights(const std::function<std::vector<float>(i64)>& filter) {
     length = (taps + taps / 2 + 1) / 2 * 2;
-    const i64 step = length - taps + 1, frequencies = length / 2 + 1, rows = 2 * frequencies, inputs = dim / groups, part = blocks_of(inputs) * inputs * LANES;
+    const i64 step = length - taps + 1, frequencies = length / 2 + 1, rows = 2 * frequencies;
+    const i64 inputs = dim / groups, part = blocks_of(inputs) * inputs * LANES;
     auto angle = [&](i64 frequency, i64 n) { return 2.0 * 3.14159265358979323846 * double(frequency * n % length) / double(length); };
     forward.resize(size_t(rows * length)), backward.resize(size_t(step * rows));
     std::vector<float> of_taps(size_t(rows * taps));  // conjugated: out[t] sums weight[tap] x[t + tap]

@@ -15,12 +15,12 @@ namespace superbit {
 struct SpectralConvolution {
     const f32* x;  // (frames + taps - 1, dim)
     i64 frames, taps, dim, groups;
-    i64 length;              // frames of a segment, of which each gives length - taps + 1
-    const f32* forward;      // (2 frequencies, length): real and imaginary part of each frequency
-    const f32* weights;      // (group, frequency, real and imaginary part), each in blocks of outputs
-    const f32* backward;     // (length - taps + 1, 2 frequencies)
-    const f32* bias;         // (dim,)
-    f32* out;                // (frames, dim)
+    i64 length;           // frames of a segment, of which each gives length - taps + 1
+    const f32* forward;   // (2 frequencies, length): real and imaginary part of each frequency
+    const f32* weights;   // (group, frequency, real and imaginary part), each in blocks of outputs
+    const f32* backward;  // (length - taps + 1, 2 frequencies)
+    const f32* bias;      // (dim,)
+    f32* out;             // (frames, dim)
 
     static constexpr i64 SEGMENTS = 8;  // at a time: the weights of a group are read once for all of them
 
