@@ -7,6 +7,7 @@ step's micro-batches while the device computes.
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,9 +48,9 @@ def fit(
 
     The random generator is seeded with the number of each micro-batch, so a resumed run and a run with another world
     size draw the same numbers. Under torchrun the ranks share a step's micro-batches and gradients are summed over
-    them; all ranks start from rank 0's weights, and rank 0 logs and saves. validate: called on every rank before a
-    state is saved, with the module that would be the result: the moving average, if there is one. Its values are logged
-    under valid/. Raises UserError after `max_skipped` consecutive steps without audio or a finite gradient, and if the
+    them; all ranks start from rank 0's weights, and rank 0 logs and saves. validate: called every `save_every` steps
+    on every rank, with the module that would be the result: the moving average, if there is one. Its values are logged
+    under valid/. Raises UserError after `max_skipped` steps in a row without audio or a finite gradient, and if the
     memory of the device or of the CPU is too small. On SIGTERM or Ctrl-C it saves the state of the last complete step
     and raises SystemExit(143) or KeyboardInterrupt.
     """
@@ -95,10 +96,11 @@ def fit(
                 unread = report
                 run.step += 1
                 bar.update()
-                if run.step % settings.save_every == 0 or run.step == steps:
+                due = run.step % settings.save_every == 0 or run.step == steps
+                if due or run.saved_long_ago():
                     finish_step(unread)
                     unread = None
-                    if validate is not None:
+                    if due and validate is not None:
                         with run.computing():
                             show(validate(run.result), run.step, "valid/")
                     run.save()
@@ -155,6 +157,7 @@ class _Run:
         self.skipped = SkippedSteps(folder, settings.max_skipped)
         self.unreadable = 0.0  # files that could not be read since the start of the training, over all ranks
         self.states = state.States(folder, settings.keep)
+        self.saved_at = time.monotonic()
         self._resume()
         dtype = settings.compute_dtype(self.device)
         self.autocast = torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32)
@@ -277,8 +280,14 @@ class _Run:
         """The module whose weights the training would return now."""
         return self.task.module if self.average is None else self.average.module
 
+    def saved_long_ago(self) -> bool:
+        """True on every rank if rank 0 wrote no state for `save_minutes`."""
+        limit = 60 * self.settings.save_minutes
+        return limit > 0 and distributed.any_rank(self.main and time.monotonic() - self.saved_at >= limit)
+
     def save(self) -> None:
         """Write the state before the next step."""
+        self.saved_at = time.monotonic()
         if not self.main:
             return
         content = {

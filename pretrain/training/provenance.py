@@ -25,7 +25,7 @@ RUN_CONFIG = "config.json"  # the provenance in a run's folder
 # Settings that a run may change when it resumes: they change no weight, or only how a step is computed, so that a run
 # can go on after it ran out of memory.
 MAY_CHANGE = (
-    *("workers", "save_every", "keep", "max_skipped", "source", "expected"),
+    *("workers", "save_every", "save_minutes", "keep", "max_skipped", "source", "expected"),
     *("micro_batch_seconds", "compile", "checkpointing"),
 )
 

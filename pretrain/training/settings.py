@@ -34,6 +34,7 @@ class TrainingSettings:
     compile: bool = False  # torch.compile the encoder's blocks
     checkpointing: bool = False  # keep only the blocks' inputs for the backward pass: less memory, a third more time
     save_every: int = 100  # steps between saved states, from which an interrupted run resumes
+    save_minutes: float = 0.0  # also save a state after so many minutes without one; 0: by steps alone
     keep: int = 2  # newest states to keep
     max_skipped: int = 10  # consecutive steps without audio or a finite gradient, after which training stops
 
@@ -109,7 +110,7 @@ POSITIVE, NOT_NEGATIVE = Range(0, low_included=False), Range(0)
 AT_LEAST_ONE, FRACTION = Range(1), Range(0, 1, high_included=False)
 RANGES = {
     **dict.fromkeys(("batch_seconds", "crop_seconds", "lr", "matrix_lr", "clip"), POSITIVE),
-    **dict.fromkeys(("micro_batch_seconds", "workers", "scale_lr", "weight_decay"), NOT_NEGATIVE),
+    **dict.fromkeys(("micro_batch_seconds", "workers", "scale_lr", "weight_decay", "save_minutes"), NOT_NEGATIVE),
     **dict.fromkeys(("save_every", "keep", "max_skipped"), AT_LEAST_ONE),
     **dict.fromkeys(("warm_up", "ema"), FRACTION),
 }

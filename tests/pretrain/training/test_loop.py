@@ -33,6 +33,15 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path: Path, settings: Tra
     assert equal(Toy(settings).run(tmp_path / "a"), whole)  # a finished run returns the same weights
 
 
+def test_states_are_saved_by_time_as_well(tmp_path: Path) -> None:
+    whole = Toy(SETTINGS).run(tmp_path / "a")
+    by_time = replace(SETTINGS, save_every=1000, save_minutes=1e-9, keep=30)
+    assert equal(Toy(by_time).run(tmp_path / "b"), whole)
+    assert [saved.step for saved in state.States(tmp_path / "b").saved()] == list(range(1, 21))
+    remove_states_after(tmp_path / "b", 13)
+    assert equal(Toy(replace(by_time, save_minutes=60)).run(tmp_path / "b"), whole)
+
+
 def test_gradients_of_micro_batches_add_up_to_those_of_one_batch(tmp_path: Path) -> None:
     """Also if the micro-batches have different sizes."""
     toy = Toy(SETTINGS)
