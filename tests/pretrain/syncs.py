@@ -13,16 +13,19 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import optimizer
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
 from pretrain.audio.manifest import Manifest
+from pretrain.objectives.distillation import DistillationTask
 from pretrain.objectives.hubert import HubertPretraining, Objective
 from pretrain.objectives.masked_prediction import MaskedPrediction
+from pretrain.objectives.task import AudioTask
 from pretrain.training import loop, state
 from pretrain.training.settings import TrainingSettings
+from tests.pretrain.students import student_and_teacher
 from tests.pretrain.tiny_audio import write_corpus
 from upstreams.config import preset
 from upstreams.model import AudioEncoder
@@ -103,7 +106,6 @@ def _has_mask(indices: Any) -> bool:
 
 def train(name: str, folder: Path, steps: int) -> dict[str, int]:
     """Train a small model of an encoder; return how often the host waited in each step."""
-    waits.clear()
     config = preset(name)
     layers = {"layers": 3, "reduce": 1, "recover": 2} if config.encoder.kind == "squeezeformer" else {"layers": 2}
     small = replace(config.encoder, **layers)  # type: ignore[arg-type]
@@ -116,12 +118,26 @@ def train(name: str, folder: Path, steps: int) -> dict[str, int]:
     manifest = Manifest.read(folder / "train.tsv")
     MaskedPrediction.read_labels = lambda self, path, manifest: [np.arange(300) % 8] * len(manifest)  # type: ignore[method-assign, assignment, return-value]
     task = MaskedPrediction(module, settings, manifest, folder, views=2, steps=steps, seed=0)
-    module._apply(OnDevice)
-    for method in ("compute_gradients", "update", "fetch", "read"):
-        setattr(loop._Run, method, noted(getattr(loop._Run, method)))
+    return waits_of(task, folder / name, module)
+
+
+def distil(folder: Path, steps: int) -> dict[str, int]:
+    """Train a 1-bit student; return how often the host waited in each step."""
+    student, teacher, _ = student_and_teacher("w1a1")
+    settings = TrainingSettings(batch_seconds=6, micro_batch_seconds=3, crop_seconds=1.0, save_every=1000)
+    manifest = Manifest.read(folder / "train.tsv")
+    task = DistillationTask(student.train(), teacher, settings, manifest, steps=steps, seed=0)
+    return waits_of(task, folder / "distillation", student, teacher)
+
+
+def waits_of(task: AudioTask[Any], folder: Path, *modules: nn.Module) -> dict[str, int]:
+    """Train on the imagined device; return how often the host waited in each step but the first."""
+    waits.clear()
+    for module in modules:
+        module._apply(OnDevice)
     with Factories():
-        task.train(folder / name, title=name)
-    return {f"step{number}": sum(where == f"step{number}" for where, _ in waits) for number in range(1, steps)}
+        task.train(folder, title=folder.name)
+    return {f"step{number}": sum(where == f"step{number}" for where, _ in waits) for number in range(1, task.steps)}
 
 
 def noted(method: Any) -> Any:
@@ -155,8 +171,10 @@ def main(folder: Path, names: list[str]) -> None:
     with Factories():
         check_the_count()
     write_corpus(folder, utterances=12)
-    for name in names:
-        counts = train(name, folder, 4)
+    for method in ("compute_gradients", "update", "fetch", "read"):
+        setattr(loop._Run, method, noted(getattr(loop._Run, method)))
+    for name in (*names, "distillation"):
+        counts = distil(folder, 4) if name == "distillation" else train(name, folder, 4)
         assert max(counts.values()) <= 1, f"{name}: the host waits {waits}"
 
 
