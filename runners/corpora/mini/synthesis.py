@@ -6,8 +6,10 @@ recognised from the average spectrum alone.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +18,7 @@ from runners.corpora.mini.speakers import Speaker
 from upstreams.config import SAMPLE_RATE
 from upstreams.errors import UserError
 
-_M_MMAP_THRESHOLD = -3
+_M_PERTURB = -6
 
 
 @dataclass(frozen=True)
@@ -107,14 +109,23 @@ def coloured_noise(rng: np.random.Generator, samples: int, colour: float) -> np.
 
 @functools.cache
 def _engine():
-    # Pico reads parts of its 2.5 MB arena before it writes them. Large blocks as fresh mappings (mallopt, glibc only)
-    # make the arena all zeros, and the speech repeatable bit for bit; on a used heap its last bits would differ.
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        mallopt(_M_MMAP_THRESHOLD, 1 << 20)
     from py_nanotts import NanoTTS
 
     return NanoTTS()
+
+
+@contextlib.contextmanager
+def _zeroed_memory() -> Iterator[None]:
+    """Let malloc return zeros inside the block (glibc only).
+
+    Pico reads parts of its 2.5 MB arena before it writes them: on a used heap the last bits of the speech would differ.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", lambda option, value: None)
+    mallopt(_M_PERTURB, 0xFF)  # malloc fills memory with the complement of this byte
+    try:
+        yield
+    finally:
+        mallopt(_M_PERTURB, 0)
 
 
 def _speak(utterance: Synthesis, rng: np.random.Generator) -> np.ndarray:
@@ -132,7 +143,8 @@ def _speak(utterance: Synthesis, rng: np.random.Generator) -> np.ndarray:
             for word, up in zip(words, raised, strict=True)
         )
     # At a volume below 1 Pico does not clip. The level is set afterwards.
-    raw = _engine().speak(text, voice=speaker.voice, speed=rate / float(warp), pitch=pitch, volume=0.5)
+    with _zeroed_memory():
+        raw = _engine().speak(text, voice=speaker.voice, speed=rate / float(warp), pitch=pitch, volume=0.5)
     wave = np.frombuffer(raw, dtype="<i2").astype(np.float64) / 32768
     loud = np.flatnonzero(np.abs(wave) > 0.02 * np.abs(wave).max(initial=0))
     if not len(loud):
