@@ -6,7 +6,6 @@ logs and records are in RUNS/stages. What several rows need is made once.
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -51,7 +50,8 @@ class Maker:
     def checkpoint(self, upstream: Upstream, seed: int) -> tuple[Path, str]:
         """Return the row's checkpoint of a seed and the name of the command that makes it.
 
-        Raises UserError if the row's recipe is for another model.
+        On a CPU, a row with bits is evaluated as the packed file: it is what a device runs, and much faster. Raises
+        UserError if the row's recipe is for another model.
         """
         model = max((p for p in preset_names() if f"{upstream.name}_".startswith(f"{p}_")), key=len)
         bits = registry.model_config(upstream.name).bits
@@ -69,8 +69,12 @@ class Maker:
             for step in (*before, bits):
                 last = self._distillation(last, recipe, str(step), upstream, seed)
             checkpoint = self.commands[last].outputs[0]
-        self._finish(upstream, bits, checkpoint, last, seed)
-        return checkpoint, self._use(last)
+        made = last
+        if Bits.parse(bits).weight < FLOAT.weight:
+            made = self._packing(upstream, checkpoint, last, seed)
+        self._measurement(upstream, made)
+        evaluated = last if self.on_gpu else made
+        return self.commands[evaluated].outputs[0], self._use(evaluated)
 
     def open(self) -> list[Command]:
         """Return the commands that are to be run: those that rows use and that are not done, and what they need."""
@@ -241,40 +245,42 @@ class Maker:
         )
         return self._add(name, command)
 
-    def _finish(self, upstream: Upstream, bits: str, checkpoint: Path, made_by: str, seed: int) -> None:
-        """Add the packing of a row's checkpoint if it has bits, and for the first seed the measurement of its speed."""
-        needs, resources = (made_by,), Resources(memory=int(2 * PROCESS_BYTES))
-        if Bits.parse(bits).weight < FLOAT.weight:
-            packed = self.out / f"seed{seed}" / "packed" / f"{upstream.label}.safetensors"
-            name = f"pack {upstream.label} seed {seed}"
-            command = Command(
-                name=name,
-                needs=needs,
-                arguments=("pack", str(checkpoint), "--out", str(packed)),
-                folder=self._stage(name),
-                part="pack",
-                outputs=(packed,),
-                owned=(packed,),
-                source=checkpoint,
-                resources=resources,
-                size=Size(kind="pack", model=upstream.name, units=1.0),
-            )
-            needs, checkpoint = (self._use(self._add(name, command)),), packed
+    def _packing(self, upstream: Upstream, checkpoint: Path, made_by: str, seed: int) -> str:
+        """Add the packing of a row's checkpoint; return its name."""
+        packed = self.out / f"seed{seed}" / "packed" / f"{upstream.label}.safetensors"
+        name = f"pack {upstream.label} seed {seed}"
+        command = Command(
+            name=name,
+            needs=(made_by,),
+            arguments=("pack", str(checkpoint), "--out", str(packed)),
+            folder=self._stage(name),
+            part="pack",
+            outputs=(packed,),
+            owned=(packed,),
+            source=checkpoint,
+            resources=Resources(memory=int(2 * PROCESS_BYTES)),
+            size=Size(kind="pack", model=upstream.name, units=1.0),
+        )
+        return self._use(self._add(name, command))
+
+    def _measurement(self, upstream: Upstream, made_by: str) -> None:
+        """Add the measurement of the speed of what a command made, once for all seeds of a row."""
         if upstream.label in self._measured:
             return
         self._measured.add(upstream.label)
+        made = self.commands[made_by].outputs[0]
         measured = self.out / "measured" / f"{upstream.label}.json"
         name = f"measure {upstream.label}"
         command = Command(
             name=name,
-            needs=needs,
-            arguments=("profile", str(checkpoint), "--measure", "--json", str(measured)),
+            needs=(made_by,),
+            arguments=("profile", str(made), "--measure", "--json", str(measured)),
             folder=self._stage(name),
             part="measure",
             outputs=(measured,),
             owned=(measured,),
-            source=checkpoint,
-            resources=dataclasses.replace(resources, alone=True),
+            source=made,
+            resources=Resources(memory=int(2 * PROCESS_BYTES), alone=True),
             size=Size(kind="measure", model=upstream.name, units=15.0),
         )
         self._use(self._add(name, command))

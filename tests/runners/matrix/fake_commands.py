@@ -47,8 +47,9 @@ class FakeCommands:
             source = Path(arguments[1]).read_bytes() if Path(arguments[1]).is_file() else b""
             settings = [a for a in arguments if not a.startswith("/")]  # no path: the folder may be another
             made_from = hashlib.sha256(source + path.name.encode() + str(settings).encode()).hexdigest()
-            if path.parent.name == "checkpoints":  # a real one: the next run checks those that are made
-                checkpoint.save(path, _model(path.stem), None, {"made_from": made_from})
+            if path.suffix == ".safetensors":  # a real one: the next run checks those that are made
+                model = Path(arguments[1]).stem if arguments[0] == "pack" else path.stem
+                checkpoint.save(path, _model(model), None, {"made_from": made_from})
             else:
                 path.write_text(made_from)
 

@@ -16,6 +16,7 @@ from runners.matrix.run import Options
 from tests.runners.matrix.fake_commands import FakeCommands
 from tests.runners.matrix.fakes import FakeDownstream, write_matrix
 from upstreams.errors import UserError
+from upstreams.files import sha256
 
 MODEL = "sparseformer_dn_mini"
 ROWS = ["fbank", f"{MODEL}_untrained", MODEL, f"{MODEL}_w1a8", f"{MODEL}_w1a1"]
@@ -72,6 +73,10 @@ def test_every_checkpoint_is_made_once_and_what_changed_is_made_again(
     kept = runs / "seed1/checkpoints"
     assert {path.stem for path in kept.iterdir()} == {*ROWS[1:], f"{MODEL}_w1a32"}
     assert {path.stem for path in (runs / "seed1/packed").iterdir()} == {f"{MODEL}_w1a8", f"{MODEL}_w1a1"}
+    for path in (runs / "seed1/packed").iterdir():
+        assert first[f"cells/{path.stem}/ks/seed1/results.json"] == f'"{sha256(path)}"', (
+            "rows with bits are evaluated packed"
+        )
     assert matrix.evaluate(file, with_manifest, runs, jobs=2) == 0
     assert len(commands.made()) == 11, "nothing is computed twice"
 
