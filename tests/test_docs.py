@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import runpy
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
@@ -79,3 +80,10 @@ def test_the_files_that_the_page_on_architecture_names_exist() -> None:
             named += re.findall(r"`((?:upstreams|pretrain|runners|benchmarks)/[\w./]*)`", line)
     missing = sorted({name for name in named if not (ROOT / name).exists()})
     assert len(named) > 60 and not missing, missing
+
+
+def test_the_tables_of_results_are_those_of_the_committed_csv_files() -> None:
+    tables = runpy.run_path(str(ROOT / "docs/tables.py"))
+    for page in tables["PAGES"]:
+        text = page.read_text(encoding="utf-8")
+        assert tables["with_tables"](text) == text, f"{page.name}: run python docs/tables.py"
