@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 CHECKPOINTS = "SUPERBIT_CHECKPOINTS"
 DEFAULT_FOLDER = Path("runs/superb/seed0/checkpoints")
+SHIPPED = Path(__file__).parent / "shipped"  # packed checkpoints in this package; their README.md is the model card
 LOCAL = "superbit_local"
 _log = logging.getLogger(__name__)
 
@@ -57,8 +58,8 @@ def is_file(target: str) -> bool:
 def checkpoint_path(name: str, ckpt: str | os.PathLike[str] | None = None) -> Path:
     """Return the checkpoint of an upstream: `ckpt` if given, else <name>.safetensors in $SUPERBIT_CHECKPOINTS.
 
-    The folder defaults to that of `make superb`, runs/superb/seed0/checkpoints. Raises UserError on an unknown name and
-    on a missing file.
+    The folder defaults to that of `make superb`, runs/superb/seed0/checkpoints. If it lacks the file, a checkpoint that
+    is part of this package is used, and a message says so. Raises UserError on an unknown name and on a missing file.
     """
     if name not in names():
         raise UserError(f"there is no upstream {name!r}: {nearest(name, names())}")
@@ -67,6 +68,10 @@ def checkpoint_path(name: str, ckpt: str | os.PathLike[str] | None = None) -> Pa
     if name == LOCAL:
         raise UserError("superbit_local needs a checkpoint: add -k FILE.safetensors")
     path = Path(os.environ.get(CHECKPOINTS, DEFAULT_FOLDER)) / f"{name}.safetensors"
+    shipped = SHIPPED / path.name
+    if not path.is_file() and shipped.is_file():
+        _log.info("%s: there is no %s, so the checkpoint that comes with superbit is used", name, path)
+        return shipped
     if not path.is_file():
         raise UserError(
             f"there is no checkpoint for {name} at {path}: set {CHECKPOINTS} to the folder that holds {path.name}, "
