@@ -146,4 +146,7 @@ def load(path: Path) -> AudioEncoder:
             owner._parameters[child] = nn.Parameter(tensor, requires_grad=False)
         else:
             owner._buffers[child] = tensor
+    for module in model.modules():  # a packed file has no batch counters, and a tensor without values cannot be moved
+        if isinstance(module, nn.BatchNorm1d):
+            module.num_batches_tracked = torch.zeros((), dtype=torch.long)
     return model.eval()

@@ -34,8 +34,11 @@ QUANTIZE = "training.quantize={steps: 2, batch_seconds: 12, crop_seconds: 2, sav
 STEPS = "runner.total_steps: 2, runner.eval_step: 2, runner.save_step: 2, runner.log_step: 2"
 DATA = "downstream_expert.datarc.num_workers: 0"
 TASKS = {
-    "asr": f"{STEPS}, {DATA}",
-    "sf": f"{STEPS}, downstream_expert.corpus.num_workers: 0",
+    # The official recurrent heads need more memory than small machines have.
+    "asr": f"{STEPS}, {DATA}, downstream_expert.datarc.batch_size: 2, downstream_expert.modelrc.project_dim: 16, "
+    "downstream_expert.modelrc.RNNs.dim: [8, 8]",
+    "sf": f"{STEPS}, downstream_expert.corpus.num_workers: 0, downstream_expert.corpus.batch_size: 2, "
+    "downstream_expert.model.project_dim: 16, downstream_expert.model.RNNs.dim: [8, 8]",
     "pr": f"{STEPS}, downstream_expert.corpus.num_workers: 0",
     "sid": f"{STEPS}, {DATA}",
     "ic": f"{STEPS}, {DATA}, downstream_expert.datarc.train_batch_size: 2",

@@ -19,7 +19,7 @@ import upstreams
 from runners.cli import app
 from tests.upstreams.packed.models import calm_noise, noise, quantized
 from upstreams import cost, registry
-from upstreams.config import EncoderConfig, ModelConfig, preset
+from upstreams.config import EncoderConfig, ModelConfig, preset, preset_names
 from upstreams.errors import UserError
 from upstreams.files import sha256
 from upstreams.formats import checkpoint
@@ -27,6 +27,7 @@ from upstreams.packed import convert, file, kernels
 from upstreams.packed.codes import unpack_codes
 from upstreams.packed.modules import pack_codes
 from upstreams.quantization.modules import QuantConv1d, QuantLinear, QuantMatmul
+from upstreams.s3prl.expert import UpstreamExpert
 
 MIXED = {"front_end": "w4a8", "positions": "w1a1", "depthwise": "w1a1", "encoder.blocks.1.*": "w8a8"}
 
@@ -219,3 +220,13 @@ def test_models_that_cannot_be_packed_are_rejected(files: Path, tmp_path: Path) 
         convert.pack_checkpoint(files / "packed" / "transformer_mini_w1a8.safetensors", tmp_path / "out.safetensors")
     with pytest.raises(UserError, match="w32a8"):
         convert.pack(quantized("transformer_mini", "w32a8"))
+
+
+@pytest.mark.parametrize("name", [name for name in preset_names() if name.endswith("_mini")])
+def test_a_loaded_model_can_be_moved_as_s3prl_does(name: str, tmp_path: Path) -> None:
+    convert.save(tmp_path / "packed.safetensors", convert.pack(quantized(name, "w1a1")), {})
+    upstream = UpstreamExpert(tmp_path / "packed.safetensors")
+    before = torch.stack(upstream([noise(1, 8000)[0]])["hidden_states"])
+    assert not [key for key, tensor in upstream.state_dict().items() if tensor.is_meta]
+    after = torch.stack(upstream.to("cpu").eval()([noise(1, 8000)[0]])["hidden_states"])
+    torch.testing.assert_close(after, before, rtol=0, atol=0)
