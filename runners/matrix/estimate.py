@@ -259,7 +259,8 @@ def _memory(training: Training, shape: Shape | None, head: int) -> int:
         shape = Shape(layers=25, dim=1024, frame_rate=50.0, macs_per_second=0.0, weight_bytes=4 * 320_000_000)
     longest = _batch(training.config) * (1.0 if _averaged(training) else 2.5 * train.mean * shape.frame_rate)
     features = 3 * 4 * shape.layers * shape.dim * longest
-    recurrent = 60 * 4 * longest * head**0.5  # activations and gates of the layers, whose width is about the root
+    # Activations and gates of the layers, whose width is about the root; generous, as measured on the minis.
+    recurrent = 10 * 4 * longest * head**0.5
     return int(PROCESS_BYTES + shape.weight_bytes + 16 * head + features + recurrent)
 
 
